@@ -1,0 +1,132 @@
+"""The forms that data takes on its way from a file to a method: :class:`Paragraph`, :class:`BatchNeeds`, :class:`Batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Paragraph:
+    """One video and the sentences that describe it: the only form that annotations have in memory.
+
+    A data set read at sentence level is a list of paragraphs of one sentence each.
+
+    Attributes:
+        video_id: the video's name, as its feature file spells it.
+        duration: length of the video in seconds, > 0.
+        sentences: the M sentences, as written in the annotation file.
+        spans: float64 [M, 2], start and end of each sentence's moment in seconds, 0 <= start < end <= duration;
+            ``None`` where nothing is known (a user's own query).
+        annotator_spans: one float64 [A, 2] array a sentence (seconds) where several annotators marked it (DiDeMo),
+            else ``None``; ``spans`` then holds the interval that most of them chose.
+    """
+
+    video_id: str
+    duration: float
+    sentences: tuple[str, ...]
+    spans: np.ndarray | None = None
+    annotator_spans: tuple[np.ndarray, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.spans is not None and self.spans.shape != (len(self.sentences), 2):
+            raise ValueError(
+                f"spans of video {self.video_id!r} have shape {self.spans.shape}, "
+                f"but its {len(self.sentences)} sentences need ({len(self.sentences)}, 2)"
+            )
+
+
+class FeatureReader(Protocol):
+    """Clip features by video name. Implementations may be sent to loader workers (they open their files there)."""
+
+    dim: int
+    """Width d_v of a clip feature."""
+    source: str
+    """What the features are and where they come from, for logs and tables, e.g. ``"simulated (seed 0)"``."""
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """float32 [T, dim], T >= 1, finite. Raises :class:`vpgfast.errors.FeatureError`."""
+
+    def __contains__(self, video_id: str) -> bool: ...
+
+    def video_ids(self) -> Iterable[str]: ...
+
+
+@dataclass(frozen=True)
+class BatchNeeds:
+    """What a method asks of its batches; the loader knows methods by nothing else.
+
+    Attributes:
+        level: ``"sentence"`` (every paragraph split, M = 1) or ``"paragraph"``.
+        spans: whether training batches carry span targets; ``False`` for weakly supervised methods, whose
+            training batches then hold ``None``.
+        max_clips: longest clip sequence T handed to the method.
+        resample: how a video of more clips is brought down: ``"pool"`` (mean over equal pieces),
+            ``"pick"`` (evenly spaced clips), ``"interpolate"`` (linear).
+        fixed_length: bring *every* video to exactly ``max_clips`` (shorter ones by linear interpolation),
+            instead of padding.
+        chars: whether to fill ``Batch.chars``.
+        max_words: longer sentences are cut to this.
+        max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into pieces.
+        sentence_order: ``"time"`` sorts a paragraph's sentences by annotated start, ``"file"`` leaves them.
+    """
+
+    level: Literal["sentence", "paragraph"] = "sentence"
+    spans: bool = True
+    max_clips: int = 64
+    resample: Literal["pool", "pick", "interpolate"] = "pool"
+    fixed_length: bool = False
+    chars: bool = False
+    max_words: int = 50
+    max_sentences: int | None = None
+    sentence_order: Literal["time", "file"] = "time"
+
+
+@dataclass
+class Batch:
+    """B videos with up to M sentences of up to W words each, padded and masked.
+
+    Attributes:
+        paragraphs: the B items the batch was made from (sentences in the order used here).
+        video: float32 [B, T, d_v], zero where padded.
+        video_mask: bool [B, T], true on real clips.
+        words: int64 [B, M, W], indices into the word vectors; 0 is padding, 1 an unknown word.
+        word_mask: bool [B, M, W].
+        sentence_mask: bool [B, M].
+        durations: float64 [B], seconds.
+        chars: int64 [B, M, W, K] character indices (0 padding), or ``None``.
+        spans: float32 [B, M, 2], start and end as fractions of the duration, zero where padded; ``None`` when the
+            method may not see them or there are none.
+    """
+
+    paragraphs: list[Paragraph]
+    video: Tensor
+    video_mask: Tensor
+    words: Tensor
+    word_mask: Tensor
+    sentence_mask: Tensor
+    durations: Tensor
+    chars: Tensor | None = None
+    spans: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by a ``DataLoader`` with ``pin_memory=True``)."""
+        pinned = {f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **pinned)
+
+    def __len__(self) -> int:
+        return len(self.paragraphs)

@@ -1,0 +1,66 @@
+"""The interface that every method implements, and the registry that finds one by name.
+
+Training, evaluation and grounding know methods through this file alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, BatchNeeds
+
+METHODS = {"seqpan": "vpgfast.models.seqpan:SeqPAN"}
+"""Name of each method -> where its class is; imported only when asked for."""
+
+
+@dataclass
+class Prediction:
+    """Ranked spans of each sentence of a batch.
+
+    Attributes:
+        spans: float [B, M, K, 2], start and end in seconds, best first.
+        scores: float [B, M, K], falling along K; ``-inf`` marks a place that holds no span.
+    """
+
+    spans: Tensor
+    scores: Tensor
+
+
+class Method(nn.Module, ABC):
+    """A grounding method: a config dataclass, what it needs of a batch, a loss and a prediction."""
+
+    name: ClassVar[str]
+    """Its name in :data:`METHODS`, in configs and in checkpoints."""
+    Config: ClassVar[type]
+    """Dataclass of its settings, every one with a default."""
+    config: Any
+
+    @staticmethod
+    @abstractmethod
+    def needs(config: Any) -> BatchNeeds:
+        """What a batch must hold for a method with this config."""
+
+    @abstractmethod
+    def __init__(self, config: Any, feature_dim: int, word_vectors: WordVectors) -> None:
+        """Args: its ``Config``; width d_v of the clip features; the vocabulary with its vectors [V, d_w]."""
+        super().__init__()
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars to log; ``"loss"`` is the one to minimise."""
+
+    @abstractmethod
+    def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
+        """The ``top_n`` best spans of each sentence."""
+
+
+def get_method(name: str) -> type[Method]:
+    """The class of a method. Raises ``KeyError`` for an unknown name."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)
