@@ -1,0 +1,307 @@
+"""Metrics: hand-worked cases, and the real annotations' "watching nothing" table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vpgfast.data.types import Batch, Paragraph
+from vpgfast.metrics import (
+    MetricRules,
+    PositionPrior,
+    baselines,
+    evaluate_spans,
+    format_table,
+    in_order,
+    interval_iou,
+    metric_names,
+    random_spans,
+    ranked_spans,
+    score,
+    swap_sentences,
+    uniform_split,
+)
+from vpgfast.models.method import Prediction
+
+
+def paragraph(video_id: str, duration: float, *spans: tuple[float, float]) -> Paragraph:
+    sentences = tuple(f"{video_id} {m}" for m in range(len(spans)))
+    return Paragraph(video_id, duration, sentences, np.array(spans, dtype=np.float64).reshape(-1, 2))
+
+
+def ranked(*spans: tuple[float, float]) -> np.ndarray:
+    """One sentence's ranked spans [1, K, 2]."""
+    return np.array([spans], dtype=np.float64)
+
+
+def test_iou_by_hand() -> None:
+    a = np.array([[0.0, 10.0], [2.0, 4.0], [20.0, 30.0], [3.0, 3.0], [np.nan, np.nan]])
+    b = np.array([[0.0, 5.0], [10.0, 20.0]])
+    expected = [[0.5, 0.0], [0.4, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    np.testing.assert_allclose(interval_iou(a, b), expected)
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)).map(sorted), min_size=1, max_size=6))
+def test_iou_equals_the_counted_one(spans: list[list[float]]) -> None:
+    """Against the share of ten thousand points that lie in both among those that lie in either."""
+    points = np.linspace(0, 50, 10_001)
+    inside = np.array([(points >= s) & (points < e) for s, e in spans])
+    both = (inside[:, None] & inside).sum(-1)
+    either = (inside[:, None] | inside).sum(-1)
+    counted = both / np.maximum(either, 1)
+    lengths = np.array([e - s for s, e in spans])
+    long = np.minimum.outer(lengths, lengths) > 5  # short spans hold too few points to count
+    np.testing.assert_allclose(interval_iou(np.array(spans), np.array(spans))[long], counted[long], atol=0.01)
+
+
+def test_recall_and_miou_by_hand() -> None:
+    videos = [paragraph("a", 20, (0, 10)), paragraph("b", 20, (0, 10))]
+    # a: IoU 0.4 first, 1.0 second.  b: IoU 0.6 first, then nothing that touches.
+    spans = [ranked((0, 4), (0, 10)), ranked((0, 6), (15, 20))]
+    result = evaluate_spans(spans, videos, MetricRules(top_n=(1, 2), thresholds=(0.3, 0.5, 0.7)))
+    assert result == pytest.approx(
+        {
+            "R@1 IoU=0.3": 1.0,
+            "R@1 IoU=0.5": 0.5,
+            "R@1 IoU=0.7": 0.0,
+            "R@2 IoU=0.3": 1.0,
+            "R@2 IoU=0.5": 1.0,
+            "R@2 IoU=0.7": 0.5,
+            "mIoU": 0.5,
+        }
+    )
+
+
+def test_a_tie_counts_or_not_as_the_rule_says() -> None:
+    video, spans = [paragraph("a", 20, (0, 10))], [ranked((0, 5))]  # IoU exactly 0.5
+    assert evaluate_spans(spans, video, MetricRules(comparison=">="))["R@1 IoU=0.5"] == 1
+    assert evaluate_spans(spans, video, MetricRules(comparison=">"))["R@1 IoU=0.5"] == 0
+    assert evaluate_spans(spans, video, MetricRules(comparison=">"))["R@1 IoU=0.3"] == 1
+
+
+def test_metrics_are_means_over_sentences_not_videos() -> None:
+    videos = [paragraph("a", 10, (0, 5), (0, 5), (0, 5)), paragraph("b", 10, (0, 5))]
+    spans = [np.tile(ranked((0, 5)), (3, 1, 1)), ranked((5, 10))]
+    assert evaluate_spans(spans, videos, MetricRules())["mIoU"] == 0.75
+
+
+def test_spans_as_whole_clips() -> None:
+    # Ten clips of 2 s: truth (1, 5) is clips 0..2, prediction (0, 5.9) the same; in seconds the IoU is 4 / 5.9.
+    video, spans = [paragraph("a", 20, (1, 5))], [ranked((0, 5.9))]
+    assert evaluate_spans(spans, video, MetricRules(clips=10))["mIoU"] == 1
+    assert evaluate_spans(spans, video, MetricRules())["mIoU"] == pytest.approx(4 / 5.9)
+
+
+def test_float32_predictions_on_a_clip_border_stay_there() -> None:
+    duration = 30.59
+    video = [paragraph("a", duration, (duration * 3 / 64, duration * 17 / 64))]
+    spans = [ranked((3 / 64, 17 / 64)).astype(np.float32) * np.float32(duration)]
+    assert evaluate_spans(spans, video, MetricRules(clips=64))["mIoU"] == 1
+
+
+def test_rules_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="clips or segment_seconds"):
+        MetricRules(clips=10, segment_seconds=5.0)
+
+
+def test_fewer_spans_than_n_and_no_span_at_all() -> None:
+    video = [paragraph("a", 20, (0, 10))]
+    rules = MetricRules(top_n=(1, 5))
+    assert evaluate_spans([ranked((0, 10))], video, rules)["R@5 IoU=0.7"] == 1
+    nothing = evaluate_spans([np.full((1, 5, 2), np.nan)], video, rules)
+    assert set(nothing.values()) == {0.0}
+
+
+def test_prediction_becomes_ranked_spans() -> None:
+    videos = [paragraph("a", 20, (0, 10)), paragraph("b", 20, (0, 10), (5, 6))]
+    inf = float("inf")
+    prediction = Prediction(
+        spans=torch.arange(24.0).view(2, 2, 3, 2),
+        scores=torch.tensor([[[3.0, 2.0, -inf], [-inf] * 3], [[1.0, 0.0, -1.0], [1.0, -inf, -inf]]]),
+    )
+    batch = Batch(videos, *[torch.empty(0)] * 6)
+    first, second = ranked_spans(prediction, batch)
+    assert first.shape == (1, 3, 2)
+    assert second.shape == (2, 3, 2)
+    np.testing.assert_array_equal(first[0, :2], [[0, 1], [2, 3]])
+    assert np.isnan(first[0, 2]).all()
+    assert np.isnan(second[1, 1:]).all()
+    prediction.spans[1, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="'b' are not finite"):
+        ranked_spans(prediction, batch)
+
+
+def test_a_wrong_number_of_sentences_is_an_error() -> None:
+    with pytest.raises(ValueError, match="1 sentences predicted for 'a', it has 2"):
+        score([ranked((0, 1))], [paragraph("a", 20, (0, 10), (10, 20))], MetricRules())
+
+
+# --- DiDeMo
+
+
+def didemo_case() -> tuple[list[Paragraph], MetricRules]:
+    """A 30 s video of six segments; the annotators of one sentence marked segments 1, 1, 1-2 and 4."""
+    annotators = np.array([[5.0, 10.0], [5.0, 10.0], [5.0, 15.0], [20.0, 25.0]])
+    video = Paragraph("a", 30.0, ("the man bends",), np.array([[5.0, 10.0]]), (annotators,))
+    return [video], MetricRules(top_n=(1, 5), thresholds=(0.5, 1.0), segment_seconds=5.0, annotators="best3")
+
+
+def inclusive_iou(a: tuple[int, int], b: tuple[int, int]) -> float:
+    """DiDeMo's form, on inclusive segment indices."""
+    return max(0, min(a[1], b[1]) + 1 - max(a[0], b[0])) / (max(a[1], b[1]) + 1 - min(a[0], b[0]))
+
+
+def test_didemo_by_hand() -> None:
+    videos, rules = didemo_case()
+    assert metric_names(rules)[-3:] == ["mIoU", "Rank@1", "Rank@5"]
+    # ranked: segment 1, segments 1-2, segment 4.  IoU of the first: 1, 1, 1/2, 0 -> mean of best three 5/6.
+    # Ranks of the annotators: 1, 1, 2, 3 -> mean of best three 4/3: not within 1, but within 5.
+    spans = [ranked((5, 10), (5, 15), (20, 25))]
+    result = evaluate_spans(spans, videos, rules)
+    assert result["mIoU"] == pytest.approx(5 / 6)
+    assert result["R@1 IoU=0.5"] == 1
+    assert result["R@1 IoU=1"] == 0
+    assert (result["Rank@1"], result["Rank@5"]) == (0, 1)
+
+
+def test_didemo_rank_of_a_moment_that_is_not_listed_is_infinite() -> None:
+    videos, rules = didemo_case()
+    assert evaluate_spans([ranked((5, 10), (20, 25))], videos, rules)["Rank@5"] == 1  # ranks 1, 1, 2
+    assert evaluate_spans([ranked((5, 10))], videos, rules)["Rank@5"] == 0  # ranks 1, 1, infinity
+
+
+def test_majority_rule_looks_at_one_interval() -> None:
+    videos, _ = didemo_case()
+    assert evaluate_spans([ranked((5, 10))], videos, MetricRules(segment_seconds=5.0))["mIoU"] == 1
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).map(sorted), min_size=1, max_size=7),
+    st.permutations([(s, e) for s in range(6) for e in range(s, 6)]),
+    st.sampled_from([30.0, 27.3, 25.5]),
+)
+def test_didemo_equals_its_protocol_on_segments(annotators, order, duration: float) -> None:
+    """Against the protocol written on inclusive segment indices, all 21 moments ranked, the last segment cut short."""
+    to_seconds = lambda moment: (5.0 * moment[0], min(5.0 * (moment[1] + 1), duration))  # noqa: E731
+    truth = np.array([to_seconds(a) for a in annotators])
+    video = Paragraph("a", duration, ("x",), truth[:1], (truth,))
+    rules = MetricRules(segment_seconds=5.0, annotators="best3")
+    result = evaluate_spans([np.array([[to_seconds(moment) for moment in order]])], [video], rules)
+    ious = sorted((inclusive_iou(order[0], a) for a in annotators), reverse=True)[:3]
+    ranks = sorted(order.index(tuple(a)) + 1 for a in annotators)[:3]
+    assert result["mIoU"] == pytest.approx(np.mean(ious))
+    assert result["Rank@1"] == float(np.mean(ranks) <= 1)
+    assert result["Rank@5"] == float(np.mean(ranks) <= 5)
+
+
+# --- baselines and the control
+
+
+def test_uniform_split_by_hand() -> None:
+    (spans,) = uniform_split([paragraph("a", 30, (0, 1), (0, 1), (0, 1))])
+    np.testing.assert_allclose(spans[:, 0], [[0, 10], [10, 20], [20, 30]])
+
+
+def test_prior_is_the_median_of_starts_and_of_ends() -> None:
+    training = [paragraph("a", 10, (0, 2), (5, 10)), paragraph("b", 100, (10, 50), (50, 80))]
+    training += [paragraph("c", 10, (3, 4), (6, 7)), paragraph("d", 10, (1, 9))]
+    prior = PositionPrior(training)
+    (spans,) = prior([paragraph("e", 20, (0, 1), (0, 1))])
+    # starts of sentence 1 of 2: 0, 0.1, 0.3; ends 0.2, 0.5, 0.4.  Sentence 2: 0.5, 0.5, 0.6; 1, 0.8, 0.7.
+    np.testing.assert_allclose(spans[:, 0], [[2, 8], [10, 16]])
+
+
+def test_prior_of_an_unseen_length_uses_sentences_at_the_same_relative_position() -> None:
+    training = [paragraph("a", 10, (0, 2), (8, 10)), paragraph("b", 10, (1, 3), (6, 10))]
+    prior = PositionPrior(training)
+    # sentence 0 of 3 stands at 1/6 (reach 1/6): the two at 1/4; sentence 1 of 3 at 1/2: the borders 1/3..2/3 hold none
+    np.testing.assert_allclose(prior.span(0, 3), [0.05, 0.25])
+    np.testing.assert_allclose(prior.span(1, 3), [1 / 3, 2 / 3])
+    np.testing.assert_allclose(prior.span(2, 3), [0.7, 1.0])
+
+
+def test_random_spans_lie_in_the_video_and_repeat_by_seed() -> None:
+    videos = [paragraph("a", 10, (0, 2), (8, 10)), paragraph("b", 70, (1, 3))]
+    spans = random_spans(videos, seed=3, k=7)
+    assert [rows.shape for rows in spans] == [(2, 7, 2), (1, 7, 2)]
+    assert all((rows[..., 0] <= rows[..., 1]).all() and rows.max() <= p.duration for rows, p in zip(spans, videos))  # noqa: B905
+    np.testing.assert_array_equal(spans[0], random_spans(videos, seed=3, k=7)[0])
+    assert not np.array_equal(spans[0], random_spans(videos, seed=4, k=7)[0])
+
+
+def test_random_baseline_approaches_its_expectation() -> None:
+    """Against the middle half of a video, the mean IoU of two sorted uniform draws, by a plain numerical integral."""
+    grid = (np.arange(400) + 0.5) / 400
+    pairs = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
+    expected = interval_iou(np.sort(pairs, axis=-1), np.array([[0.25, 0.75]])).mean()
+    videos = [paragraph(str(i), 40, (10, 30)) for i in range(500)]
+    result = baselines(videos, videos, MetricRules(), seed=1)["random"]
+    assert result["mIoU"] == pytest.approx(expected, abs=0.01)
+    assert result["R@5 IoU=0.5"] > result["R@1 IoU=0.5"]
+
+
+def test_baselines_have_the_keys_of_a_result() -> None:
+    videos = [paragraph("a", 10, (0, 5), (5, 10)), paragraph("b", 10, (1, 3), (4, 9))]
+    result = baselines(videos[1:], videos[:1], MetricRules())
+    assert list(result) == ["random", "uniform", "prior"]
+    assert all(list(row) == metric_names(MetricRules()) for row in result.values())
+    assert result["uniform"]["mIoU"] == 1
+    assert result["prior"]["mIoU"] == pytest.approx((2 / 5 + 4 / 6) / 2)
+
+
+def test_sentences_are_sorted_by_start_then_end() -> None:
+    video = paragraph("a", 10, (5, 9), (0, 9), (5, 6), (0, 2))
+    (ordered,) = in_order([video], "time")
+    assert ordered.sentences == ("a 3", "a 1", "a 2", "a 0")
+    np.testing.assert_array_equal(ordered.spans, [[0, 2], [0, 9], [5, 6], [5, 9]])
+    assert in_order([video], "file")[0] is video
+
+
+def test_swapped_sentences_come_from_another_video_at_the_same_position() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [1] * 7 + [2] * 9 + [3] * 6 + [5]
+    videos = []
+    for i, length in enumerate(lengths):
+        starts = rng.permutation(np.arange(length)).astype(float)
+        videos.append(paragraph(f"v{i}", 10.0, *[(s, s + 1) for s in starts]))
+    swapped = swap_sentences(videos, "time", seed=5)
+    ordered = in_order(videos, "time")
+    donors = []
+    for before, after in zip(ordered, swapped, strict=True):
+        assert after.video_id == before.video_id
+        np.testing.assert_array_equal(after.spans, before.spans)
+        (donor,) = {sentence.split()[0] for sentence in after.sentences}
+        assert donor != before.video_id
+        donors.append(donor)
+        source = next(p for p in ordered if p.video_id == donor)
+        if len(source.sentences) == len(before.sentences):
+            assert after.sentences == source.sentences
+    assert sorted(donors) == sorted(p.video_id for p in videos)  # a derangement: each gives once
+    same_length = sum(lengths[int(d[1:])] == n for d, n in zip(donors, lengths, strict=True))
+    assert same_length >= len(videos) - 4
+    assert [p.sentences for p in swap_sentences(videos, "time", seed=5)] == [p.sentences for p in swapped]
+    assert [p.sentences for p in swap_sentences(videos, "time", seed=6)] != [p.sentences for p in swapped]
+
+
+def test_swapping_within_few_videos_of_many_paragraphs() -> None:
+    """TACoS: a video has many paragraphs, and none of them may come from the same video."""
+    videos = [paragraph(f"v{i % 3}", 10.0, (0, 1), (1, 2)) for i in range(30)]
+    for before, after in zip(videos, swap_sentences(videos), strict=True):
+        assert not after.sentences[0].startswith(before.video_id)
+    with pytest.raises(ValueError, match="two videos"):
+        swap_sentences(videos[::3])
+
+
+def test_table() -> None:
+    table = format_table({"seqpan": {"R@1 IoU=0.5": 0.4123, "mIoU": 0.5}, "uniform": {"mIoU": 0.25}}, "title")
+    assert table.splitlines() == [
+        "title",
+        "         R@1 IoU=0.5  mIoU",
+        "--------------------------",
+        "seqpan          41.2  50.0",
+        "uniform            -  25.0",
+    ]
