@@ -1,0 +1,188 @@
+"""Compiles ``vpgfast._C`` (C++, CPU) and ``vpgfast._C_cuda`` (CUDA) against torch's stable ABI.
+
+``VPGFAST_BUILD`` chooses what is built:
+
+- ``auto`` (default): ``_C``, and ``_C_cuda`` where nvcc is found; a CUDA build that fails leaves the CPU build standing.
+- ``cpu``: ``_C`` alone.
+- ``cuda``: both; any failure is an error.
+- ``none``: nothing; every op then runs on its plain-PyTorch reference.
+
+What was built, against what, and why something was not, is written beside the libraries as ``_build_info.json``
+for ``python -m vpgfast.doctor``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES = ("auto", "cpu", "cuda", "none")
+MINIMUM_TORCH = (2, 11)
+# The oldest torch and CPython whose stable interfaces the libraries may use, hence the oldest that can load them.
+TORCH_TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"
+PYTHON_TARGET = "0x030b0000"
+INFO_FILE = "_build_info.json"
+
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fopenmp-simd", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", "-lineinfo"]
+
+
+class BuildError(SystemExit):
+    """Ends the build with a message that pip shows as it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"\nvpgfast: {message}\n")
+
+
+def build_mode() -> str:
+    mode = os.environ.get("VPGFAST_BUILD", "auto")
+    if mode not in MODES:
+        raise BuildError(f"VPGFAST_BUILD is {mode!r}; it must be one of {', '.join(MODES)}.")
+    return mode
+
+
+def find_torch() -> Path | None:
+    """Folder of the torch to build against: importable here, or installed in the environment pip installs into."""
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent
+    for key in ("purelib", "platlib"):
+        torch = Path(sysconfig.get_paths()[key]) / "torch"
+        if (torch / "version.py").exists():
+            return torch
+    return None
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [f"{home}/bin/nvcc"] if home else []
+    return next(filter(None, map(shutil.which, [*candidates, "nvcc", "/usr/local/cuda/bin/nvcc"])), None)
+
+
+def torch_version(torch: Path) -> str:
+    found = re.search(r"__version__ = ['\"]([^'\"]+)", (torch / "version.py").read_text())
+    return found.group(1) if found else "unknown"
+
+
+def cuda_architectures() -> list[str]:
+    """``TORCH_CUDA_ARCH_LIST`` if set, else this machine's GPUs, else Ampere and Hopper with PTX for newer ones."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not listed and (smi := shutil.which("nvidia-smi")):
+        query = subprocess.run([smi, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True)
+        listed = sorted({line.strip() for line in query.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())})
+    flags = []
+    for entry in listed or ["8.0", "9.0+PTX"]:
+        arch = entry.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if entry.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    return flags
+
+
+def extension_modules() -> list[Extension]:
+    """The extension modules that ``VPGFAST_BUILD`` and this machine ask for."""
+    names = {"none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}.get(build_mode())
+    if names is None:
+        names = ["_C", "_C_cuda"] if find_nvcc() else ["_C"]
+    for name in {"_C", "_C_cuda"} - set(names):  # an earlier build's library must not be picked up
+        for stale in (ROOT / "vpgfast").glob(f"{name}.*so"):
+            stale.unlink()
+    (ROOT / "vpgfast" / INFO_FILE).unlink(missing_ok=True)
+
+    def sources(*patterns: str) -> list[str]:
+        return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
+
+    files = {"_C": sources("common/*.cpp", "cpu/*.cpp"), "_C_cuda": sources("common/*.cpp", "cuda/*.cu")}
+    return [Extension(f"vpgfast.{name}", files[name], py_limited_api=True) for name in names]
+
+
+class BuildExtensions(build_ext):
+    """Compiles with g++ and nvcc directly: neither needs torch to be imported, nor a CUDA build of it."""
+
+    def build_extensions(self) -> None:
+        torch = find_torch()
+        if torch is None:
+            raise BuildError("no torch found to build against. Install it first (pip install torch), or build none of the "
+                             "kernels: VPGFAST_BUILD=none pip install .")  # fmt: skip
+        version = torch_version(torch)
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_TORCH:
+            raise BuildError(f"torch {version} in {torch} is too old: the kernels need torch "
+                             f"{'.'.join(map(str, MINIMUM_TORCH))} or newer. Upgrade it, or set VPGFAST_BUILD=none.")  # fmt: skip
+        self.torch = torch
+        self.info: dict[str, object] = {"torch": version, "mode": build_mode(), "built": [], "not_built": {}}
+        for extension in list(self.extensions):
+            name = extension.name.rpartition(".")[2]
+            try:
+                self.build_extension(extension)
+                self.info["built"].append(name)  # type: ignore[attr-defined]
+            except (subprocess.CalledProcessError, OSError) as error:
+                reason = _first_error(error)
+                if name == "_C":
+                    raise BuildError(f"the C++ kernels could not be compiled.\n{reason}\nInstall a C++20 compiler (g++ 11 or "
+                                     "newer; CXX names another), or do without: VPGFAST_BUILD=none pip install .")  # fmt: skip
+                if build_mode() == "cuda":
+                    raise BuildError(f"the CUDA kernels could not be compiled.\n{reason}")
+                print(f"vpgfast: CUDA kernels not built, the CPU kernels are. Reason: {reason}")
+                self.info["not_built"][name] = reason  # type: ignore[index]
+                self.extensions.remove(extension)
+        if build_mode() == "auto" and "_C_cuda" not in self.info["built"] and not self.info["not_built"]:  # type: ignore[operator]
+            self.info["not_built"] = {"_C_cuda": "nvcc was not found when the package was built"}
+        self._write_info(Path(self.get_ext_fullpath("vpgfast._C")).parent)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        self._write_info(ROOT / "vpgfast")
+
+    def _write_info(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INFO_FILE).write_text(json.dumps(self.info, indent=1))
+
+    def build_extension(self, ext: Extension) -> None:
+        cuda = ext.name.endswith("_C_cuda")
+        cxx, nvcc = os.environ.get("CXX", "g++"), find_nvcc()
+        extra_flags = os.environ.get("VPGFAST_CXXFLAGS", "").split()  # e.g. -fsanitize=address
+        include = [ROOT / "csrc", self.torch / "include", sysconfig.get_paths()["include"]]
+        shared = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-DPy_LIMITED_API={PYTHON_TARGET}",
+                  f"-DVPGFAST_MODULE={ext.name.rpartition('.')[2]}", *(f"-I{path}" for path in include)]  # fmt: skip
+        if cuda and nvcc is None:
+            raise FileNotFoundError("nvcc was not found (looked at CUDA_HOME, PATH and /usr/local/cuda)")
+
+        def compile_one(source: str) -> str:
+            target = Path(self.build_temp, ext.name, source).with_suffix(".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.endswith(".cu"):
+                command = [nvcc, *NVCC_FLAGS, f"-Xcompiler=-ffile-prefix-map={ROOT}/=", *cuda_architectures(), "-ccbin", cxx]
+            else:
+                command = [cxx, *CXX_FLAGS, f"-ffile-prefix-map={ROOT}/=", *extra_flags]
+            _run([*command, *shared, "-c", str(ROOT / source), "-o", str(target)])
+            return str(target)
+
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        # A static CUDA runtime: nothing to find at load time, and it shares torch's context.
+        linker = [nvcc, "-cudart", "static", "-ccbin", cxx] if cuda else [cxx, *extra_flags]
+        _run([*linker, "-shared", *objects, f"-L{self.torch / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(library)])
+
+
+def _run(command: list[str | None]) -> None:
+    subprocess.run([str(part) for part in command], check=True, stderr=subprocess.PIPE, text=True)
+
+
+def _first_error(error: subprocess.CalledProcessError | OSError) -> str:
+    """The first line of a compiler's output that says what is wrong."""
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    return next((line.strip() for line in lines if "error" in line.lower()), lines[-1].strip() if lines else str(error))

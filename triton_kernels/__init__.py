@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op; imported as ``vpgfast.triton_kernels``."""

@@ -1,0 +1,25 @@
+"""The hot paths of video grounding as drop-in ops. Needs torch and numpy alone.
+
+Every function has a plain-PyTorch reference, a C++ CPU kernel, a CUDA kernel and, where tile-shaped, a Triton kernel;
+``python -m vpgfast.doctor`` tells which of them run here.
+"""
+
+import os
+
+from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
+from .temporal_map_max_pool import dense_anchor_mask, sparse_anchor_mask, temporal_map_max_pool
+
+load_libraries()
+set_backend(os.environ.get("VPGFAST_BACKEND", "auto"))  # type: ignore[arg-type]  # checked there
+
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Backend",
+    "backend",
+    "dense_anchor_mask",
+    "get_backend",
+    "set_backend",
+    "sparse_anchor_mask",
+    "temporal_map_max_pool",
+]

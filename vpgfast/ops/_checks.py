@@ -1,0 +1,28 @@
+"""Checks of an op's arguments that name the argument, what it was and what it must be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[str | int, ...]) -> None:
+    """``shape`` holds a letter where any size will do, a number where none other will; ``"..."`` may lead it."""
+    sizes = shape[1:] if shape and shape[0] == "..." else shape
+    fits = tensor.dim() >= len(sizes) if sizes is not shape else tensor.dim() == len(sizes)
+    tail = tensor.shape[tensor.dim() - len(sizes) :] if fits else ()
+    if not fits or any(isinstance(want, int) and size != want for want, size in zip(sizes, tail, strict=True)):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [{wanted}]")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATING:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be float32, float64, bfloat16 or float16")
+
+
+def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}; it must be on {other.device}, where {other_name} is")

@@ -1,0 +1,201 @@
+"""Registers ops with torch, loads the compiled kernels, and chooses which implementation runs.
+
+Each op exists the moment its Python file is imported: :func:`define` registers the schema, the plain-PyTorch reference
+(which runs on any device and dtype that has no kernel) and the fake implementation. The libraries ``_C`` (C++) and
+``_C_cuda`` (CUDA) register kernels for single devices, which the dispatcher prefers. Choosing another backend installs
+the chosen functions over them, and leaves the dispatcher as it was when the choice ends: no op ever asks in Python which
+implementation to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+Backend = Literal["auto", "cpp", "cuda", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cpp", "cuda", "triton", "reference")
+DEVICES = ("cpu",) if torch.version.cuda is None else ("cpu", "cuda")
+"""Devices that this torch can use."""
+LIBRARY = {"cpu": "_C", "cuda": "_C_cuda"}
+PACKAGE = Path(__file__).resolve().parent.parent
+BUILD_CURE = "pip install -e . (VPGFAST_BUILD=auto)"
+
+_definitions = torch.library.Library("vpgfast", "DEF")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One registered op: its reference and, where it has one, the name of its Triton launcher."""
+
+    name: str
+    reference: Callable[..., Any]
+    triton: str | None
+
+    def launch_triton(self, *args: Any) -> Any:
+        """Run the Triton kernel (imported at the first call: importing Triton takes a while)."""
+        assert self.triton is not None
+        module, _, function = self.triton.partition(":")
+        return getattr(importlib.import_module(f"vpgfast.triton_kernels.{module}"), function)(*args)
+
+
+OPS: dict[str, Op] = {}
+"""Every op that has been registered, backward ops too."""
+
+
+def define(
+    schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], triton: str | None = None
+) -> torch._ops.OpOverload:
+    """Register an op under ``torch.ops.vpgfast``.
+
+    Args:
+        schema: name, arguments and results in torch's schema language.
+        reference: plain PyTorch, the definition of correct; runs wherever there is no kernel.
+        fake: results of the right shape, dtype and device without data, for ``torch.compile`` and ``torch.export``.
+        triton: ``"file:launcher"`` in ``vpgfast.triton_kernels``, same arguments as the reference.
+    """
+    name = schema.partition("(")[0]
+    _definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _definitions.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vpgfast::{name}", fake)
+    OPS[name] = Op(name, reference, triton)
+    return getattr(torch.ops.vpgfast, name).default
+
+
+def no_second_derivative(name: str) -> None:
+    """Make differentiating the backward op ``name`` an error that says so."""
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"vpgfast::{name.removesuffix('_backward')} has no second derivative; "
+            "call backward without create_graph=True"
+        )
+
+    torch.library.register_autograd(f"vpgfast::{name}", refuse)
+
+
+def float32_under_autocast(name: str) -> None:
+    """Run an op in float32 inside autocast regions: it forms ratios or sums that 16 bits would spoil."""
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"vpgfast::{name}", device, torch.float32)
+
+
+def build_info() -> dict[str, Any]:
+    """What the last build left: ``torch``, ``mode``, ``built``, ``not_built`` (name -> reason); empty if nothing was built."""
+    path = PACKAGE / "_build_info.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _load(library: str) -> str | None:
+    """Import a kernel library. Returns why it is not there, or ``None`` when it is."""
+    try:
+        importlib.import_module(f"vpgfast.{library}")
+    except ModuleNotFoundError:
+        info = build_info()
+        return info.get("not_built", {}).get(library) or f"not built; cure: {BUILD_CURE}"
+    except ImportError as error:
+        return f"built, but does not load ({error}); cure: rebuild with {BUILD_CURE}"
+    return None
+
+
+MISSING: dict[str, str] = {}
+"""Kernel library -> why it is not in use."""
+
+
+def load_libraries() -> None:
+    """Load ``_C``, and ``_C_cuda`` where torch can use it; what is missing is noted in :data:`MISSING`."""
+    reasons = {"_C": _load("_C")}
+    if torch.version.cuda is None:
+        reasons["_C_cuda"] = f"torch {torch.__version__} has no CUDA support; cure: install a CUDA build of torch"
+    else:
+        reasons["_C_cuda"] = _load("_C_cuda")
+    MISSING.update({library: reason for library, reason in reasons.items() if reason is not None})
+
+
+def _interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, the only way they run on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def implementation(op: Op, device: str, backend: Backend) -> Backend:
+    """Which implementation of ``op`` the backend choice ``backend`` stands for on ``device`` (``"cpu"`` or ``"cuda"``)."""
+    compiled: Backend = "cpp" if device == "cpu" else "cuda"
+    has_triton = op.triton is not None and (device == "cuda" or _interpreted())
+    if backend == "reference":
+        return "reference"
+    if backend == "triton" and has_triton:
+        return "triton"
+    if LIBRARY[device] not in MISSING:
+        return compiled
+    return "triton" if backend == "auto" and has_triton and device == "cuda" and _has_triton() else "reference"
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+_installed: torch.library.Library | None = None
+_chosen: Backend = "auto"
+
+
+def set_backend(choice: Backend) -> None:
+    """Choose the implementation of every op, for the whole process.
+
+    Args:
+        choice: ``"auto"`` (compiled kernel, else Triton on CUDA, else the reference), ``"reference"``, ``"triton"`` (where an op has a
+            Triton kernel; on the CPU only with ``TRITON_INTERPRET=1``), ``"cpp"`` or ``"cuda"`` (like auto, but an error
+            when that library is missing).
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: when what was asked for is not available, with the reason and the cure.
+    """
+    global _installed, _chosen
+    if choice not in BACKENDS:
+        raise ValueError(f"backend is {choice!r}; it must be one of {', '.join(BACKENDS)}")
+    library = {"cpp": "_C", "cuda": "_C_cuda"}.get(choice)
+    if library in MISSING:
+        raise RuntimeError(f"backend {choice!r} is not available: {library} is {MISSING[library]}")
+    if choice == "triton" and not _has_triton():
+        raise RuntimeError("backend 'triton' is not available: triton is not installed; cure: pip install triton")
+    if _installed is not None:
+        _installed._destroy()
+        _installed = None
+    _chosen = choice
+    installed = torch.library.Library("vpgfast", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
+        for op in OPS.values():
+            for device in DEVICES:
+                kind = implementation(op, device, choice)
+                if kind == "triton":
+                    installed.impl(op.name, op.launch_triton, device.upper())
+                elif kind == "reference" and LIBRARY[device] not in MISSING:
+                    installed.impl(op.name, op.reference, device.upper())
+    _installed = installed
+
+
+def get_backend() -> Backend:
+    """The backend choice now in force."""
+    return _chosen
+
+
+@contextmanager
+def backend(choice: Backend) -> Iterator[None]:
+    """``with vpgfast.ops.backend("reference"): ...`` runs the block with another choice (see :func:`set_backend`)."""
+    before = get_backend()
+    set_backend(choice)
+    try:
+        yield
+    finally:
+        set_backend(before)
