@@ -212,7 +212,7 @@ def _check_spaced_word(path: Path, number: int, line: bytes, width: int) -> None
     extra = fields[1:-width] if width else fields
     if len(fields) <= width or any(_is_number(part) for part in extra):
         raise UserError(
-            f"word vectors {path}, line {number}: {len(fields) - 1} values after the word, the lines before have {width}"
+            f"word vectors {path}, line {number}: {len(fields) - 1} values after the word, not {width} as before"
         )
 
 

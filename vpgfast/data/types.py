@@ -125,7 +125,9 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by a ``DataLoader`` with ``pin_memory=True``)."""
-        pinned = {f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        pinned = {
+            f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
         return replace(self, **pinned)
 
     def __len__(self) -> int:

@@ -1,0 +1,231 @@
+"""From paragraphs and features to padded, masked batches; the shuffling depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vpgfast.data.features import resample
+from vpgfast.data.text import WordVectors, char_ids, tokenize
+from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Paragraph
+
+
+def select(paragraph: Paragraph, sentences: Sequence[int]) -> Paragraph:
+    """The paragraph made of some of the sentences, in the order given."""
+    return replace(
+        paragraph,
+        sentences=tuple(paragraph.sentences[i] for i in sentences),
+        spans=None if paragraph.spans is None else paragraph.spans[list(sentences)],
+        annotator_spans=(
+            None if paragraph.annotator_spans is None else tuple(paragraph.annotator_spans[i] for i in sentences)
+        ),
+    )
+
+
+def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool) -> list[Paragraph]:
+    """The items that batches are made of: paragraphs ordered, cut and split as a method asks.
+
+    At sentence level every sentence becomes an item. At paragraph level sentences are sorted by start (stable, where
+    spans are known and ``needs.sentence_order == "time"``); paragraphs of more than ``needs.max_sentences`` lose the
+    rest in training and are cut into pieces of that many in evaluation, so that no sentence goes unmeasured.
+    """
+    items = []
+    for paragraph in paragraphs:
+        count = len(paragraph.sentences)
+        if needs.level == "sentence":
+            items += [select(paragraph, [i]) for i in range(count)]
+            continue
+        if needs.sentence_order == "time" and paragraph.spans is not None:
+            paragraph = select(paragraph, np.argsort(paragraph.spans[:, 0], kind="stable").tolist())
+        size = needs.max_sentences or count
+        starts = [0] if training else range(0, count, size)
+        items += [select(paragraph, range(start, min(start + size, count))) for start in starts]
+    return items
+
+
+def make_batch(
+    paragraphs: Sequence[Paragraph],
+    features: Sequence[np.ndarray],
+    word_vectors: WordVectors,
+    needs: BatchNeeds,
+    training: bool,
+) -> Batch:
+    """Pad B items (see :func:`prepare`) and their [T_b, d_v] features into one :class:`Batch`.
+
+    Words and characters are padded to the longest of the batch; features are resampled by ``needs`` first. Spans become
+    fractions of the duration; training batches carry them only if ``needs.spans``, evaluation batches wherever they
+    are known.
+    """
+    with_spans = needs.spans or not training
+    if not with_spans:  # nothing in a weakly supervised method's training batch may tell it
+        paragraphs = [replace(p, spans=None, annotator_spans=None) for p in paragraphs]
+    clips = [resample(x, needs.max_clips, needs.resample, needs.fixed_length) for x in features]
+    texts = [[tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
+    ids = [[word_vectors.encode(sentence, needs.max_words) for sentence in p.sentences] for p in paragraphs]
+    size, most = len(paragraphs), max(len(p.sentences) for p in paragraphs)
+    length, longest = max(len(x) for x in clips), max(len(sentence) for item in ids for sentence in item)
+
+    video = np.zeros((size, length, clips[0].shape[1]), np.float32)
+    video_mask = np.zeros((size, length), bool)
+    words = np.zeros((size, most, longest), np.int64)
+    sentence_mask = np.zeros((size, most), bool)
+    for b, (x, item) in enumerate(zip(clips, ids, strict=True)):
+        video[b, : len(x)] = x
+        video_mask[b, : len(x)] = True
+        sentence_mask[b, : len(item)] = True
+        for m, sentence in enumerate(item):
+            words[b, m, : len(sentence)] = sentence
+    return Batch(
+        paragraphs=list(paragraphs),
+        video=torch.from_numpy(video),
+        video_mask=torch.from_numpy(video_mask),
+        words=torch.from_numpy(words),
+        word_mask=torch.from_numpy(words != 0),
+        sentence_mask=torch.from_numpy(sentence_mask),
+        durations=torch.tensor([p.duration for p in paragraphs], dtype=torch.float64),
+        chars=_chars(texts, words.shape) if needs.chars else None,
+        spans=_spans(paragraphs, most) if with_spans else None,
+    )
+
+
+def _chars(texts: list[list[list[str]]], shape: tuple[int, ...]) -> torch.Tensor:
+    """int64 [B, M, W, K] character indices, K the longest word of the batch (as far as :func:`char_ids` goes)."""
+    encoded = [[[char_ids(word) for word in sentence] for sentence in item] for item in texts]
+    longest = max((len(word) for item in encoded for sentence in item for word in sentence), default=1)
+    chars = np.zeros((*shape, longest), np.int64)
+    for b, item in enumerate(encoded):
+        for m, sentence in enumerate(item):
+            for w, word in enumerate(sentence):
+                chars[b, m, w, : len(word)] = word
+            if not sentence:
+                chars[b, m, 0, 0] = 1  # the one unknown word that stands for no word at all
+    return torch.from_numpy(chars)
+
+
+def _spans(paragraphs: Sequence[Paragraph], most: int) -> torch.Tensor | None:
+    """float32 [B, M, 2] fractions of the duration, or ``None`` unless every item has spans."""
+    spans = np.zeros((len(paragraphs), most, 2), np.float32)
+    for b, paragraph in enumerate(paragraphs):
+        if paragraph.spans is None:
+            return None
+        spans[b, : len(paragraph.sentences)] = np.clip(paragraph.spans / paragraph.duration, 0, 1)
+    return torch.from_numpy(spans)
+
+
+class _Items(Dataset[tuple[Paragraph, np.ndarray]]):
+    def __init__(self, items: list[Paragraph], features: FeatureReader) -> None:
+        self.items, self.features = items, features
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Paragraph, np.ndarray]:
+        item = self.items[index]
+        return item, self.features[item.video_id]
+
+
+def _collate(
+    samples: list[tuple[Paragraph, np.ndarray]], word_vectors: WordVectors, needs: BatchNeeds, training: bool
+) -> Batch:
+    paragraphs, features = zip(*samples, strict=True)
+    return make_batch(paragraphs, features, word_vectors, needs, training)
+
+
+class BucketSampler(Sampler[list[int]]):
+    """Batches of items of similar length, every item once an epoch, in an order that (seed, epoch) decides.
+
+    Items are shuffled, cut into pools of ``pool`` batches, sorted by length within a pool, cut into batches, and the
+    batches are shuffled. With several processes each takes every ``world_size``-th batch; the first ones are repeated
+    where the number does not divide.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[float],
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        pool: int = 32,
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.seed, self.shuffle, self.pool = batch_size, seed, shuffle, pool
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        batches = -(-len(self.lengths) // self.batch_size)
+        return -(-batches // self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(len(self.lengths))
+        size = self.batch_size
+        if self.shuffle:
+            rng = np.random.default_rng((self.seed, self.epoch))
+            order = rng.permutation(order)
+            pools = [order[i : i + size * self.pool] for i in range(0, len(order), size * self.pool)]
+            order = np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in pools] or [order])
+        batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        if self.shuffle:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        share = len(self) * self.world_size
+        batches += [batches[i % len(batches)] for i in range(share - len(batches))]
+        return iter(batches[self.rank :: self.world_size])
+
+
+class Loader(DataLoader[Batch]):
+    """A ``DataLoader`` of :class:`Batch`; ``set_epoch`` chooses the shuffling of the next pass."""
+
+    def set_epoch(self, epoch: int) -> None:
+        assert isinstance(self.batch_sampler, BucketSampler)
+        self.batch_sampler.epoch = epoch
+
+
+def make_loader(
+    paragraphs: Sequence[Paragraph],
+    features: FeatureReader,
+    word_vectors: WordVectors,
+    needs: BatchNeeds,
+    batch_size: int,
+    *,
+    training: bool,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Batches of a split, as a method asks for them.
+
+    Training batches are shuffled by ``(seed, epoch)`` and hold items of similar length, so an epoch that is resumed
+    sees the same batches; evaluation batches come in order. ``num_workers`` changes nothing but the speed.
+
+    Args:
+        paragraphs: paragraph level; splitting into sentences happens here (:func:`prepare`).
+        features: must have every video of ``paragraphs``.
+        word_vectors: the vocabulary.
+        needs: what the method asks for.
+        batch_size: items (sentences or paragraphs) a batch; the last one may be smaller.
+        training: see :func:`make_batch` for what it changes in a batch.
+        seed: of the shuffling.
+        num_workers: processes that read and pad; 0 does it in this one.
+        rank: which of ``world_size`` processes this is, when several train together.
+        world_size: their number.
+    """
+    items = prepare(paragraphs, needs, training)
+    # Reading all features just to learn their lengths would be slow; clips follow the duration.
+    lengths = [sum(map(len, p.sentences)) if needs.fixed_length else p.duration for p in items]
+    return Loader(
+        cast(Dataset[Batch], _Items(items, features)),  # what the loader yields is what _collate makes of them
+        batch_sampler=BucketSampler(lengths, batch_size, seed, shuffle=training, rank=rank, world_size=world_size),
+        collate_fn=partial(_collate, word_vectors=word_vectors, needs=needs, training=training),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )

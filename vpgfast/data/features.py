@@ -1,0 +1,286 @@
+"""Reading clip features by video name: HDF5 files, folders of ``.npy`` or ``.npz`` files, arrays in memory.
+
+Readers open nothing before the first read and are opened afresh in every process, so they can be sent to loader
+workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from vpgfast.data.types import FeatureReader
+from vpgfast.errors import FeatureError
+
+log = logging.getLogger(__name__)
+
+
+def open_features(path: str | Path, key: str | None = None, dim: int | None = None) -> FeatureReader:
+    """A reader of a feature file or folder.
+
+    Args:
+        path: an HDF5 file, or a folder with one ``<video_id>.npy`` or ``<video_id>.npz`` a video.
+        key: where a video's features are. In HDF5 a template such as ``"{video_id}/c3d_features"`` or
+            ``"{video_id}"``; in an ``.npz`` the array's name. ``None`` finds out from the first video: the only array
+            there, or ``"features"``.
+        dim: width that the features must have; ``None`` takes the first video's.
+
+    Raises:
+        FeatureError: nothing there, not readable, or of another layout or width; names the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return FolderFeatures(path, key, dim)
+    if not path.exists():
+        raise FeatureError(f"features {path}: no such file or folder")
+    return HDF5Features(path, key, dim)
+
+
+def checked(array: Any, video_id: str, where: str, dim: int | None) -> np.ndarray:
+    """``array`` as float32 [T, dim], once it is known to be one.
+
+    Dimensions of size 1 between the first and the last are dropped ([T, 1, 1, d], as some I3D files have).
+
+    Raises:
+        FeatureError: not numbers, empty, of another width, or not finite; names the video and ``where``.
+    """
+    array = np.asarray(array)
+    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise FeatureError(f"features of {video_id!r} in {where}: {array.dtype} values, not numbers")
+    if array.ndim < 2 or any(size != 1 for size in array.shape[1:-1]):
+        raise FeatureError(f"features of {video_id!r} in {where}: shape {array.shape}, not [clips, width]")
+    array = array.reshape(array.shape[0], array.shape[-1])
+    if 0 in array.shape:
+        raise FeatureError(f"features of {video_id!r} in {where}: no clips (shape {array.shape})")
+    if dim is not None and array.shape[1] != dim:
+        raise FeatureError(f"features of {video_id!r} in {where}: width {array.shape[1]}, expected {dim}")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        broken = int((~np.isfinite(array)).any(axis=1).sum())
+        raise FeatureError(f"features of {video_id!r} in {where}: NaN or infinity in {broken} of {len(array)} clips")
+    return array
+
+
+class ArrayFeatures:
+    """Features in memory: ``{video_id: [T, dim]}``."""
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], source: str = "arrays in memory", dim: int | None = None
+    ) -> None:
+        if dim is None:
+            if not arrays:
+                raise FeatureError(f"features ({source}): no video at all")
+            dim = int(next(iter(arrays.values())).shape[-1])
+        self.arrays, self.source, self.dim = arrays, source, dim
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        if video_id not in self.arrays:
+            raise FeatureError(f"features of {video_id!r} are missing from {self.source}")
+        return checked(self.arrays[video_id], video_id, self.source, self.dim)
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self.arrays
+
+    def video_ids(self) -> Iterable[str]:
+        return self.arrays.keys()
+
+
+class HDF5Features:
+    """Features in one HDF5 file; see :func:`open_features`."""
+
+    def __init__(self, path: Path, key: str | None = None, dim: int | None = None) -> None:
+        if key is not None and "{video_id}" not in key:
+            raise FeatureError(
+                f"features {path}: the key {key!r} lacks '{{video_id}}', as in '{{video_id}}/c3d_features'"
+            )
+        self.path = path
+        self._file: h5py.File | None = None
+        self._pid = 0
+        try:
+            with h5py.File(path, "r") as file:
+                first = next(iter(file), None)
+                if first is None:
+                    raise FeatureError(f"features {path}: the file holds nothing")
+                self.key = key or _find_key(path, first, file[first])
+                if dim is None:
+                    entry = file.get(self.key.format(video_id=first))
+                    if not isinstance(entry, h5py.Dataset) or entry.ndim < 2:
+                        raise FeatureError(
+                            f"features {path}: no [clips, width] array at {self.key.format(video_id=first)!r}; "
+                            f"{first!r} is {_describe(file[first])}"
+                        )
+                    dim = int(entry.shape[-1])
+                about = file.attrs.get("source")
+        except OSError as error:
+            raise FeatureError(
+                f"features {path}: not a readable HDF5 file, or cut short ({_one_line(error)})"
+            ) from None
+        self.dim = dim
+        self.source = str(about) if about else path.name
+
+    def _open(self) -> h5py.File:
+        # A handle that crossed a fork shares its file position with the parent: every process opens its own.
+        if self._file is None or self._pid != os.getpid():
+            try:
+                self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
+            except OSError as error:
+                raise FeatureError(f"features {self.path}: can't be opened ({_one_line(error)})") from None
+        return self._file
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        entry = self._open().get(self.key.format(video_id=video_id))
+        if entry is None:
+            raise FeatureError(f"features of {video_id!r} are missing from {self.path}")
+        if not isinstance(entry, h5py.Dataset):
+            raise FeatureError(f"features of {video_id!r} in {self.path}: {_describe(entry)}, not an array; give a key")
+        try:
+            array = entry[()]
+        except OSError as error:
+            raise FeatureError(f"features of {video_id!r} in {self.path}: unreadable ({_one_line(error)})") from None
+        return checked(array, video_id, str(self.path), self.dim)
+
+    def __contains__(self, video_id: str) -> bool:
+        return self.key.format(video_id=video_id) in self._open()
+
+    def video_ids(self) -> Iterable[str]:
+        return list(self._open().keys())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+def _find_key(path: Path, video_id: str, entry: Any) -> str:
+    if isinstance(entry, h5py.Dataset):
+        return "{video_id}"
+    names = [name for name, item in entry.items() if isinstance(item, h5py.Dataset)]
+    name = "features" if "features" in names else names[0] if len(names) == 1 else None
+    if name is None:
+        raise FeatureError(
+            f"features {path}: {video_id!r} is {_describe(entry)}; say which with a key '{{video_id}}/NAME'"
+        )
+    return "{video_id}/" + name
+
+
+def _describe(entry: Any) -> str:
+    if isinstance(entry, h5py.Dataset):
+        return f"an array {entry.shape}"
+    return f"a group with {sorted(entry)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class FolderFeatures:
+    """Features in a folder, one ``.npy`` or ``.npz`` file a video; see :func:`open_features`."""
+
+    def __init__(self, path: Path, key: str | None = None, dim: int | None = None) -> None:
+        self.path, self.key = path, key
+        found = next((file for file in sorted(path.iterdir()) if file.suffix in (".npy", ".npz")), None)
+        if found is None:
+            raise FeatureError(f"features {path}: no .npy or .npz file in this folder")
+        self.suffix = found.suffix
+        self.dim = dim if dim is not None else self._read(found, found.stem, None).shape[1]
+        self.source = path.name
+
+    def _read(self, file: Path, video_id: str, dim: int | None) -> np.ndarray:
+        try:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                array = content
+            else:
+                with content:
+                    names = content.files
+                    name = self.key or ("features" if "features" in names else names[0] if len(names) == 1 else "")
+                    if name not in names:
+                        raise FeatureError(
+                            f"features of {video_id!r} in {file}: no array {name!r}, only {names}; give a key"
+                        )
+                    array = content[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise FeatureError(f"features of {video_id!r} in {file}: unreadable ({_one_line(error)})") from None
+        return checked(array, video_id, str(file), dim)
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        file = self.path / f"{video_id}{self.suffix}"
+        if not file.is_file():
+            raise FeatureError(f"features of {video_id!r} are missing: no file {file}")
+        return self._read(file, video_id, self.dim)
+
+    def __contains__(self, video_id: str) -> bool:
+        return (self.path / f"{video_id}{self.suffix}").is_file()
+
+    def video_ids(self) -> Iterable[str]:
+        return sorted(file.stem for file in self.path.glob(f"*{self.suffix}"))
+
+
+def check_features(
+    features: FeatureReader, video_ids: Iterable[str], on_bad: Literal["stop", "skip"] = "stop", read: bool = True
+) -> set[str]:
+    """Look at the features of every video before a long run starts, and return the names of those that can't be used.
+
+    Args:
+        features: where the features come from.
+        video_ids: the videos that will be needed.
+        on_bad: ``"stop"`` raises when any video is unfit; ``"skip"`` logs how many and which.
+        read: read every array; ``False`` only asks whether the video is there.
+
+    Raises:
+        FeatureError: with ``on_bad="stop"``: how many videos are unfit, and why the first ones are.
+    """
+    names = list(dict.fromkeys(video_ids))
+    problems: dict[str, str] = {}
+    for name in tqdm(names, desc="checking features", unit="video", delay=2, leave=False):
+        if read:
+            try:
+                features[name]
+            except FeatureError as error:
+                problems[name] = str(error)
+        elif name not in features:
+            problems[name] = f"features of {name!r} are missing from {features.source}"
+    if problems:
+        some = list(problems.values())
+        message = f"{len(problems)} of {len(names)} videos have no usable features: {'; '.join(some[:3])}"
+        message += f"; and {len(some) - 3} more" if len(some) > 3 else ""
+        if on_bad == "stop":
+            raise FeatureError(f"{message}. Mend them, or leave those videos out with on_bad_features=skip")
+        log.warning("%s. Left out: %s", message, ", ".join(problems))
+    return set(problems)
+
+
+def resample(
+    features: np.ndarray,
+    max_clips: int,
+    how: Literal["pool", "pick", "interpolate"] = "pool",
+    fixed_length: bool = False,
+) -> np.ndarray:
+    """Bring [T, d] features to at most (``fixed_length``: exactly) ``max_clips`` clips that cover the video evenly.
+
+    ``"pool"`` takes the mean over ``max_clips`` pieces as equal as whole clips allow, ``"pick"`` the clip in the
+    middle of each piece, ``"interpolate"`` the value there, linear between clip centres. Videos with fewer clips stay
+    as they are, or are interpolated up to ``max_clips`` when the length is fixed.
+    """
+    count = len(features)
+    if count == max_clips or (count < max_clips and not fixed_length):
+        return features
+    if count < max_clips or how == "interpolate":
+        position = np.clip((np.arange(max_clips) + 0.5) * count / max_clips - 0.5, 0, count - 1)
+        low = np.minimum(position.astype(np.int64), max(count - 2, 0))
+        high = np.minimum(low + 1, count - 1)
+        weight = (position - low).astype(features.dtype)[:, None]
+        return features[low] * (1 - weight) + features[high] * weight
+    if how == "pick":
+        return features[(2 * np.arange(max_clips) + 1) * count // (2 * max_clips)]
+    if how != "pool":
+        raise ValueError(f"unknown way to resample {how!r}")
+    edges = np.arange(max_clips + 1) * count // max_clips  # no piece is empty: count > max_clips
+    return np.add.reduceat(features, edges[:-1], axis=0) / np.diff(edges).astype(features.dtype)[:, None]

@@ -1,0 +1,207 @@
+"""Clip features straight from pixels: what the blob of each colour looks like and how it moves. Nothing is trained.
+
+They are made for the ``moving_shapes`` corpus, whose shapes differ in colour, and run on any video that PyAV decodes
+(on natural video they say little more than where which colours move).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from vpgfast.errors import VideoError
+
+HUES = ("red", "yellow", "green", "cyan", "blue", "purple")
+"""Six colours, 60 degrees of hue apart from red on; the seventh blob holds bright grey pixels (``"white"``)."""
+NUM_BLOBS = len(HUES) + 1
+
+_BLOB_STATISTICS = 16
+_GRID = 4
+_CHUNK = 64  # frames measured at a time
+_MIN_CHROMA, _MIN_WHITE = 70, 140  # of 255
+_MIN_PIXELS = 0.002  # of the frame; smaller blobs are compression noise
+
+
+@dataclass(frozen=True)
+class PixelFeatures:
+    """Extractor of clip features from a video file.
+
+    A video is sampled at ``fps`` frames a second (the frame on show at that instant, so that variable frame rates keep
+    their timing) and divided into ``T = round(duration * clips_per_second)``, at least one, clips of equal length.
+
+    Attributes:
+        size: frames are scaled to ``size`` x ``size`` pixels.
+        fps: frames looked at a second.
+        clips_per_second: clips a second.
+    """
+
+    size: int = 64
+    fps: float = 8.0
+    clips_per_second: float = 2.0
+
+    @property
+    def dim(self) -> int:
+        """Width of a clip feature: 16 numbers a colour, and brightness and motion on a 4 x 4 grid."""
+        return NUM_BLOBS * _BLOB_STATISTICS + 2 * _GRID * _GRID
+
+    def extract(self, video: str | Path) -> tuple[np.ndarray, float]:
+        """Features of a video file: float32 [T, dim], and the video's duration in seconds.
+
+        Raises:
+            VideoError: the file is missing, is no video, or holds no frame; names the file.
+        """
+        blobs: list[np.ndarray] = []
+        grids: list[np.ndarray] = []
+        chunk: list[np.ndarray] = []
+        frames = _sampled_frames(Path(video), self.size, self.fps)
+        duration = 0.0
+        for frame, duration in frames:  # noqa: B007
+            chunk.append(frame)
+            if len(chunk) == _CHUNK:
+                _measure(np.stack(chunk), blobs, grids)
+                chunk.clear()
+        if chunk:
+            _measure(np.stack(chunk), blobs, grids)
+        clips = max(1, round(duration * self.clips_per_second))
+        return _clip_features(np.concatenate(blobs), np.concatenate(grids), clips, self.fps), duration
+
+
+def _sampled_frames(path: Path, size: int, fps: float) -> Iterator[tuple[np.ndarray, float]]:
+    """The uint8 [size, size, 3] frames on show at 0, 1/fps, ... seconds, each with the duration as known by then."""
+    if not path.is_file():
+        raise VideoError(f"video {path}: no such file")
+    frames_seen = 0
+    scaler = VideoReformatter()  # one for all frames: setting it up costs more than using it
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"video {path}: holds no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            gap = 1.0 / float(stream.average_rate or 25)
+            known = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+            shown: av.VideoFrame | None = None
+            start = time = 0.0
+            sampled = 0
+            for frame in container.decode(stream):
+                stamp = frame.time if frame.time is not None else start + frames_seen * gap
+                if frames_seen == 0:
+                    start = stamp
+                frames_seen += 1
+                time = max(time, stamp - start)
+                if shown is not None and sampled / fps < time - 1e-6:
+                    pixels = _pixels(shown, size, scaler)
+                    while sampled / fps < time - 1e-6:
+                        yield pixels, time
+                        sampled += 1
+                shown = frame
+            if shown is None:
+                raise VideoError(f"video {path}: holds no frame that can be decoded")
+            duration = max(known, time + gap)
+            pixels = _pixels(shown, size, scaler)
+            while sampled == 0 or sampled / fps < duration - 1e-6:
+                yield pixels, duration
+                sampled += 1
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"video {path}: can't be decoded after {frames_seen} frames ({error})") from None
+
+
+def _pixels(frame: av.VideoFrame, size: int, scaler: VideoReformatter) -> np.ndarray:
+    return scaler.reformat(frame, size, size, "rgb24", interpolation="AREA").to_ndarray()
+
+
+def _measure(frames: np.ndarray, blobs: list[np.ndarray], grids: list[np.ndarray]) -> None:
+    """Append statistics of uint8 [F, S, S, 3] frames: float64 [F, blobs, 8], and brightness float32 [F, 4, 4]."""
+    count, size = frames.shape[:2]
+    grey = frames[..., 1].astype(np.float32) / 255  # green carries most of the brightness
+    cell = size // _GRID
+    grids.append(grey[:, : cell * _GRID, : cell * _GRID].reshape(count, _GRID, cell, _GRID, cell).mean(axis=(2, 4)))
+
+    red, green, blue = frames[..., 0], frames[..., 1], frames[..., 2]
+    high = np.maximum(np.maximum(red, green), blue)
+    low = np.minimum(np.minimum(red, green), blue)
+    chosen = np.flatnonzero((high - low >= _MIN_CHROMA) | (low >= _MIN_WHITE))
+    r, g, b = (channel.reshape(-1)[chosen].astype(np.int32) for channel in (red, green, blue))
+    value, chroma = high.reshape(-1)[chosen], (high - low).reshape(-1)[chosen]
+    # Hue in sixths of the circle (the usual hexagon formula), rounded to the nearest of six colours.
+    safe = np.maximum(chroma, 1)
+    hue = np.where(value == r, (g - b) / safe, np.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    colour = np.where(chroma >= _MIN_CHROMA, np.rint(hue).astype(np.int64) % len(HUES), len(HUES))
+
+    blob = chosen // (size * size) * NUM_BLOBS + colour
+    x = (chosen % size + 0.5) / size * 2 - 1
+    y = (chosen // size % size + 0.5) / size * 2 - 1
+
+    def total(weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(blob, weights, minlength=count * NUM_BLOBS)
+
+    pixels = total()
+    inverse = 1.0 / np.maximum(pixels, 1)
+    centre_x, centre_y = total(x) * inverse, total(y) * inverse
+    dx, dy = x - centre_x[blob], y - centre_y[blob]
+    square = dx * dx + dy * dy
+    spread = total(square) * inverse
+    # Moments about the centroid that no rotation changes: |E z^3| sees triangles, |E z^4| squares and crosses, E r^4
+    # rings.
+    cube_re, cube_im = dx * (dx * dx - 3 * dy * dy), dy * (3 * dx * dx - dy * dy)
+    fourth_re, fourth_im = (dx * dx - dy * dy) ** 2 - 4 * (dx * dy) ** 2, 4 * dx * dy * (dx * dx - dy * dy)
+    scale = np.sqrt(np.maximum(spread, 1e-6))
+    threefold = np.hypot(total(cube_re), total(cube_im)) * inverse / scale**3
+    fourfold = np.hypot(total(fourth_re), total(fourth_im)) * inverse / scale**4
+    tails = total(square * square) * inverse / scale**4
+    area = pixels * (4.0 / size**2)  # in the coordinates of x and y, where the frame has area 4
+    hollow = spread / np.maximum(area, 1e-6)
+    brightness = total(value / 255.0) * inverse
+    statistics = np.stack((area, centre_x, centre_y, brightness, hollow, tails, threefold, fourfold), axis=-1)
+    blobs.append(statistics.reshape(count, NUM_BLOBS, -1))
+
+
+def _clip_features(blobs: np.ndarray, grids: np.ndarray, clips: int, fps: float) -> np.ndarray:
+    """float32 [clips, dim] from per-frame statistics [F, blobs, 8] and grids [F, 4, 4] (scaled to about unit
+    spread)."""
+    frames = len(blobs)
+    area = blobs[..., 0]
+    seen = area > 4 * _MIN_PIXELS
+    both = seen.copy()
+    both[1:] &= seen[:-1]
+    both[0] = False
+
+    def change(values: np.ndarray) -> np.ndarray:
+        return np.where(both, np.diff(values, axis=0, prepend=values[:1]), 0.0) * fps
+
+    side = np.sqrt(area)
+    vx, vy, growth, fading = (change(v) for v in (blobs[..., 1], blobs[..., 2], side, blobs[..., 3]))
+    flips = np.diff(seen.astype(np.float64), axis=0, prepend=seen[:1])
+    per_frame = np.stack(
+        (
+            seen,
+            2 * side * seen,
+            *(2 * blobs[..., i] * seen for i in (1, 2)),
+            4 * vx,
+            4 * vy,
+            4 * np.hypot(vx, vy),
+            10 * growth,
+            10 * np.abs(growth),
+            blobs[..., 3] * seen,
+            6 * fading,
+            4 * np.abs(flips),
+            *(
+                gain * np.clip(blobs[..., i] - usual, -1, 1) * seen
+                for i, usual, gain in ((4, 0.18, 10.0), (5, 1.4, 3.0), (6, 0.1, 4.0), (7, 0.15, 4.0))
+            ),
+        ),
+        axis=-1,
+    ).reshape(frames, -1)
+    motion = np.abs(np.diff(grids, axis=0, prepend=grids[:1])).reshape(frames, -1)
+    per_frame = np.concatenate((per_frame, 2 * grids.reshape(frames, -1), 20 * motion), axis=1)
+
+    # Frame k, on show from k / fps, belongs to the clip that holds the middle of that time.
+    edges = np.minimum(np.arange(clips) * frames // clips, frames - 1)
+    ends = np.maximum(np.append(edges[1:], frames), edges + 1)
+    sums = np.concatenate((np.zeros((1, per_frame.shape[1])), np.cumsum(per_frame, axis=0)))
+    return ((sums[ends] - sums[edges]) / (ends - edges)[:, None]).astype(np.float32)
