@@ -1,0 +1,251 @@
+"""Layers that several methods share. Sequences are [B, T, d] with a bool mask [B, T], true on real elements.
+
+Padding never reaches a real element, and a sequence without any real element gives zeros, never NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpgfast.data.text import UNKNOWN
+
+
+def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over the elements that ``mask`` (bool, broadcastable to ``scores``) keeps; the others get exactly 0.
+
+    Where nothing is kept the result is all zeros, and gradients stay finite.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~mask, lowest).softmax(dim) * mask
+
+
+def masked_log_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
+    """Log-softmax over the elements that ``mask`` keeps; the others get a very low, finite number."""
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~mask, lowest).log_softmax(dim).masked_fill(~mask, lowest)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real elements: [B, T, d] and [B, T] -> [B, d]; zeros for an empty sequence."""
+    weight = mask.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` whose random bits cost a quarter of the time on CPU (there they are a tenth of a training step).
+
+    The probability is rounded to a multiple of 2^-16. The mask follows torch's generator, as always.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not self.training or self.p == 0:
+            return super().forward(x)
+        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = draws[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+        return x * (kept * (1 / (1 - self.p))).to(x.dtype)
+
+
+class WordEmbedding(nn.Module):
+    """Given word vectors, kept as they are, but for one trained vector that all unknown words share; padding is zero.
+
+    Args:
+        vectors: float32 [V, d_w]; row 0 is padding, row 1 the value from which the unknown word starts.
+    """
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        super().__init__()
+        table = torch.as_tensor(vectors, dtype=torch.float32).clone()
+        self.unknown = nn.Parameter(table[UNKNOWN].clone())
+        table[:2] = 0
+        self.register_buffer("vectors", table)
+        self.vectors: Tensor
+
+    def forward(self, words: Tensor) -> Tensor:
+        """int64 [...] -> float32 [..., d_w]."""
+        return torch.where((words == UNKNOWN).unsqueeze(-1), self.unknown, F.embedding(words, self.vectors))
+
+
+class CharCNN(nn.Module):
+    """A word from its characters: embeddings, convolutions of several widths, ReLU, maximum over the word.
+
+    A word shorter than a kernel is followed by zeros; padding characters start no window, so the length to which words
+    are padded does not matter.
+
+    Args:
+        num_chars: size of the character table; 0 is padding (always zero).
+        dim: width of a character embedding.
+        kernels, filters: width of each convolution and the number of its filters.
+    """
+
+    def __init__(
+        self,
+        num_chars: int,
+        dim: int = 50,
+        kernels: Sequence[int] = (1, 2, 3, 4),
+        filters: Sequence[int] = (10, 20, 30, 40),
+    ) -> None:
+        super().__init__()
+        self.out_dim = sum(filters)
+        self.embedding = nn.Embedding(num_chars - 1, dim)  # no row for padding
+        self.weights = nn.ParameterList(torch.empty(f, dim, k) for k, f in zip(kernels, filters, strict=True))
+        self.bias = nn.Parameter(torch.zeros(self.out_dim))
+        for weight in self.weights:
+            nn.init.kaiming_uniform_(weight, nonlinearity="relu")
+
+    def forward(self, chars: Tensor) -> Tensor:
+        """int64 [..., K] -> [..., sum(filters)]; zeros for a word of no characters."""
+        words = chars.shape[:-1]
+        length = max(chars.shape[-1], 1)
+        chars = F.pad(chars, (0, length - chars.shape[-1])).reshape(-1, length)
+        # A convolution of looked-up embeddings is a sum of looked-up products: the multiplication is done once for each
+        # character of the alphabet and each place in a kernel, instead of once for each character of the text.
+        places = [place for weight in self.weights for place in weight.unbind(2)]
+        products = F.pad(self.embedding.weight @ torch.cat(places).t(), (0, 0, 1, 0))
+        looked_up = iter(F.embedding(chars, products).split([len(place) for place in places], dim=-1))
+        outputs = []
+        for weight in self.weights:
+            windows = next(looked_up)
+            for j in range(1, weight.shape[2]):  # the j-th character of each window; zeros stand behind the last
+                windows = windows + F.pad(next(looked_up)[:, j:], (0, 0, 0, min(j, length)))
+            outputs.append(windows)
+        starts = (chars > 0).unsqueeze(-1)
+        best = torch.cat(outputs, -1).masked_fill(~starts, -torch.inf).amax(1)
+        return (best + self.bias).relu().view(*words, self.out_dim)
+
+
+class AttentionPooling(nn.Module):
+    """A sequence as one vector: the mean of its elements weighted by softmax(w . x_i) (SeqPAN Eq. 19)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, T, d] and [B, T] -> [B, d]; zeros for an empty sequence."""
+        weights = masked_softmax(self.score(x).squeeze(-1), mask)
+        return (weights.unsqueeze(1).to(x.dtype) @ x).squeeze(1)
+
+
+class SeparableConvLayer(nn.Module):
+    """Pre-norm residual layer: x + dropout(ReLU(pointwise(depthwise(LayerNorm(x))))), of the same length."""
+
+    def __init__(self, dim: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"the kernel of a same-length convolution must be odd, got {kernel}")
+        self.norm = nn.LayerNorm(dim)
+        self.depthwise = nn.Conv2d(dim, dim, (1, kernel), padding=(0, kernel // 2), groups=dim, bias=False)
+        self.pointwise = nn.Linear(dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, T, d] and [B, T] -> [B, T, d]."""
+        y = self.norm(x).masked_fill(~mask.unsqueeze(-1), 0)
+        # [B, T, d] is [B, d, 1, T] in channels_last order: as a 2D convolution it runs without a copy, on CPU in half
+        # the time of Conv1d.
+        y = self.depthwise(y.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
+        return x + self.dropout(self.pointwise(y).relu())
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, key_mask: Tensor) -> Tensor:
+    """Scaled dot-product attention of several heads: softmax(q.k / sqrt(d / heads)) v over the keys that are real.
+
+    Args:
+        query: [B, Q, d]; key, value: [B, K, d].
+        heads: number of equal pieces that d is cut into.
+        key_mask: bool [B, K]. Where a row holds no key at all the result is zero.
+
+    Returns:
+        [B, Q, d].
+    """
+    any_key = key_mask.any(1)
+    # Attention kernels work on 16 keys at a time; with 15, or 17, some are several times slower than with 16 or 32.
+    missing = -key.shape[1] % 16
+    if missing:
+        key, value = F.pad(key, (0, 0, 0, missing)), F.pad(value, (0, 0, 0, missing))
+        key_mask = F.pad(key_mask, (0, missing))
+    allowed = key_mask | ~any_key.unsqueeze(1)  # no row without a key: its softmax would be 0 / 0
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None, None, :])
+    return out.transpose(1, 2).flatten(2).masked_fill(~any_key[:, None, None], 0)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention of one sequence to another, or to itself, with its four projections."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"a width of {dim} cannot be split into {heads} heads")
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """x [B, Q, d], context [B, K, d], context_mask [B, K] -> [B, Q, d]."""
+        key, value = self.key_value(context).chunk(2, -1)
+        return self.out(attend(self.query(x), key, value, self.heads, context_mask))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm transformer layer: attention, then feed-forward, each with dropout and a residual.
+
+    Args:
+        dim, heads, dropout: as everywhere.
+        hidden: width of the feed-forward layer's hidden ReLU layer; ``None`` makes it a single linear layer.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float, hidden: int | None = None) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(dim, heads)
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.feed_forward: nn.Module = (
+            nn.Linear(dim, dim)
+            if hidden is None
+            else nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, dim))
+        )
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
+        """x [B, Q, d] attends to itself, or to ``context`` [B, K, d]; ``mask`` is that of what is attended to."""
+        normed = self.norm_attention(x)
+        attended = normed if context is None else self.norm_attention(context)
+        x = x + self.dropout(self.attention(normed, attended, mask))
+        return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+
+
+def init_linear(module: nn.Module) -> None:
+    """For ``Module.apply``: Xavier-uniform weights and zero biases in every linear layer."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups for AdamW: every trained parameter decays but biases and those of normalisation layers.
+
+    Returns:
+        One or two dicts with ``params`` and ``weight_decay``; each parameter is in exactly one, in the order of
+        ``module.parameters()``.
+    """
+    norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+    exempt = {
+        id(parameter)
+        for owner in module.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if isinstance(owner, norms) or "bias" in name
+    }
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in exempt], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,531 @@
+"""SeqPAN: Parallel Attention Network with Sequence Matching for Video Grounding.
+
+Zhang et al., Findings of ACL-IJCNLP 2021. Fully supervised, one sentence at a time. Equation numbers are the paper's;
+what the paper leaves open is settled in ``docs/methods/seqpan.md`` and named where it happens.
+
+Letters: B sentences, each with its own copy of its video; T clips; W words; d width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpgfast.data.text import NUM_CHARS, WordVectors
+from vpgfast.data.types import Batch, BatchNeeds
+from vpgfast.errors import ConfigError
+from vpgfast.models.layers import (
+    AttentionPooling,
+    CharCNN,
+    Dropout,
+    SeparableConvLayer,
+    TransformerLayer,
+    WordEmbedding,
+    attend,
+    init_linear,
+    masked_log_softmax,
+    masked_softmax,
+)
+from vpgfast.models.method import Method, Prediction
+
+OUTSIDE, BEGIN, INSIDE, END = range(4)
+"""The region labels O, B-M, I-M and E-M of section 3.1.4."""
+
+ClipTimes = Literal["points", "extents"]
+
+
+@dataclass
+class SeqPANConfig:
+    """Settings of SeqPAN; the defaults are the paper's for Charades-STA.
+
+    Attributes:
+        dim: width d of every hidden layer.
+        heads: attention heads; must divide dim.
+        conv_layers: separable convolution layers of the encoder (Eq. 1).
+        conv_kernel: their kernel in clips or words, odd.
+        attention: attention block: "sgpa", "pa" (SGPA whose self-guided head is a plain layer), or transformer blocks
+            with self attention ("se_trm"), with cross attention ("co_trm"), or with one behind the other ("seco_trm",
+            "cose_trm"); Tables 4 and 6.
+        attention_blocks: how many of them are stacked (Fig. 5).
+        similarity: similarity of a clip and a word in the context-query attention: "trilinear" (released code) or
+            "bilinear" (Eq. 16 as printed).
+        matching: "sq" labels each clip outside, begin, inside or end (Eq. 6-11); "fb" only tells foreground from
+            background; "none" leaves the module out (Table 5).
+        gumbel: sample the labels with the Gumbel-max trick (Eq. 8 and 9); off, a plain softmax weights the label
+            embeddings (Table 5, Fig. 6).
+        label_embeddings: add to each clip the embedding of its label (Eq. 10); off, the labels are only predicted and
+            trained (Table 5).
+        tau: temperature of the Gumbel-softmax (Eq. 9, Fig. 6).
+        char_cnn: append a vector made from its characters to each word's vector.
+        char_dim: width of a character embedding.
+        dropout: probability of dropping an element of the inputs and of each layer's output.
+        max_clips: videos of more clips are mean-pooled to this many.
+        max_words: longer sentences are cut to this many words.
+        clip_times: which time a clip i of T stands for: "points", the instant i / (T - 1) of the duration (text under
+            Eq. 14), or "extents", the stretch from i / T to (i + 1) / T (released code).
+        as_released: follow the released code where it differs from the paper: soft label samples without
+            straight-through, noise at test time too, boundary targets of 0.5 with 0.25 on each neighbour, start and end
+            losses summed.
+    """
+
+    dim: int = 128
+    heads: int = 8
+    conv_layers: int = 4
+    conv_kernel: int = 7
+    attention: Literal["sgpa", "pa", "se_trm", "co_trm", "seco_trm", "cose_trm"] = "sgpa"
+    attention_blocks: int = 2
+    similarity: Literal["trilinear", "bilinear"] = "trilinear"
+    matching: Literal["sq", "fb", "none"] = "sq"
+    gumbel: bool = True
+    label_embeddings: bool = True
+    tau: float = 0.3
+    char_cnn: bool = True
+    char_dim: int = 50
+    dropout: float = 0.2
+    max_clips: int = 64
+    max_words: int = 50
+    clip_times: ClipTimes = "points"
+    as_released: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "heads", "attention_blocks", "char_dim", "max_clips", "max_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"seqpan: {name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.heads:
+            raise ConfigError(f"seqpan: heads must divide dim, but {self.dim} / {self.heads} is not a whole number")
+        if self.conv_layers < 0 or self.conv_kernel < 1 or self.conv_kernel % 2 == 0:
+            raise ConfigError(
+                f"seqpan: conv_layers must be >= 0 and conv_kernel odd, got {self.conv_layers} and {self.conv_kernel}"
+            )
+        if not self.tau > 0:
+            raise ConfigError(f"seqpan: tau must be above 0, got {self.tau}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"seqpan: dropout must lie in [0, 1), got {self.dropout}")
+
+
+class Scores(NamedTuple):
+    """What the network says about each clip, in float32 whatever the precision of the layers.
+
+    Attributes:
+        start, end: [B, T] log-probabilities of the boundaries, a very low number on padding.
+        labels: log-probabilities of the regions, [B, T, 4] ("sq") or [B, T, 2] ("fb"), or ``None``.
+    """
+
+    start: Tensor
+    end: Tensor
+    labels: Tensor | None
+
+
+class SeqPAN(Method):
+    """The network of section 3, its loss and its inference."""
+
+    name = "seqpan"
+    Config = SeqPANConfig
+    config: SeqPANConfig
+
+    @staticmethod
+    def needs(config: SeqPANConfig) -> BatchNeeds:
+        """Single sentences with their spans, videos pooled down to ``max_clips``."""
+        return BatchNeeds(
+            level="sentence",
+            spans=True,
+            max_clips=config.max_clips,
+            resample="pool",
+            chars=config.char_cnn,
+            max_words=config.max_words,
+        )
+
+    def __init__(self, config: SeqPANConfig, feature_dim: int, word_vectors: WordVectors) -> None:
+        super().__init__(config, feature_dim, word_vectors)
+        self.config = config
+        dim = config.dim
+        self.words = WordEmbedding(word_vectors.vectors)
+        self.chars = CharCNN(NUM_CHARS, config.char_dim) if config.char_cnn else None
+        query_dim = word_vectors.dim + (self.chars.out_dim if self.chars else 0)
+        self.dropout = Dropout(config.dropout)
+        self.video_input = nn.Sequential(nn.Linear(feature_dim, dim), nn.LayerNorm(dim))
+        self.query_input = nn.Sequential(nn.Linear(query_dim, dim), nn.LayerNorm(dim))
+        self.encoder = Encoder(config)
+        self.attention = nn.ModuleList(AttentionBlock(config) for _ in range(config.attention_blocks))
+        self.query_to_video = ContextQueryAttention(dim, config.similarity)
+        self.video_to_query = ContextQueryAttention(dim, config.similarity)
+        self.pool_query = AttentionPooling(dim)
+        self.fuse = nn.Linear(2 * dim, dim)
+        self.matching = SequenceMatching(config) if config.matching != "none" else None
+        self.localizer = ConditionedLocalizer(config)
+        self.apply(init_linear)
+
+    def forward(self, batch: Batch) -> Scores:
+        """From a batch of single sentences (M = 1) to the scores of every clip."""
+        if batch.words.shape[1] != 1:
+            raise ValueError(f"SeqPAN takes one sentence a video, this batch has up to {batch.words.shape[1]}")
+        video_mask, query_mask = batch.video_mask, batch.word_mask[:, 0]
+        query = self.words(batch.words[:, 0])
+        if self.chars is not None:
+            if batch.chars is None:
+                raise ValueError("SeqPAN with char_cnn needs a batch with characters")
+            query = torch.cat([query, self.chars(batch.chars[:, 0])], -1)
+
+        # Eq. 1; what the encoder learns is shared by both modalities.
+        video = self.encoder(self.video_input(self.dropout(batch.video)), video_mask)
+        query = self.encoder(self.query_input(self.dropout(query)), query_mask)
+        for block in self.attention:
+            video, query = block(video, query, video_mask, query_mask)
+
+        video_with_query = self.query_to_video(video, query, video_mask, query_mask)  # V^Q
+        query_with_video = self.video_to_query(query, video, query_mask, video_mask)  # Q^V
+        sentence = self.pool_query(query_with_video, query_mask)  # Eq. 19
+        # Eq. 20, W_h [V^Q; q] + b_h, without repeating q for every clip.
+        of_video, of_sentence = self.fuse.weight.chunk(2, dim=1)
+        fused = F.linear(video_with_query, of_video) + F.linear(sentence, of_sentence, self.fuse.bias).unsqueeze(1)
+
+        labels = None
+        if self.matching is not None:
+            fused, labels = self.matching(fused)
+        start, end = self.localizer(fused, video_mask)
+        return Scores(
+            masked_log_softmax(start.float(), video_mask), masked_log_softmax(end.float(), video_mask), labels
+        )
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11)."""
+        if batch.spans is None:
+            raise ValueError("SeqPAN learns from spans, but this batch holds none")
+        scores = self(batch)
+        start, end = spans_to_clips(batch.spans[:, 0], batch.video_mask, self.config.clip_times)
+        spread = 0.25 if self.config.as_released else 0.0
+        start_loss = -(boundary_targets(start, batch.video_mask, spread) * scores.start).sum(1).mean()
+        end_loss = -(boundary_targets(end, batch.video_mask, spread) * scores.end).sum(1).mean()
+        losses = {"localization": (start_loss + end_loss) * (1.0 if self.config.as_released else 0.5)}
+        if scores.labels is not None:
+            labels = region_labels(start, end, batch.video_mask, self.config.matching)
+            nll = F.nll_loss(scores.labels.transpose(1, 2), labels, reduction="none")
+            losses["matching"] = (nll * batch.video_mask).sum() / batch.video_mask.sum().clamp_min(1)
+        if self.matching is not None and self.matching.embeddings is not None:
+            losses["orthogonality"] = orthogonality(self.matching.embeddings)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
+        """The ``top_n`` spans of the highest joint probability (Eq. 14); scores are these probabilities."""
+        scores = self(batch)
+        start, end, log_probability = best_clips(scores.start, scores.end, batch.video_mask, top_n)
+        spans = clips_to_spans(start, end, batch.video_mask, self.config.clip_times) * batch.durations[:, None, None]
+        found = log_probability > -torch.inf
+        return Prediction(
+            spans=(spans * found.unsqueeze(-1)).unsqueeze(1),
+            scores=log_probability.exp().masked_fill(~found, -torch.inf).unsqueeze(1),
+        )
+
+
+class Encoder(nn.Module):
+    """Learned positions and a stack of separable convolutions (Eq. 1)."""
+
+    def __init__(self, config: SeqPANConfig) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.empty(max(config.max_clips, config.max_words), config.dim))
+        nn.init.xavier_uniform_(self.positions)
+        self.layers = nn.ModuleList(
+            SeparableConvLayer(config.dim, config.conv_kernel, config.dropout) for _ in range(config.conv_layers)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, T, d] and [B, T] -> [B, T, d]."""
+        length = x.shape[1]
+        if length > len(self.positions):
+            raise ValueError(f"a sequence of {length} elements, but positions were learned for {len(self.positions)}")
+        x = x + self.positions[:length]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+class ParallelAttention(nn.Module):
+    """Self and cross attention side by side, crossing gates, self-guided head: the SGPA block for one modality.
+
+    As in the transformer layer whose place it takes (appendix A.1), each half normalises its input and has a residual,
+    and the self-guided head stands where the feed-forward layer was. Without it ("pa") that layer is back.
+    """
+
+    def __init__(self, config: SeqPANConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.norm_attention = nn.LayerNorm(dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)  # the query projection serves both attentions
+        self.cross_key_value = nn.Linear(dim, 2 * dim)
+        self.out_self = nn.Linear(dim, dim)
+        self.out_cross = nn.Linear(dim, dim)
+        self.gate_self = nn.Linear(dim, dim)
+        self.gate_cross = nn.Linear(dim, dim)
+        self.norm_head = nn.LayerNorm(dim)
+        self.confidence = nn.Linear(dim, dim) if config.attention == "sgpa" else None
+        self.value = nn.Linear(dim, dim)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, other: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
+        """x [B, T, d] looks at itself and at ``other`` [B, W, d] -> [B, T, d]."""
+        query, key, value = self.query_key_value(self.norm_attention(x)).chunk(3, -1)
+        cross_key, cross_value = self.cross_key_value(self.norm_attention(other)).chunk(2, -1)
+        v_self = self.out_self(attend(query, key, value, self.heads, mask))  # Eq. 2
+        v_cross = self.out_cross(attend(query, cross_key, cross_value, self.heads, other_mask))
+        gated = self.gate_cross(v_cross).sigmoid() * v_self + self.gate_self(v_self).sigmoid() * v_cross  # Eq. 3
+        x = x + self.dropout(gated)
+        normed = self.norm_head(x)
+        refined = self.value(normed)
+        if self.confidence is not None:
+            refined = self.confidence(normed).sigmoid() * refined  # Eq. 4
+        return x + self.dropout(refined)
+
+
+class AttentionBlock(nn.Module):
+    """One attention block over both modalities, with one set of weights for the two (Fig. 4, 9 and 10)."""
+
+    def __init__(self, config: SeqPANConfig) -> None:
+        super().__init__()
+        self.kind = config.attention
+        layers: dict[str, nn.Module] = {}
+        if self.kind in ("sgpa", "pa"):
+            layers["parallel"] = ParallelAttention(config)
+        if self.kind in ("se_trm", "seco_trm", "cose_trm"):
+            layers["self"] = TransformerLayer(config.dim, config.heads, config.dropout)
+        if self.kind in ("co_trm", "seco_trm", "cose_trm"):
+            layers["cross"] = TransformerLayer(config.dim, config.heads, config.dropout)
+        order = ("cross", "self") if self.kind == "cose_trm" else ("parallel", "self", "cross")
+        self.layers = nn.ModuleDict({name: layers[name] for name in order if name in layers})
+
+    def forward(self, video: Tensor, query: Tensor, video_mask: Tensor, query_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, d], [B, W, d] and their masks -> the same shapes; both sides read the block's input."""
+        for name, layer in self.layers.items():
+            if name == "parallel":
+                video, query = layer(video, query, video_mask, query_mask), layer(query, video, query_mask, video_mask)
+            elif name == "self":
+                video, query = layer(video, video_mask), layer(query, query_mask)
+            else:
+                video, query = layer(video, query_mask, context=query), layer(query, video_mask, context=video)
+        return video, query
+
+
+class ContextQueryAttention(nn.Module):
+    """What Y says about each element of X (Eq. 16-18)."""
+
+    def __init__(self, dim: int, similarity: Literal["trilinear", "bilinear"]) -> None:
+        super().__init__()
+        self.similarity = similarity
+        shape = (3, dim) if similarity == "trilinear" else (dim, dim)
+        self.weight = nn.Parameter(torch.empty(shape))
+        nn.init.xavier_uniform_(self.weight)
+        self.out = nn.Linear(4 * dim, dim)
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """S [B, N_x, N_y] of x [B, N_x, d] and y [B, N_y, d] (Eq. 16).
+
+        Bilinear: x W y. Trilinear: w . [x; y; x * y], as three products that never build the [N_x, N_y, 3d] tensor.
+        """
+        if self.similarity == "bilinear":
+            return x @ self.weight @ y.transpose(1, 2)
+        of_x, of_y, of_both = self.weight
+        return (x * of_both) @ y.transpose(1, 2) + (x @ of_x).unsqueeze(2) + (y @ of_y).unsqueeze(1)
+
+    def forward(self, x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
+        """x [B, N_x, d], y [B, N_y, d] -> [B, N_x, d]."""
+        scores = self.scores(x, y)
+        over_y = masked_softmax(scores, y_mask.unsqueeze(1), dim=2).to(x.dtype)  # S_r
+        over_x = masked_softmax(scores, x_mask.unsqueeze(2), dim=1).to(x.dtype)  # S_c
+        a_xy = over_y @ y  # Eq. 17
+        a_yx = over_y @ (over_x.transpose(1, 2) @ x)
+        return self.out(torch.cat([x, a_xy, x * a_xy, x * a_yx], -1))  # Eq. 18
+
+
+class SequenceMatching(nn.Module):
+    """Region labels of the clips, and their embeddings added to the clips (Eq. 6-10)."""
+
+    def __init__(self, config: SeqPANConfig) -> None:
+        super().__init__()
+        self.config = config
+        sequence = config.matching == "sq"
+        self.classify = nn.Linear(config.dim, 4 if sequence else 2)
+        embedded = sequence and config.label_embeddings
+        self.embeddings = nn.Parameter(nn.init.orthogonal_(torch.empty(4, config.dim))) if embedded else None
+        self.gumbel = sequence and config.gumbel
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, d] -> the same with label embeddings added, and log-probabilities [B, T, labels] for the loss."""
+        logits = at_least_float32(self.classify(x))  # H_seq of Eq. 6
+        if self.gumbel:
+            if self.training or self.config.as_released:
+                logits = logits + gumbel_noise(logits)
+            log_soft = (logits / self.config.tau).log_softmax(-1)  # Eq. 9
+            labels = log_soft.exp() if self.config.as_released else straight_through(log_soft.exp())  # Eq. 8
+        else:
+            log_soft = logits.log_softmax(-1)  # S_seq of Eq. 6
+            labels = log_soft.exp()
+        if self.embeddings is not None:
+            x = x + labels.to(x.dtype) @ self.embeddings  # Eq. 10
+        return x, log_soft
+
+
+class ConditionedLocalizer(nn.Module):
+    """Scores of start and end; the end's features are made from the start's by the same transformer layer (Eq. 12)."""
+
+    def __init__(self, config: SeqPANConfig) -> None:
+        super().__init__()
+        self.transformer = TransformerLayer(config.dim, config.heads, config.dropout)
+        self.norm_start = nn.LayerNorm(config.dim)
+        self.norm_end = nn.LayerNorm(config.dim)
+        self.start = nn.Linear(2 * config.dim, 1)
+        self.end = nn.Linear(2 * config.dim, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, d] and [B, T] -> two [B, T]."""
+        h_start = self.transformer(x, mask)
+        h_end = self.transformer(h_start, mask)
+        start = self.start(torch.cat([self.norm_start(h_start), x], -1))
+        end = self.end(torch.cat([self.norm_end(h_end), x], -1))
+        return at_least_float32(start.squeeze(-1)), at_least_float32(end.squeeze(-1))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Independent Gumbel(0, 1) samples of the shape of ``like``: -log of an exponential variable."""
+    return -torch.empty_like(like).exponential_().log()
+
+
+def straight_through(soft: Tensor) -> Tensor:
+    """One-hot of the largest element (the first on ties) forward, the gradient of ``soft`` backward (Eq. 8 and 9)."""
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return hard + (soft - soft.detach())
+
+
+def orthogonality(embeddings: Tensor) -> Tensor:
+    """||E^T E * (1 - I)||_F^2 of embeddings given as rows [L, d] (second term of Eq. 11)."""
+    products = embeddings @ embeddings.t()
+    return (products - products.diag().diag()).square().sum()
+
+
+def spans_to_clips(spans: Tensor, mask: Tensor, clip_times: ClipTimes) -> tuple[Tensor, Tensor]:
+    """First and last clip of each span (section 3.1: "mapped to the corresponding indices"), 0 <= start <= end < T.
+
+    "points": the nearest clip to each boundary, halves up. "extents": the pair whose stretch has the largest IoU
+    with the span.
+
+    Args:
+        spans: [B, 2], fractions of the duration.
+        mask: bool [B, T'] of clips; T is each video's own number of real ones.
+
+    Returns:
+        Two int64 [B].
+    """
+    count = mask.sum(1).clamp_min(1)
+    spans = spans.double().clamp(0, 1)
+    if clip_times == "points":
+        clips = (spans * (count - 1).unsqueeze(1) + 0.5).floor().long()
+        return clips[:, 0], clips[:, 1]
+    # The best start is the clip edge on either side of the true start, the best end likewise: four pairs to compare.
+    edges = spans * count.unsqueeze(1)
+    start, end = edges[:, :1], edges[:, 1:]
+    first = torch.cat([start.floor(), start.floor(), start.floor() + 1, start.floor() + 1], 1)
+    last = torch.cat([end.ceil(), end.ceil() - 1, end.ceil(), end.ceil() - 1], 1)
+    first, last = torch.minimum(first, count.unsqueeze(1) - 1), torch.maximum(last, torch.ones_like(last))
+    inside = (torch.minimum(last, end) - torch.maximum(first, start)).clamp_min(0)
+    union = torch.maximum(last, end) - torch.minimum(first, start)
+    iou = torch.where(last > first, inside / union, -1.0)
+    best = iou.argmax(1, keepdim=True)
+    return first.gather(1, best).squeeze(1).long(), last.gather(1, best).squeeze(1).long() - 1
+
+
+def clips_to_spans(start: Tensor, end: Tensor, mask: Tensor, clip_times: ClipTimes) -> Tensor:
+    """Span of the clips ``start`` to ``end``, as fractions of the duration.
+
+    "points": i / (T - 1) (text under Eq. 14). By that rule start = end is an instant, whose IoU with anything is 0, so
+    such a span alone is widened by half a clip distance on each side, within the video. "extents": start / T to
+    (end + 1) / T.
+
+    Args:
+        start, end: int64 [B, K], start <= end < T.
+        mask: bool [B, T'] of clips; T is each video's own number of real ones.
+
+    Returns:
+        float64 [B, K, 2], of positive length.
+    """
+    count = mask.sum(1, keepdim=True).clamp_min(1).double()
+    if clip_times == "extents":
+        return torch.stack([start / count, (end + 1) / count], -1)
+    half = 0.5 * (start == end)
+    last = (count - 1).clamp_min(0.5)  # a single clip is the whole video
+    return torch.stack([(start - half) / last, (end + half) / last], -1).clamp(0, 1)
+
+
+def boundary_targets(index: Tensor, mask: Tensor, spread: float = 0.0) -> Tensor:
+    """Y_s or Y_e of Eq. 13: one-hot [B, T] of clip ``index`` [B].
+
+    With ``spread``, that much goes to each neighbour (released code: 0.25); a neighbour outside the video leaves its
+    part on the clip itself.
+    """
+    target = F.one_hot(index, mask.shape[1]).float()
+    if not spread:
+        return target
+    before = F.pad(target[:, 1:], (0, 1))
+    after = F.pad(target[:, :-1], (1, 0))
+    neighbours = (before + after) * mask
+    return target * (1 - spread * neighbours.sum(1, keepdim=True)) + spread * neighbours
+
+
+def region_labels(start: Tensor, end: Tensor, mask: Tensor, matching: Literal["sq", "fb", "none"] = "sq") -> Tensor:
+    """Y_lab of Eq. 11: the region of each clip, int64 [B, T].
+
+    "sq": BEGIN on the first clip of the moment and its two neighbours, END on the last and its two neighbours, INSIDE
+    between them, OUTSIDE elsewhere. A clip that both regions claim (in moments of one to three clips) is BEGIN before
+    the moment's middle, END behind it, and INSIDE in the middle itself. "fb": 1 within the moment, 0 elsewhere.
+    Padding is 0.
+    """
+    start, end = start.unsqueeze(1), end.unsqueeze(1)
+    clip = torch.arange(mask.shape[1], device=mask.device)
+    within = (clip >= start) & (clip <= end)
+    if matching == "fb":
+        return (within & mask).long()
+    near_start, near_end = (clip - start).abs() <= 1, (clip - end).abs() <= 1
+    side = (2 * clip - start - end).sign()  # -1 before the middle of the moment, 1 behind it
+    begin = near_start & (~near_end | (side < 0))
+    finish = near_end & (~near_start | (side > 0))
+    labels = torch.full(within.shape, OUTSIDE, device=mask.device)
+    labels = labels.masked_fill(within, INSIDE).masked_fill(begin, BEGIN).masked_fill(finish, END)
+    return labels.masked_fill(~mask, OUTSIDE)
+
+
+def best_clips(start: Tensor, end: Tensor, mask: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``top_n`` pairs i <= j of real clips with the largest P_s(i) P_e(j) (Eq. 14).
+
+    Equal pairs come in the order of i, then j, on every device.
+
+    Args:
+        start, end: float32 [B, T] log-probabilities.
+        mask: bool [B, T].
+
+    Returns:
+        int64 [B, top_n] starts and ends, float32 [B, top_n] log-probabilities falling along the row; ``-inf`` (with
+        clips 0, 0) where there are fewer pairs than ``top_n``.
+    """
+    clips = start.shape[1]
+    allowed = (
+        torch.ones(clips, clips, dtype=torch.bool, device=start.device).triu() & mask.unsqueeze(1) & mask.unsqueeze(2)
+    )
+    log_probability = (
+        (start.float().unsqueeze(2) + end.float().unsqueeze(1)).masked_fill(~allowed, -torch.inf).flatten(1)
+    )
+    # topk leaves the order of equals open. A float >= 0 compares as its bits do, so (bits of -log p, place) is one
+    # integer that no two pairs share.
+    keys = (log_probability.abs().view(torch.int32).long() << 32) + torch.arange(clips * clips, device=start.device)
+    places = keys.topk(min(top_n, clips * clips), dim=1, largest=False).indices
+    best = log_probability.gather(1, places)
+    places = places.masked_fill(best == -torch.inf, 0)
+    missing = (0, top_n - places.shape[1])
+    return F.pad(places // clips, missing), F.pad(places % clips, missing), F.pad(best, missing, value=-torch.inf)
