@@ -16,18 +16,6 @@ from vpgfast.data.text import WordVectors, char_ids, tokenize
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Paragraph
 
 
-def select(paragraph: Paragraph, sentences: Sequence[int]) -> Paragraph:
-    """The paragraph made of some of the sentences, in the order given."""
-    return replace(
-        paragraph,
-        sentences=tuple(paragraph.sentences[i] for i in sentences),
-        spans=None if paragraph.spans is None else paragraph.spans[list(sentences)],
-        annotator_spans=(
-            None if paragraph.annotator_spans is None else tuple(paragraph.annotator_spans[i] for i in sentences)
-        ),
-    )
-
-
 def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool) -> list[Paragraph]:
     """The items that batches are made of: paragraphs ordered, cut and split as a method asks.
 
@@ -39,13 +27,13 @@ def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool) 
     for paragraph in paragraphs:
         count = len(paragraph.sentences)
         if needs.level == "sentence":
-            items += [select(paragraph, [i]) for i in range(count)]
+            items += [paragraph.select([i]) for i in range(count)]
             continue
         if needs.sentence_order == "time" and paragraph.spans is not None:
-            paragraph = select(paragraph, np.argsort(paragraph.spans[:, 0], kind="stable").tolist())
+            paragraph = paragraph.select(np.argsort(paragraph.spans[:, 0], kind="stable").tolist())
         size = needs.max_sentences or count
         starts = [0] if training else range(0, count, size)
-        items += [select(paragraph, range(start, min(start + size, count))) for start in starts]
+        items += [paragraph.select(range(start, min(start + size, count))) for start in starts]
     return items
 
 

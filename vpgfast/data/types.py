@@ -1,10 +1,10 @@
-"""The forms that data takes on its way from a file to a method: :class:`Paragraph`, :class:`BatchNeeds`, :class:`Batch`."""
+"""The forms of data on its way from a file to a method: :class:`Paragraph`, :class:`BatchNeeds`, :class:`Batch`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,16 @@ class Paragraph:
                 f"but its {len(self.sentences)} sentences need ({len(self.sentences)}, 2)"
             )
 
+    def select(self, rows: Sequence[int]) -> Paragraph:
+        """The paragraph made of some of its sentences, in the order given."""
+        marks = self.annotator_spans
+        return replace(
+            self,
+            sentences=tuple(self.sentences[m] for m in rows),
+            spans=None if self.spans is None else self.spans[list(rows)],
+            annotator_spans=None if marks is None else tuple(marks[m] for m in rows),
+        )
+
 
 class FeatureReader(Protocol):
     """Clip features by video name. Implementations may be sent to loader workers (they open their files there)."""
@@ -72,7 +82,8 @@ class BatchNeeds:
             instead of padding.
         chars: whether to fill ``Batch.chars``.
         max_words: longer sentences are cut to this.
-        max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into pieces.
+        max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into
+            pieces.
         sentence_order: ``"time"`` sorts a paragraph's sentences by annotated start, ``"file"`` leaves them.
     """
 
@@ -116,7 +127,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -125,7 +136,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by a ``DataLoader`` with ``pin_memory=True``)."""
-        pinned = {
+        pinned: dict[str, Any] = {
             f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **pinned)

@@ -1,0 +1,172 @@
+"""What the loaders share: finding and opening files, plain or ``.gz``, errors that name the place, and cleaning of
+spans."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vpgfast.data.types import Paragraph
+from vpgfast.errors import AnnotationError
+
+Level = Literal["sentence", "paragraph"]
+BadSpan = Literal["drop_sentence", "drop_paragraph"]
+
+
+def find(root: Path, *names: str) -> Path:
+    """The first of ``root/name`` and ``root/name.gz`` that is there."""
+    for name in names:
+        for path in (root / name, root / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise AnnotationError(f"{root}: no file {' or '.join(names)} (plain or .gz) in this folder")
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a plain or gzipped UTF-8 file."""
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    except (OSError, EOFError, zlib.error) as error:
+        raise AnnotationError(f"{path}: unreadable ({error})") from None
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.strip():
+            yield number, line
+
+
+def read_json(path: Path) -> Any:
+    """The content of a plain or gzipped json file."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise AnnotationError(f"{path}, line {error.lineno} column {error.colno}: not json ({error.msg})") from None
+
+
+def read_json_object(path: Path) -> dict[str, dict[str, Any]]:
+    """A json file that maps each video to an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{path}: a list, where a map from video to its annotations was expected")
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            raise AnnotationError(f"{path}, video {key!r}: {type(value).__name__}, where a map was expected")
+    return content
+
+
+def entry(record: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """``record[key]``, once it is of a kind (``float`` takes any finite number)."""
+    if key not in record:
+        raise AnnotationError(f"{where}: no {key!r}, only {sorted(record)}")
+    value = record[key]
+    if kind is float:
+        return number(value, f"{where}, {key!r}")
+    if not isinstance(value, kind):
+        raise AnnotationError(f"{where}: {key!r} is {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number, also as text."""
+    try:
+        parsed = float(value)
+    except (TypeError, ValueError):
+        parsed = math.nan
+    if not math.isfinite(parsed) or isinstance(value, bool):
+        raise AnnotationError(f"{where}: {value!r} is not a number")
+    return parsed
+
+
+def duration_of(value: Any, where: str) -> float:
+    """A number above 0."""
+    seconds = number(value, where)
+    if seconds <= 0:
+        raise AnnotationError(f"{where}: a duration of {value!r}")
+    return seconds
+
+
+def sentences_and_spans(
+    record: dict[str, Any], where: str, per_second: float = 1.0
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """``record["sentences"]``, and ``record["timestamps"]`` in seconds: float64 [M, 2], not cleaned yet."""
+    sentences = entry(record, "sentences", list, where)
+    timestamps = entry(record, "timestamps", list, where)
+    if not sentences or len(sentences) != len(timestamps):
+        raise AnnotationError(f"{where}: {len(sentences)} sentences and {len(timestamps)} timestamps")
+    spans = np.empty((len(timestamps), 2))
+    for m, (sentence, pair) in enumerate(zip(sentences, timestamps, strict=True)):
+        here = f"{where}, sentence {m + 1}"
+        if not isinstance(sentence, str):
+            raise AnnotationError(f"{here}: {sentence!r} is not text")
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise AnnotationError(f"{here}: the timestamp {pair!r} is not a pair")
+        spans[m] = [number(value, here) / per_second for value in pair]
+    return tuple(sentences), spans
+
+
+def clean_paragraphs(paragraphs: Iterable[Paragraph], bad_span: BadSpan) -> list[Paragraph]:
+    """Clamp spans to the video, and drop what is empty then: starts at or after its end, or after the video's.
+
+    ``bad_span`` says whether only that sentence goes or the paragraph with it. A paragraph without sentences goes too.
+    """
+    if bad_span not in ("drop_sentence", "drop_paragraph"):
+        raise AnnotationError(f"bad_span is {bad_span!r}; choose drop_sentence or drop_paragraph")
+    cleaned = []
+    for paragraph in paragraphs:
+        assert paragraph.spans is not None
+        spans = np.clip(paragraph.spans, 0, paragraph.duration)
+        good = paragraph.spans[:, 0] < np.minimum(paragraph.spans[:, 1], paragraph.duration)
+        good &= spans[:, 0] < spans[:, 1]
+        if good.all():
+            cleaned.append(replace(paragraph, spans=spans))
+        elif bad_span == "drop_sentence" and good.any():
+            cleaned.append(replace(paragraph, spans=spans).select(np.flatnonzero(good).tolist()))
+    return cleaned
+
+
+def at_level(paragraphs: Iterable[Paragraph], level: Level) -> list[Paragraph]:
+    """Paragraphs as they are, or each split into paragraphs of one sentence."""
+    if level == "paragraph":
+        return list(paragraphs)
+    if level != "sentence":
+        raise AnnotationError(f"level is {level!r}; choose sentence or paragraph")
+    return [paragraph.select([i]) for paragraph in paragraphs for i in range(len(paragraph.sentences))]
+
+
+def check_split(split: str, splits: Sequence[str], corpus: str) -> None:
+    if split not in splits:
+        raise AnnotationError(f"{corpus} has no split {split!r}; choose from {', '.join(splits)}")
+
+
+def group_by_video(paragraphs: Iterable[Paragraph]) -> list[Paragraph]:
+    """One paragraph a video: the sentences of all its paragraphs in their order, videos in order of first
+    appearance."""
+    groups: dict[str, list[Paragraph]] = {}
+    for paragraph in paragraphs:
+        groups.setdefault(paragraph.video_id, []).append(paragraph)
+    joined = []
+    for members in groups.values():
+        spans = [p.spans for p in members if p.spans is not None]
+        marks = [mark for p in members if p.annotator_spans is not None for mark in p.annotator_spans]
+        joined.append(
+            replace(
+                members[0],
+                sentences=tuple(sentence for p in members for sentence in p.sentences),
+                spans=np.concatenate(spans) if spans else None,
+                annotator_spans=tuple(marks) if marks else None,
+            )
+        )
+    return joined
