@@ -7,19 +7,33 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from vpgfast.data.features import HDF5Features
+from vpgfast.data.annotations import DATASETS, load_annotations
+from vpgfast.data.features import HDF5Features, check_features, open_features
 from vpgfast.data.moving_shapes import MovingShapesOptions, make_moving_shapes
+from vpgfast.data.simulated import SimulatedFeatures, SimulatedOptions
 from vpgfast.data.text import WordVectors, load_word_vectors, tokenize
 from vpgfast.data.types import FeatureReader, Paragraph
-from vpgfast.errors import ConfigError
+from vpgfast.errors import ConfigError, FeatureError
 
 log = logging.getLogger(__name__)
 
-CORPORA = ("moving_shapes",)
+CORPORA = ("moving_shapes", *DATASETS)
+
+SPLITS = {
+    "activitynet": ("train", "val_1", "val_2"),
+    "charades_sta": ("train", "held_out", "test"),
+    "charades_cd": ("train", "val", "test_ood"),
+    "tacos": ("train", "val", "test"),
+    "didemo": ("train", "val", "test"),
+}
+"""Which of a data set's splits are trained on, validated on and tested on unless the config says otherwise.
+``"held_out"`` is a share of the training videos, see :func:`hold_out`."""
+
+_FOLDERS = {"activitynet": "activitynet_captions"}
 
 
 @dataclass
@@ -27,28 +41,54 @@ class DataConfig:
     """Which corpus, with which features and word vectors.
 
     Attributes:
-        corpus: moving_shapes (made on the spot).
-        root: folder of the annotation files; moving_shapes needs none.
-        features: feature file or folder; none: the corpus's own.
+        corpus: moving_shapes (made on the spot), activitynet, charades_sta, charades_cd, tacos or didemo.
+        root: folder of the annotation files, or of folders named after the data sets; moving_shapes needs none.
+        features: an HDF5 file, a folder of .npy or .npz files, or "simulated" (made from the sentences, for trials
+            only); moving_shapes has its own.
         features_key: where a video's features are in that file, e.g. "{video_id}/c3d_features"; none: found out.
-        word_vectors: GloVe .txt, .txt.gz or .zip, or an .npz with words and vectors; none: hashed vectors.
-        word_dim: width of hashed word vectors.
+        features_dim: width that the features must have; none: any.
         on_bad_features: stop, or skip the videos whose features are missing or unfit.
+        check_features: before anything else, read the features of all videos (full), or only look whether they are
+            there (names).
+        word_vectors: GloVe .txt, .txt.gz or .zip, or an .npz with words and vectors; none: hashed vectors.
+        word_dim: width of hashed word vectors, and of those to take from a .zip with several.
+        train_split: name of the data set's split to train on; none: the usual one.
+        val_split: split to validate on, or held_out for a share of the training videos; none: the usual one.
+        test_split: split to test on (SeqPAN takes val_1 of ActivityNet, paragraph methods take val_2); none: the usual
+            one.
+        held_out_share: share of the training videos that held_out takes away from training.
+        bad_span: whether an impossible timestamp drops its sentence or its paragraph; none: as the data set's papers
+            do.
+        charades_repair: put right the four training lines of Charades-STA that end before they start.
+        tacos_variant: which files of TACoS to read, tan2d, tall or prvg.
+        tacos_pieces: cut TACoS paragraphs into pieces of 8 sentences as PRVG does (tan2d files only).
         seed: of everything made or chosen at random here.
-        cache: folder for what is made here; none: VPGFAST_CACHE, else ~/.cache/vpgfast.
+        cache: folder for what is made here; none: the environment's VPGFAST_CACHE, else ~/.cache/vpgfast.
         moving_shapes: what the made corpus looks like.
+        simulated: how simulated features are made.
     """
 
     corpus: str = "moving_shapes"
     root: Path | None = None
     features: str | None = None
     features_key: str | None = None
+    features_dim: int | None = None
+    on_bad_features: Literal["stop", "skip"] = "stop"
+    check_features: Literal["full", "names"] = "full"
     word_vectors: Path | None = None
     word_dim: int = 300
-    on_bad_features: Literal["stop", "skip"] = "stop"
+    train_split: str | None = None
+    val_split: str | None = None
+    test_split: str | None = None
+    held_out_share: float = 0.1
+    bad_span: Literal["drop_sentence", "drop_paragraph"] | None = None
+    charades_repair: bool = False
+    tacos_variant: Literal["tan2d", "tall", "prvg"] = "tan2d"
+    tacos_pieces: bool = False
     seed: int = 0
     cache: Path | None = None
     moving_shapes: MovingShapesOptions = field(default_factory=MovingShapesOptions)
+    simulated: SimulatedOptions = field(default_factory=SimulatedOptions)
 
 
 @dataclass
@@ -59,7 +99,7 @@ class Corpus:
         name: as tables show it; ends in ``" (simulated features)"`` when they are.
         splits: paragraphs of ``"train"``, ``"val"`` and ``"test"``, spans known.
         features: clip features of all their videos.
-        word_vectors: vocabulary of all splits with its vectors.
+        word_vectors: the vocabulary with its vectors, see :func:`load_corpus`.
     """
 
     name: str
@@ -69,14 +109,108 @@ class Corpus:
 
 
 def load_corpus(config: DataConfig) -> Corpus:
-    """Read (or make) the corpus that a config asks for."""
+    """Read (or make) the corpus that a config asks for.
+
+    With pretrained word vectors the vocabulary is that of all splits, as everywhere in the field (the vectors are
+    frozen, so this teaches nothing about the test split). Hashed vectors say nothing about a word that training has
+    not seen, so then the vocabulary is that of the training split, and other words are the unknown word.
+
+    Raises:
+        UserError: one of its kinds, in one line that names the file, the key or the option.
+    """
     if config.corpus not in CORPORA:
         raise ConfigError(f"corpus {config.corpus!r} is not known; choose from {', '.join(CORPORA)}")
-    folder = make_moving_shapes(config.moving_shapes, config.seed, config.cache)
-    splits = read_moving_shapes(folder)
-    features: FeatureReader = HDF5Features(folder / "features.h5")
-    vectors = load_word_vectors(config.word_vectors, vocabulary(splits.values()), config.word_dim, config.seed)
-    return Corpus(config.corpus, splits, features, vectors)
+    made = config.corpus == "moving_shapes"
+    if made:
+        folder = make_moving_shapes(config.moving_shapes, config.seed, config.cache)
+        splits = read_moving_shapes(folder)
+    else:
+        splits = read_splits(config)
+
+    trained = {"train": splits["train"]} if config.word_vectors is None else splits
+    vectors = load_word_vectors(config.word_vectors, vocabulary(trained.values()), config.word_dim, config.seed)
+
+    name = config.corpus
+    features: FeatureReader
+    if config.features == "simulated":
+        everything = [paragraph for split in splits.values() for paragraph in split]
+        # All words need a vector here, or the sentences of other splits would have no meaning to simulate.
+        words = load_word_vectors(config.word_vectors, vocabulary(splits.values()), config.word_dim, config.seed)
+        features = SimulatedFeatures(everything, words, config.simulated, config.seed)
+        name += " (simulated features)"
+        log.warning("%s: clip features are simulated from the sentences; results say nothing about real video", name)
+    elif config.features is not None:
+        features = open_features(config.features, config.features_key, config.features_dim)
+        splits = _usable(splits, features, config)
+    elif made:
+        features = HDF5Features(folder / "features.h5")
+    else:
+        raise ConfigError(
+            f"corpus {config.corpus} needs features: a feature file or folder, or 'simulated' for a trial without video"
+        )
+    counts = ", ".join(
+        f"{split} {len(p)} paragraphs ({sum(len(x.sentences) for x in p)} sentences)" for split, p in splits.items()
+    )
+    log.info("%s: %s; features %s, width %d", name, counts, features.source, features.dim)
+    return Corpus(name, splits, features, vectors)
+
+
+def read_splits(config: DataConfig) -> dict[str, list[Paragraph]]:
+    """``"train"``, ``"val"`` and ``"test"`` of a data set's annotation files, as the config names them."""
+    if config.root is None:
+        raise ConfigError(f"corpus {config.corpus} needs root, the folder of its annotation files")
+    root = Path(config.root)
+    inner = root / _FOLDERS.get(config.corpus, config.corpus)
+    root = inner if inner.is_dir() else root
+    chosen = (config.train_split, config.val_split, config.test_split)
+    train, val, test = (own or usual for own, usual in zip(chosen, SPLITS[config.corpus], strict=True))
+    splits = {"train": _read(config, train, root)}
+    if val == "held_out":
+        splits["train"], splits["val"] = hold_out(splits["train"], config.held_out_share, config.seed)
+    else:
+        splits["val"] = _read(config, val, root)
+    splits["test"] = splits["val"] if test == val else _read(config, test, root)
+    return splits
+
+
+def _read(config: DataConfig, split: str, root: Path) -> list[Paragraph]:
+    options: dict[str, Any] = {}
+    level = "paragraph"
+    if config.corpus == "didemo":
+        level = "sentence"  # each description stands alone
+    elif config.bad_span is not None:
+        options["bad_span"] = config.bad_span
+    if config.corpus == "charades_sta":
+        options["repair"] = config.charades_repair
+    elif config.corpus == "tacos":
+        options |= {"variant": config.tacos_variant, "pieces": config.tacos_pieces}
+        level = "sentence" if config.tacos_variant == "tall" else level
+    return load_annotations(config.corpus, split, root, level, **options)
+
+
+def hold_out(paragraphs: list[Paragraph], share: float, seed: int) -> tuple[list[Paragraph], list[Paragraph]]:
+    """Split into what stays for training and what is held out for validation: whole videos, chosen by ``seed``."""
+    videos = sorted({p.video_id for p in paragraphs})
+    count = round(share * len(videos))
+    if not 0 < count < len(videos):
+        raise ConfigError(f"held_out_share is {share}, which takes {count} of {len(videos)} training videos")
+    held = {videos[i] for i in np.random.default_rng((seed, 2)).permutation(len(videos))[:count]}
+    return [p for p in paragraphs if p.video_id not in held], [p for p in paragraphs if p.video_id in held]
+
+
+def _usable(
+    splits: dict[str, list[Paragraph]], features: FeatureReader, config: DataConfig
+) -> dict[str, list[Paragraph]]:
+    """The splits without the paragraphs whose video has no usable features (or the error that says so)."""
+    videos = [p.video_id for split in splits.values() for p in split]
+    bad = check_features(features, videos, config.on_bad_features, read=config.check_features == "full")
+    left = {name: [p for p in split if p.video_id not in bad] for name, split in splits.items()}
+    for name, split in left.items():
+        if not split:
+            raise FeatureError(
+                f"{features.source}: no video of the {name} split has usable features; is the key right?"
+            )
+    return left
 
 
 def vocabulary(splits: Iterable[list[Paragraph]]) -> set[str]:

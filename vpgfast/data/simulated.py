@@ -1,0 +1,160 @@
+"""Simulated clip features for real annotation files: made from the words of the sentences, for want of the real ones.
+
+They let loaders, training at scale and speed be tried with the real text and the real timing statistics. **Results on
+them say nothing about a method on real video**, and everything made here says that it is simulated.
+
+The recipe: a sentence's vector is the idf-weighted mean of its words' vectors, minus the mean over all sentences,
+scaled to unit spread. A clip is the mean over the sentences active in it; clips without any show, in stretches of a
+few seconds, a sentence of somewhere else, weakened. A fixed random projection, an offset of each video and noise in
+each clip follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpgfast.data.text import WordVectors, tokenize
+from vpgfast.data.types import Paragraph
+from vpgfast.errors import ConfigError, FeatureError
+
+
+@dataclass(frozen=True)
+class SimulatedOptions:
+    """How simulated features are made.
+
+    Attributes:
+        dim: width of a clip feature.
+        clips_per_second: clips a second.
+        min_clips: fewest clips of a video.
+        max_clips: most clips of a video.
+        background: strength of the sentence of somewhere else that clips without any sentence show.
+        min_stretch: shortest stretch of one background sentence, in seconds.
+        max_stretch: longest stretch of one background sentence, in seconds.
+        video_offset: standard deviation of the offset that all clips of a video share.
+        clip_noise: standard deviation of the noise of every clip.
+    """
+
+    dim: int = 256
+    clips_per_second: float = 2.0
+    min_clips: int = 8
+    max_clips: int = 1024
+    background: float = 0.7
+    min_stretch: float = 2.0
+    max_stretch: float = 8.0
+    video_offset: float = 0.5
+    clip_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "dim": (self.dim >= 1, "at least 1"),
+            "clips_per_second": (self.clips_per_second > 0, "above 0"),
+            "max_clips": (1 <= self.min_clips <= self.max_clips, "at least min_clips, which is at least 1"),
+            "max_stretch": (0 < self.min_stretch <= self.max_stretch, "at least min_stretch, which is above 0"),
+        }
+        for name, (holds, allowed) in rules.items():
+            if not holds:
+                raise ConfigError(f"simulated-feature option {name} is {getattr(self, name)}; it must be {allowed}")
+
+
+class SimulatedFeatures:
+    """A feature reader that makes a video's features when asked; they depend on the arguments and the video's name
+    alone.
+
+    Args:
+        paragraphs: all paragraphs of the corpus, spans known; a video may have several.
+        word_vectors: of their words (a word without a vector of its own counts as the unknown one).
+        options: see there.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        paragraphs: Iterable[Paragraph],
+        word_vectors: WordVectors,
+        options: SimulatedOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.options = options or SimulatedOptions()
+        self.seed = seed
+        self.dim = self.options.dim
+        self.source = f"simulated (seed {seed})"
+        sentences: list[str] = []
+        self._videos: dict[str, tuple[float, list[int], list[np.ndarray]]] = {}
+        for paragraph in paragraphs:
+            if paragraph.spans is None:
+                raise FeatureError(f"features of {paragraph.video_id!r} can't be simulated: its spans are not known")
+            _, rows, spans = self._videos.setdefault(paragraph.video_id, (paragraph.duration, [], []))
+            rows += range(len(sentences), len(sentences) + len(paragraph.sentences))
+            spans.append(paragraph.spans)
+            sentences += paragraph.sentences
+        if not sentences:
+            raise FeatureError("features can't be simulated: there is no sentence")
+        projection = np.random.default_rng((seed, 1)).standard_normal((word_vectors.dim, self.dim))
+        projection /= np.sqrt(word_vectors.dim)
+        self._meanings = (sentence_vectors(sentences, word_vectors) @ projection).astype(np.float32)
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        if video_id not in self._videos:
+            raise FeatureError(f"features of {video_id!r} are missing: the simulated corpus has no such video")
+        duration, rows, spans = self._videos[video_id]
+        o = self.options
+        clips = int(np.clip(round(duration * o.clips_per_second), o.min_clips, o.max_clips))
+        digest = hashlib.blake2b(f"{self.seed} {video_id}".encode(), digest_size=8).digest()
+        rng = np.random.default_rng(int.from_bytes(digest, "little"))
+
+        centres = (np.arange(clips) + 0.5) * (duration / clips)
+        start, end = np.concatenate(spans).T[..., None]
+        active = (centres >= start) & (centres < end)
+        nearest = np.abs(centres - (start + end) / 2).argmin(axis=1)
+        active[np.arange(len(active)), nearest] = True  # a moment shorter than a clip still shows in one
+        weights = active / np.maximum(active.sum(axis=0), 1)
+
+        stretch = np.repeat(np.arange(clips), _stretches(rng, clips, clips / duration, o))[:clips]
+        elsewhere = self._others(rng, rows, clips)[stretch]
+        clip = np.where(
+            active.any(axis=0)[:, None], weights.T @ self._meanings[rows], o.background * self._meanings[elsewhere]
+        )
+        clip += o.video_offset * rng.standard_normal(self.dim)
+        clip += o.clip_noise * rng.standard_normal((clips, self.dim))
+        return clip.astype(np.float32)
+
+    def _others(self, rng: np.random.Generator, rows: list[int], count: int) -> np.ndarray:
+        """Sentences of other videos (of any, where there is no other)."""
+        total = len(self._meanings)
+        if total == len(rows):
+            return rng.integers(total, size=count)
+        # A draw among the others, moved past this video's own sentences (sorted, so one pass is enough).
+        picks = rng.integers(total - len(rows), size=count)
+        for row in rows:
+            picks += picks >= row
+        return picks
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self._videos
+
+    def video_ids(self) -> Iterable[str]:
+        return self._videos.keys()
+
+
+def _stretches(rng: np.random.Generator, clips: int, per_second: float, options: SimulatedOptions) -> np.ndarray:
+    """Lengths in clips of consecutive stretches that reach over the whole video."""
+    lengths = rng.uniform(options.min_stretch, options.max_stretch, size=clips) * per_second
+    return np.maximum(np.rint(lengths), 1).astype(np.int64)
+
+
+def sentence_vectors(sentences: list[str], word_vectors: WordVectors) -> np.ndarray:
+    """float64 [N, d_w]: idf-weighted mean of the words' vectors, minus the mean over all N sentences, of unit
+    spread."""
+    words = [[word_vectors.index(word) for word in tokenize(sentence)] or [1] for sentence in sentences]
+    occurs = Counter(word for sentence in words for word in set(sentence))
+    vectors = np.empty((len(sentences), word_vectors.dim))
+    for row, sentence in zip(vectors, words, strict=True):
+        idf = np.array([np.log(1 + len(sentences) / occurs[word]) for word in sentence])
+        row[:] = idf @ word_vectors.vectors[sentence] / idf.sum()
+    vectors -= vectors.mean(axis=0)
+    return vectors / max(vectors.std(), 1e-12)
