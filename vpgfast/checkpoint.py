@@ -1,0 +1,228 @@
+"""Checkpoints: a model file that holds all that grounding needs, and a training state to resume from.
+
+``best.safetensors`` is the model: weights, method, settings, feature width and source, vocabulary and word vectors.
+``training_state.pt`` is the run: weights, optimiser, random generators, epoch, history. Both are written whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from vpgfast.data.text import WordVectors
+from vpgfast.errors import CheckpointError
+from vpgfast.models.method import METHODS, Method, get_method
+
+MODEL_FILE = "best.safetensors"
+STATE_FILE = "training_state.pt"
+_FORMAT = "1"
+_WEIGHTS = "weights."  # prefix of the model's own tensors in the file
+_VECTORS = "word_vectors"
+
+
+@dataclass
+class Checkpoint:
+    """A trained model and everything that is needed to use it.
+
+    Attributes:
+        method: its name in the registry.
+        settings: of the run that made it, as :func:`vpgfast.config.to_dict` gives them.
+        feature_dim: width d_v of the clip features it takes.
+        feature_source: what those features are.
+        corpus: name of the corpus it was trained on.
+        word_vectors: its vocabulary.
+        weights: the model's state dict.
+        epoch: epochs trained when it was saved.
+        score: its validation score.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    feature_dim: int
+    feature_source: str
+    corpus: str
+    word_vectors: WordVectors
+    weights: dict[str, Tensor]
+    epoch: int
+    score: float
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name in the same folder, to the disk, then moved into place.
+
+    Raises:
+        CheckpointError: it can't be written (disk full, no permission); what was at ``path`` before is untouched and no
+            temporary file stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same name: what a kill leaves is overwritten
+    try:
+        with temporary.open("wb") as file:
+            _write(file, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        before = "; the file before it is untouched" if path.exists() else ""
+        raise CheckpointError(f"can't write {path}: {error.strerror or error}{before}") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write(file: io.BufferedWriter, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a model file. Raises :class:`CheckpointError` as :func:`write_file`."""
+    tensors = {_WEIGHTS + name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.weights.items()}
+    tensors[_VECTORS] = torch.from_numpy(checkpoint.word_vectors.vectors)
+    metadata = {
+        "format": _FORMAT,
+        "method": checkpoint.method,
+        "settings": json.dumps(checkpoint.settings),
+        "feature_dim": str(checkpoint.feature_dim),
+        "feature_source": checkpoint.feature_source,
+        "corpus": checkpoint.corpus,
+        "words": json.dumps(checkpoint.word_vectors.words),
+        "word_source": checkpoint.word_vectors.source,
+        "epoch": str(checkpoint.epoch),
+        "score": repr(checkpoint.score),
+    }
+    write_file(path, to_safetensors(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a model file, or the one in a run's folder.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it was not written by this package.
+    """
+    if path.is_dir():
+        path = path / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file; give a .safetensors file or a run's folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path}: damaged, or no safetensors file ({error})") from None
+    if metadata.get("format") != _FORMAT or _VECTORS not in tensors:
+        raise CheckpointError(f"checkpoint {path}: not a vpgfast checkpoint of format {_FORMAT}")
+    vectors = tensors.pop(_VECTORS).numpy()
+    try:
+        return Checkpoint(
+            method=metadata["method"],
+            settings=json.loads(metadata["settings"]),
+            feature_dim=int(metadata["feature_dim"]),
+            feature_source=metadata["feature_source"],
+            corpus=metadata["corpus"],
+            word_vectors=WordVectors(json.loads(metadata["words"]), vectors, metadata["word_source"]),
+            weights={name.removeprefix(_WEIGHTS): value for name, value in tensors.items()},
+            epoch=int(metadata["epoch"]),
+            score=float(metadata["score"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: its description is damaged ({error!r})") from None
+
+
+def build_model(checkpoint: Checkpoint, config: Any, path: Path) -> Method:
+    """The trained model, in evaluation mode.
+
+    Args:
+        checkpoint: as loaded.
+        config: the method's own config.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: the method is unknown here, or the weights are not those of a model that ``config`` makes.
+    """
+    if checkpoint.method not in METHODS:
+        raise CheckpointError(
+            f"checkpoint {path}: made by method {checkpoint.method!r}, known here are {', '.join(METHODS)}"
+        )
+    model = get_method(checkpoint.method)(config, checkpoint.feature_dim, checkpoint.word_vectors)
+    load_weights(model, checkpoint.weights, path)
+    return model.eval()
+
+
+def load_weights(model: Method, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put weights into a model; raises :class:`CheckpointError` naming the first one that doesn't fit."""
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in weights:
+            raise CheckpointError(f"checkpoint {path}: has no weight {name!r} of {model.name} with these settings")
+        if weights[name].shape != value.shape:
+            shapes = f"{tuple(weights[name].shape)}, these settings of {model.name} make it {tuple(value.shape)}"
+            raise CheckpointError(f"checkpoint {path}: weight {name!r} is {shapes}")
+    for name in weights:
+        if name not in own:
+            raise CheckpointError(f"checkpoint {path}: its weight {name!r} is none of {model.name} with these settings")
+    model.load_state_dict(weights)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state (tensors, numbers, strings, lists, dicts). Raises as :func:`write_file`."""
+    buffer = io.BytesIO()  # torch's own file writer hides a full disk in a RuntimeError
+    torch.save(dict(state), buffer)
+    write_file(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a training state, to the CPU. Raises :class:`CheckpointError` if it is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"training state {path}: damaged ({reason}); start anew with --overwrite") from None
+    if not isinstance(state, dict) or "epoch" not in state:
+        raise CheckpointError(f"training state {path}: not a vpgfast training state; start anew with --overwrite")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that a run uses: python, numpy, torch, and CUDA where there is one."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 (the global one, in case a library draws from it)
+    return {
+        "python": random.getstate(),
+        "numpy": {
+            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            **{name: numpy_state[name] for name in ("has_gauss", "gauss")},
+            "pos": numpy_state["state"]["pos"],
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """The inverse of :func:`random_state`."""
+    random.setstate(state["python"])
+    numpy_state = state["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": numpy_state["key"].numpy().astype(np.uint32), "pos": numpy_state["pos"]},
+            "has_gauss": numpy_state["has_gauss"],
+            "gauss": numpy_state["gauss"],
+        }
+    )
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,209 @@
+"""Pictures: predicted against true spans, training curves, the ranked spans of a query. PNG files, written whole.
+
+Drawn through matplotlib's object interface: no display, no global state.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
+
+from vpgfast.checkpoint import write_file
+from vpgfast.data.types import Paragraph
+from vpgfast.metrics import RankedSpans, interval_iou
+
+TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
+_WIDTH = 10.0  # inches
+_CHARACTERS = 112  # of a sentence on a line of that width
+
+
+def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path, title: str) -> None:
+    """Each video a time line; each sentence its true span above the predicted one, with their IoU.
+
+    Args:
+        paragraphs: with spans; items of the same video are drawn together, by true start.
+        ranked: their ranked spans (the first of each is drawn), see :mod:`vpgfast.metrics`.
+        path: of the PNG.
+        title: above the picture.
+    """
+    videos: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+    durations = {paragraph.video_id: paragraph.duration for paragraph in paragraphs}
+    for paragraph, spans in zip(paragraphs, ranked, strict=True):
+        assert paragraph.spans is not None
+        triples = zip(paragraph.sentences, paragraph.spans, spans[:, 0], strict=True)
+        videos.setdefault(paragraph.video_id, []).extend(triples)
+    panels = []
+    for video, rows_of_video in videos.items():
+        rows_of_video.sort(key=lambda row: (row[1][0], row[1][1]))
+        panels.append((video, durations[video], rows_of_video))
+
+    figure, axes = _panels([len(rows) for _, _, rows in panels], title, row_height=0.5)
+    for axis, (video, duration, rows) in zip(axes, panels, strict=True):
+        _time_line(axis, video, duration, len(rows))
+        for place, (sentence, true, predicted) in enumerate(rows):
+            iou = float(interval_iou(predicted[None], true[None])[0, 0])
+            _sentence(axis, place, sentence)
+            _bar(axis, place + 0.5, 0.16, 0, duration, TRACK)
+            _bar(axis, place + 0.7, 0.16, 0, duration, TRACK)
+            _bar(axis, place + 0.5, 0.16, true[0], true[1], TRUE)
+            if np.isfinite(predicted).all():
+                _bar(axis, place + 0.7, 0.16, predicted[0], predicted[1], PREDICTED)
+            axis.text(
+                1.01, place + 0.68, f"IoU {iou:.2f}", transform=axis.get_yaxis_transform(), color=FAINT, fontsize=8.5
+            )
+    _legend(figure, {"true": TRUE, "predicted": PREDICTED})
+    _save(figure, path)
+
+
+def draw_ranked(
+    sentences: Sequence[str], ranked: np.ndarray, scores: np.ndarray, duration: float, path: Path, title: str
+) -> None:
+    """The best spans of each sentence of a query over the video's time line, paler the lower their score.
+
+    Args:
+        sentences: M of them.
+        ranked: float [M, K, 2], seconds, best first; NaN where there is none.
+        scores: float [M, K].
+        duration: of the video, in seconds.
+        path: of the PNG.
+        title: above the picture.
+    """
+    counts = [int(np.isfinite(spans[:, 0]).sum()) for spans in ranked]
+    step = 0.42  # of a row's height: one ranked span
+    heights = [0.35 + step * max(count, 1) for count in counts]
+    figure, (axis,) = _panels([sum(heights)], title, row_height=0.5)
+    _time_line(axis, "", duration, sum(heights))
+    top = 0.0
+    for sentence, spans, values, count, height in zip(sentences, ranked, scores, counts, heights, strict=True):
+        _sentence(axis, top, sentence)
+        for k in range(count):
+            y = top + 0.5 + step * k
+            _bar(axis, y, 0.2, 0, duration, TRACK)
+            # The first stands out; the others fade by rank, since methods' scores have no common scale.
+            _bar(axis, y, 0.2, spans[k, 0], spans[k, 1], PREDICTED, alpha=1.0 if k == 0 else 0.75 / (1 + 0.35 * k))
+            label = f"{k + 1}.  {spans[k, 0]:.1f} - {spans[k, 1]:.1f} s   ({values[k]:.3g})"
+            axis.text(
+                1.01,
+                y + 0.07,
+                label,
+                transform=axis.get_yaxis_transform(),
+                color=INK if k == 0 else FAINT,
+                fontsize=8.5,
+            )
+        top += height
+    _save(figure, path)
+
+
+def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Path, title: str) -> None:
+    """The training losses and the validation metrics over the epochs, the chosen epoch marked.
+
+    Args:
+        history: a dict an epoch with "epoch", "train ..." and "val ..." entries.
+        select_by: the metric that chose the epoch.
+        path: of the PNG.
+        title: above the picture.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained", facecolor="white")
+    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+    left, right = figure.subplots(1, 2)
+    palette = [PREDICTED, TRUE, "#6c5b9e", "#b5a642", "#8a6d5b", "#5b8ab5", "#b55b83", "#4f6d4a"]
+    names = [name for name in history[0] if name.startswith("train ")]
+    for name, colour in zip(names, palette, strict=False):
+        left.plot(epochs, [row[name] for row in history], color=colour, lw=1.8, label=name.removeprefix("train "))
+    names = sorted(
+        (name for name in history[0] if name.startswith("val ")), key=lambda name: name != f"val {select_by}"
+    )
+    for name, colour in zip(names, palette, strict=False):
+        values = [100 * row[name] for row in history]
+        chosen = name == f"val {select_by}"
+        width = 2.4 if chosen else 1.2
+        right.plot(epochs, values, color=colour, lw=width, label=name.removeprefix("val "), zorder=3 if chosen else 2)
+        if chosen:
+            best = int(np.argmax(values))
+            right.plot(epochs[best], values[best], "o", color=colour, ms=7, zorder=4)
+            right.annotate(
+                *(f"{values[best]:.1f}", (epochs[best], values[best])),
+                xytext=(0, 8), textcoords="offset points", ha="center", color=colour, fontsize=9,
+            )  # fmt: skip
+    for axis, label in ((left, "training loss"), (right, "validation, %")):
+        axis.set_title(label, color=FAINT, fontsize=10, loc="left")
+        axis.set_xlabel("epoch", color=FAINT, fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(True, color=TRACK, lw=1)
+        axis.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        _plain(axis)
+    _save(figure, path)
+
+
+def _panels(rows: Sequence[float], title: str, row_height: float) -> tuple[Figure, list[Axes]]:
+    """A column of time lines, each as high as its rows."""
+    above, below = 0.3, 0.45  # inches around each panel, for its heading and its axis
+    heights = [row_height * count for count in rows]
+    total = sum(heights) + len(heights) * (above + below) + 0.5
+    figure = Figure(figsize=(_WIDTH, total), facecolor="white")
+    figure.text(0.03, 1 - 0.22 / total, title, color=INK, fontsize=12, va="center")
+    axes, top = [], 0.4
+    for height in heights:
+        top += above
+        axes.append(figure.add_axes((0.03, 1 - (top + height) / total, 0.77, height / total)))
+        top += height + below
+    return figure, axes
+
+
+def _time_line(axis: Axes, video: str, duration: float, rows: float) -> None:
+    axis.set_xlim(0, duration)
+    axis.set_ylim(rows, 0)
+    axis.set_yticks([])
+    axis.xaxis.set_major_locator(MaxNLocator(9))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g} s")
+    _plain(axis)
+    axis.spines["left"].set_visible(False)
+    if video:
+        axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4)
+
+
+def _sentence(axis: Axes, place: float, sentence: str) -> None:
+    text = textwrap.shorten(sentence, _CHARACTERS, placeholder=" ...")
+    axis.text(0, place + 0.36, text, transform=axis.get_yaxis_transform(), fontsize=8.5, color=INK, parse_math=False)
+
+
+def _bar(axis: Axes, y: float, height: float, start: float, end: float, colour: str, alpha: float = 1.0) -> None:
+    """A bar from ``start`` to ``end`` seconds; a very short one is still seen."""
+    width = max(end - start, axis.get_xlim()[1] / 400)
+    axis.add_patch(
+        FancyBboxPatch(
+            (start, y), width, height, boxstyle="square,pad=0", facecolor=colour, edgecolor="none", alpha=alpha
+        )
+    )
+
+
+def _legend(figure: Figure, entries: Mapping[str, str]) -> None:
+    height = figure.get_figheight()
+    for place, (label, colour) in enumerate(entries.items()):
+        x = 0.80 - 0.11 * (len(entries) - place)
+        figure.text(x, 1 - 0.22 / height, "\u25a0", color=colour, fontsize=13, va="center")
+        figure.text(x + 0.02, 1 - 0.22 / height, label, color=INK, fontsize=9.5, va="center")
+
+
+def _plain(axis: Axes) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color("#c9ced3")
+    axis.tick_params(colors=FAINT, labelsize=8.5, length=3)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_file(path, buffer.getvalue())

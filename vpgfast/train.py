@@ -1,0 +1,305 @@
+"""Train a method and evaluate it: ``python -m vpgfast.train [--config FILE] [--output FOLDER] [--optim.lr 1e-4 ...]``.
+
+Without arguments: SeqPAN on ``moving_shapes``, a corpus of small videos made on the spot. The loop below is all there is
+to training; it knows methods by their interface alone (:mod:`vpgfast.models.method`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+from torch import nn
+from tqdm import tqdm
+
+from vpgfast.checkpoint import (
+    MODEL_FILE,
+    STATE_FILE,
+    Checkpoint,
+    load_checkpoint,
+    load_state,
+    load_weights,
+    random_state,
+    save_checkpoint,
+    save_state,
+    set_random_state,
+    write_file,
+)
+from vpgfast.command import command, open_log
+from vpgfast.config import OptimConfig, TrainConfig, dump_yaml, flatten, nearest, parse_train, to_dict
+from vpgfast.data.batches import Loader
+from vpgfast.data.corpus import load_corpus
+from vpgfast.errors import ConfigError, UserError
+from vpgfast.evaluate import (
+    METRICS_FILE,
+    evaluate_split,
+    gather,
+    make_fabric,
+    predict,
+    report,
+    split_loader,
+    table_from,
+)
+from vpgfast.metrics import evaluate_spans, metric_names
+from vpgfast.models.method import get_method
+from vpgfast.plots import draw_curves
+
+log = logging.getLogger("vpgfast.train")  # __name__ is "__main__" under `python -m`
+
+CONFIG_FILE = "config.yaml"
+# Settings that change where or how fast a run goes, not what it computes; the device and precision do change it.
+_FREE = ("output", "num_workers", "pictures", "checkpoint_every", "data.cache")
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Command line of ``vpgfast train``."""
+    config = parse_train(argv)
+    if config.select_by not in metric_names(config.metrics):
+        hint = nearest(config.select_by, metric_names(config.metrics))
+        raise ConfigError(f"select_by: no metric {config.select_by!r}{hint}; add it by metrics.top_n or .thresholds")
+    output = config.output_folder()
+    fabric = make_fabric(config)
+    found = fabric.broadcast(look_into(output, config) if fabric.global_rank == 0 else "")
+    if found == "finished":
+        print(table_from(json.loads((output / METRICS_FILE).read_text()), config))
+        print(
+            f"{output} holds this finished run; --overwrite trains it again, --output FOLDER puts another one elsewhere"
+        )
+        return 0
+    open_log(output / "log.txt", quiet=fabric.global_rank > 0)
+    train(fabric, config, output, resume=found == "unfinished")
+    return 0
+
+
+def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> None:
+    """The run: corpus, model, epochs, and the evaluation on the test split.
+
+    Args:
+        fabric: launched.
+        config: every setting.
+        output: the run's folder, exists.
+        resume: go on from the training state in ``output``.
+    """
+    start = time.monotonic()
+    first = fabric.global_rank == 0
+    with fabric.rank_zero_first():
+        corpus = load_corpus(config.data)
+    vectors, method = corpus.word_vectors, get_method(config.method)
+    needs = method.needs(config.model)
+    for split in ("train", "val", "test"):
+        if not corpus.splits.get(split):
+            raise ConfigError(f"{corpus.name}: the {split} split holds no video")
+
+    # Weights start the same in every process; dropout and other noise may then differ.
+    torch.manual_seed(config.seed)
+    model = method(config.model, corpus.features.dim, vectors)
+    optimizer = make_optimizer(model, config.optim)
+    module, optimizer = fabric.setup(model, optimizer)
+    for name in ("loss", "predict"):
+        module.mark_forward_method(name)
+    fabric.seed_everything(config.seed + fabric.global_rank, verbose=False)
+    training = split_loader(fabric, config, corpus, corpus.splits["train"], vectors, needs, training=True)
+    validation = split_loader(fabric, config, corpus, corpus.splits["val"], vectors, needs, training=False)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    log.info("%s: %.2f million parameters, %d steps an epoch, on %s", config.method, size, len(training), fabric.device)
+
+    epoch, best, best_epoch, seconds, history = 0, -math.inf, 0, 0.0, []
+    if resume:
+        state = load_state(output / STATE_FILE)
+        load_weights(model, state["weights"], output / STATE_FILE)
+        optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"][fabric.global_rank])
+        epoch, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
+        seconds, history = state["seconds"], state["history"]
+        log.info("resuming after epoch %d", epoch)
+    board = open_tensorboard(output, purge_step=epoch) if first else None
+
+    while epoch < config.epochs and not out_of_patience(config, epoch, best_epoch):
+        began = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = config.optim.lr * lr_factor(config.optim, epoch, config.epochs)
+        losses = train_epoch(fabric, module, optimizer, training, config, epoch)
+        epoch += 1
+
+        module.eval()
+        items, ranked = predict(fabric, module, validation, config.top_n, "validating")
+        scores = evaluate_spans(ranked, items, config.metrics)
+        score = scores[config.select_by]
+        improved = score > best
+        if improved:
+            best, best_epoch = score, epoch
+        row = {"epoch": epoch, **{f"train {name}": value for name, value in losses.items()}}
+        history.append({**row, **{f"val {name}": value for name, value in scores.items()}})
+        log.info(
+            "epoch %d/%d: loss %.4f, val %s %.2f%%%s (%.1f s)",
+            *(epoch, config.epochs, losses["loss"], config.select_by, 100 * score),
+            *(" (best)" if improved else "", time.monotonic() - began),
+        )
+        if board is not None:
+            for name, value in history[-1].items():
+                board.add_scalar(name.replace(" ", "/", 1), value, epoch)
+            board.flush()
+
+        last = epoch == config.epochs or out_of_patience(config, epoch, best_epoch)
+        randoms = gather(fabric, random_state())
+        if first and improved:
+            settings, source = to_dict(config), corpus.features.source
+            save_checkpoint(
+                output / MODEL_FILE,
+                Checkpoint(
+                    *(config.method, settings, corpus.features.dim, source, corpus.name, vectors),
+                    *(model.state_dict(), epoch, score),
+                ),
+            )
+        if first and (last or epoch % config.checkpoint_every == 0):
+            save_state(
+                output / STATE_FILE,
+                {
+                    "epoch": epoch,
+                    "weights": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "random": randoms,
+                    "best": best,
+                    "best_epoch": best_epoch,
+                    "seconds": seconds + time.monotonic() - start,
+                    "history": history,
+                },
+            )
+    if board is not None:
+        board.close()
+
+    fabric.barrier()
+    log.info("the best of %d epochs was %d: val %s %.2f%%", epoch, best_epoch, config.select_by, 100 * best)
+    load_weights(model, load_checkpoint(output / MODEL_FILE).weights, output / MODEL_FILE)
+    evaluation = evaluate_split(fabric, module, config, corpus, vectors, "test")
+    if first:
+        draw_curves(history, config.select_by, output / "training.png", f"{config.method} on {corpus.name}")
+        report(evaluation, config, corpus, "test", seconds + time.monotonic() - start, output)
+        print(f"model: {output / MODEL_FILE}")
+
+
+def train_epoch(
+    fabric: Fabric, module: Any, optimizer: torch.optim.Optimizer, loader: Loader, config: TrainConfig, epoch: int
+) -> dict[str, float]:
+    """One pass over the training batches; returns the mean of each loss.
+
+    Raises:
+        UserError: the loss is no longer a number.
+    """
+    module.train()
+    loader.set_epoch(epoch)
+    sums: dict[str, torch.Tensor] = {}
+    hidden = True if fabric.global_rank else None  # None: hidden where there is no terminal
+    for batch in tqdm(loader, desc=f"epoch {epoch + 1}", leave=False, disable=hidden, unit="batch"):
+        losses = module.loss(batch.to(fabric.device, non_blocking=True))
+        fabric.backward(losses["loss"])
+        if config.optim.clip is not None:
+            fabric.clip_gradients(module, optimizer, max_norm=config.optim.clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, value in losses.items():  # summed where they are: reading them here would wait for the device
+            sums[name] = sums.get(name, 0) + value.detach().double()
+    means = {name: float(value) / len(loader) for name, value in sums.items()}
+    if not math.isfinite(means["loss"]):
+        raise UserError(f"the loss became {means['loss']} in epoch {epoch + 1}; try a lower --optim.lr or --optim.clip")
+    return means
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser; vectors and scalars (biases, normalisation) decay by nothing."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
+    return kind(groups, lr=optim.lr)
+
+
+def lr_factor(optim: OptimConfig, epoch: int, epochs: int) -> float:
+    """What the learning rate is multiplied by in an epoch (from 0)."""
+    if optim.schedule == "linear":
+        return 1 - epoch / epochs
+    if optim.schedule == "step":
+        return optim.step_factor ** (epoch // optim.step_epochs)
+    return 1.0
+
+
+def out_of_patience(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
+    """Whether ``patience`` epochs have passed since the best one."""
+    return config.patience is not None and epoch - best_epoch >= config.patience
+
+
+def look_into(output: Path, config: TrainConfig) -> str:
+    """Whether the run's folder holds this run: "new", "unfinished" or "finished"; makes the folder and its config file.
+
+    Raises:
+        ConfigError: it holds another run, or ``--resume`` finds nothing to resume.
+    """
+    if config.overwrite and config.resume:
+        raise ConfigError("--resume and --overwrite contradict each other")
+    file = output / CONFIG_FILE
+    if config.overwrite:
+        remove_run(output)
+    if file.is_file():
+        try:
+            difference = first_difference(yaml.safe_load(file.read_text()), to_dict(config))
+        except yaml.YAMLError:
+            raise ConfigError(f"{file} is damaged; give another --output, or --overwrite") from None
+        if difference:
+            raise ConfigError(
+                f"{output} holds a run with other settings ({difference}); give another --output, or --overwrite it"
+            )
+        if (output / METRICS_FILE).is_file():
+            return "finished"
+        if (output / STATE_FILE).is_file():
+            return "unfinished"
+    if config.resume:
+        raise ConfigError(f"--resume: {output} holds no training state; leave --resume out to start there")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output folder {output}: {error.strerror}") from None
+    write_file(file, dump_yaml(config).encode())
+    return "new"
+
+
+def remove_run(output: Path) -> None:
+    """Delete what a run writes, and nothing else that may lie in the folder."""
+    for name in (CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE, "log.txt", "spans.png", "training.png"):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first setting that two runs do not share, as ``key: 1 there, 2 here``; nothing if they are the same run."""
+    old, new = flatten(there), flatten(here)
+    for key in itertools.chain(new, old):
+        if key not in _FREE and (key not in old or key not in new or old[key] != new[key]):
+            return f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here"
+    return ""
+
+
+def open_tensorboard(output: Path, purge_step: int) -> Any:
+    """A TensorBoard writer, or ``None`` where TensorBoard isn't installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(output / "tensorboard", purge_step=purge_step + 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
