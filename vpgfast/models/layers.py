@@ -145,6 +145,8 @@ class SeparableConvLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """[B, T, d] and [B, T] -> [B, T, d]."""
+        if x.shape[1] == 0:
+            return x
         y = self.norm(x).masked_fill(~mask.unsqueeze(-1), 0)
         # [B, T, d] is [B, d, 1, T] in channels_last order: as a 2D convolution it runs without a copy, on CPU in half
         # the time of Conv1d.

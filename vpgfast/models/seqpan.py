@@ -187,9 +187,7 @@ class SeqPAN(Method):
         if self.matching is not None:
             fused, labels = self.matching(fused)
         start, end = self.localizer(fused, video_mask)
-        return Scores(
-            masked_log_softmax(start.float(), video_mask), masked_log_softmax(end.float(), video_mask), labels
-        )
+        return Scores(masked_log_softmax(start, video_mask), masked_log_softmax(end, video_mask), labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11)."""
@@ -375,8 +373,9 @@ class ConditionedLocalizer(nn.Module):
     def __init__(self, config: SeqPANConfig) -> None:
         super().__init__()
         self.transformer = TransformerLayer(config.dim, config.heads, config.dropout)
-        self.norm_start = nn.LayerNorm(config.dim)
-        self.norm_end = nn.LayerNorm(config.dim)
+        # What pre-norm layers leave is normalised before it is used; a bias would only shift all scores alike.
+        self.norm_start = nn.LayerNorm(config.dim, bias=False)
+        self.norm_end = nn.LayerNorm(config.dim, bias=False)
         self.start = nn.Linear(2 * config.dim, 1)
         self.end = nn.Linear(2 * config.dim, 1)
 
