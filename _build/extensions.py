@@ -76,13 +76,13 @@ def torch_version(torch: Path) -> str:
 
 
 def cuda_architectures() -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST`` if set, else this machine's GPUs, else Ampere and Hopper with PTX for newer ones."""
+    """``TORCH_CUDA_ARCH_LIST`` if set, else this machine's GPUs, else Ampere, and PTX that newer ones compile at first use."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if not listed and (smi := shutil.which("nvidia-smi")):
         query = subprocess.run([smi, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True)
         listed = sorted({line.strip() for line in query.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())})
     flags = []
-    for entry in listed or ["8.0", "9.0+PTX"]:
+    for entry in listed or ["8.0+PTX"]:
         arch = entry.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
         if entry.endswith("+PTX"):

@@ -7,7 +7,11 @@ Every function has a plain-PyTorch reference, a C++ CPU kernel, a CUDA kernel an
 import os
 
 from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
+from .temporal_iou import temporal_giou, temporal_iou
+from .temporal_iou_map import temporal_iou_map
+from .temporal_map_bce import temporal_map_bce
 from .temporal_map_max_pool import dense_anchor_mask, sparse_anchor_mask, temporal_map_max_pool
+from .temporal_nms import temporal_nms
 
 load_libraries()
 set_backend(os.environ.get("VPGFAST_BACKEND", "auto"))  # type: ignore[arg-type]  # checked there
@@ -21,5 +25,10 @@ __all__ = [
     "get_backend",
     "set_backend",
     "sparse_anchor_mask",
+    "temporal_giou",
+    "temporal_iou",
+    "temporal_iou_map",
+    "temporal_map_bce",
     "temporal_map_max_pool",
+    "temporal_nms",
 ]

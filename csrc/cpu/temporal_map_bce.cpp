@@ -1,0 +1,176 @@
+// temporal_map_bce on the CPU. See vpgfast/ops/temporal_map_bce.py for what it computes.
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "common/multiversion.h"
+#include "cpu/intervals_cpu.h"
+#include "cpu/vector_math.h"
+
+namespace vpgfast {
+namespace {
+
+// Target of the cell that spans clips i to j of T.
+template <typename T>
+inline __attribute__((always_inline)) T cell_target(T cell_start, int64_t j, T size, T start, T end, T min_iou,
+                                                    T scale) {
+  const T cell_end = static_cast<T>(static_cast<int32_t>(j + 1)) / size;
+  return scaled_iou(interval_iou<false>(cell_start, cell_end, start, end), min_iou, scale);
+}
+
+// Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
+template <typename T, typename scalar_t>
+VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const bool* valid, int64_t i, int64_t size, T start, T end,
+                                T min_iou, T scale) {
+  const T cell_start = static_cast<T>(i) / static_cast<T>(size);
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = i; j < size; ++j) {
+    const T z = static_cast<T>(logits[j]);
+    const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
+    const T tail = log1p_of_unit(exp_of_nonpositive(z < T{0} ? z : -z));
+    const T loss = larger(z, T{0}) - z * t + tail;
+    sum += valid[j] ? loss : T{0};
+  }
+  return sum;
+}
+
+// d loss / d z = p - t on valid cells, 0 elsewhere, times the incoming gradient over the number of valid cells.
+template <typename T, typename scalar_t>
+VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const bool* valid, int64_t i, int64_t size, T start,
+                                       T end, T min_iou, T scale, T factor, scalar_t* grad) {
+  const T cell_start = static_cast<T>(i) / static_cast<T>(size);
+  std::fill(grad, grad + i, static_cast<scalar_t>(0.0f));
+  for (int64_t j = i; j < size; ++j) {
+    const T z = static_cast<T>(logits[j]);
+    const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
+    const T y = exp_of_nonpositive(z < T{0} ? z : -z);
+    const T p = (z < T{0} ? y : T{1}) / (T{1} + y);
+    grad[j] = static_cast<scalar_t>(valid[j] ? (p - t) * factor : T{0});
+  }
+}
+
+struct Map {
+  Map(const char* op, const Tensor& logits_in, const Tensor& spans_in, const Tensor& mask_in,
+      const std::optional<Tensor>& sentence_mask_in, double min_iou, double max_iou)
+      : min_iou(min_iou), scale(1.0 / (max_iou - min_iou)) {
+    check_sizes(op, "logits", logits_in, {-1, -1, -1, -1});
+    B = logits_in.size(0), M = logits_in.size(1), T = logits_in.size(2);
+    check_sizes(op, "logits", logits_in, {B, M, T, T});
+    check_sizes(op, "spans", spans_in, {B, M, 2});
+    check_dtype(op, "spans", spans_in, logits_in.scalar_type());
+    check_sizes(op, "mask", mask_in, {-1, -1, T, T});
+    check_dtype(op, "mask", mask_in, ScalarType::Bool);
+    STD_TORCH_CHECK((mask_in.size(0) == B || mask_in.size(0) == 1) && (mask_in.size(1) == M || mask_in.size(1) == 1),
+                    op, ": mask has the wrong shape");
+    STD_TORCH_CHECK(T < (int64_t{1} << 24), op, ": T is ", T, "; it must be below 2^24");
+    logits = torch::stable::contiguous(logits_in);
+    spans = torch::stable::contiguous(spans_in);
+    mask = torch::stable::contiguous(mask_in);
+    valid = static_cast<const bool*>(mask.const_data_ptr());
+    if (sentence_mask_in) {
+      check_sizes(op, "sentence_mask", *sentence_mask_in, {B, M});
+      check_dtype(op, "sentence_mask", *sentence_mask_in, ScalarType::Bool);
+      sentence_mask = torch::stable::contiguous(*sentence_mask_in);
+      sentences = static_cast<const bool*>(sentence_mask.const_data_ptr());
+    }
+  }
+  bool has_sentence(int64_t row) const {
+    return sentences == nullptr || sentences[row];
+  }
+  const bool* mask_of(int64_t row) const {
+    const int64_t b = mask.size(0) == 1 ? 0 : row / M, m = mask.size(1) == 1 ? 0 : row % M;
+    return valid + (b * mask.size(1) + m) * T * T;
+  }
+  int64_t grain() const {
+    return std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, T * T));
+  }
+
+  Tensor logits, spans, mask, sentence_mask;
+  const bool* valid = nullptr;
+  const bool* sentences = nullptr;
+  int64_t B, M, T;
+  double min_iou, scale;
+};
+
+std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& spans, const Tensor& mask,
+                                            std::optional<Tensor> sentence_mask, double min_iou, double max_iou) {
+  const Map map("temporal_map_bce", logits, spans, mask, sentence_mask, min_iou, max_iou);
+  const int64_t rows = map.B * map.M, T = map.T;
+  Tensor loss = torch::stable::new_empty(logits, {});
+  Tensor count = torch::stable::new_empty(logits, {}, ScalarType::Long);
+  dispatch_floating("temporal_map_bce", logits.scalar_type(), [&]<typename scalar_t>() {
+    using compute = accumulate_t<scalar_t>;
+    const auto* z = static_cast<const scalar_t*>(map.logits.const_data_ptr());
+    const auto* pairs = static_cast<const scalar_t*>(map.spans.const_data_ptr());
+    check_intervals("temporal_map_bce", "spans", pairs, rows);
+    // One sum a sentence, added in their order afterwards: the same for any number of threads.
+    std::vector<double> sums(rows, 0.0);
+    std::vector<int64_t> counts(rows, 0);
+    torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        if (!map.has_sentence(row)) {
+          continue;
+        }
+        const bool* valid = map.mask_of(row);
+        for (int64_t i = 0; i < T; ++i) {
+          counts[row] += std::count(valid + i * T + i, valid + (i + 1) * T, true);
+          sums[row] += row_loss(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
+                                static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
+                                static_cast<compute>(map.scale));
+        }
+      }
+    });
+    const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
+    const int64_t cells = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    *static_cast<int64_t*>(count.mutable_data_ptr()) = cells;
+    *static_cast<scalar_t*>(loss.mutable_data_ptr()) =
+        static_cast<scalar_t>(static_cast<compute>(total / static_cast<double>(std::max<int64_t>(1, cells))));
+  });
+  return {loss, count};
+}
+
+Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& spans, const Tensor& mask,
+                                 std::optional<Tensor> sentence_mask, double min_iou, double max_iou,
+                                 const Tensor& count) {
+  const Map map("temporal_map_bce_backward", logits, spans, mask, sentence_mask, min_iou, max_iou);
+  check_sizes("temporal_map_bce_backward", "grad_loss", grad_loss, {});
+  check_dtype("temporal_map_bce_backward", "grad_loss", grad_loss, logits.scalar_type());
+  check_dtype("temporal_map_bce_backward", "count", count, ScalarType::Long);
+  const int64_t rows = map.B * map.M, T = map.T;
+  Tensor grad = torch::stable::new_empty(logits, {map.B, map.M, T, T});
+  dispatch_floating("temporal_map_bce_backward", logits.scalar_type(), [&]<typename scalar_t>() {
+    using compute = accumulate_t<scalar_t>;
+    const auto* z = static_cast<const scalar_t*>(map.logits.const_data_ptr());
+    const auto* pairs = static_cast<const scalar_t*>(map.spans.const_data_ptr());
+    auto* to = static_cast<scalar_t*>(grad.mutable_data_ptr());
+    const int64_t cells = *static_cast<const int64_t*>(count.const_data_ptr());
+    const compute factor = static_cast<compute>(*static_cast<const scalar_t*>(grad_loss.const_data_ptr())) /
+                           static_cast<compute>(std::max<int64_t>(1, cells));
+    torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        if (!map.has_sentence(row)) {
+          std::fill(to + row * T * T, to + (row + 1) * T * T, static_cast<scalar_t>(0.0f));
+          continue;
+        }
+        const bool* valid = map.mask_of(row);
+        for (int64_t i = 0; i < T; ++i) {
+          row_gradient(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
+                       static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
+                       static_cast<compute>(map.scale), factor, to + row * T * T + i * T);
+        }
+      }
+    });
+  });
+  return grad;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vpgfast, CPU, m) {
+  m.impl("temporal_map_bce", TORCH_BOX(&temporal_map_bce));
+  m.impl("temporal_map_bce_backward", TORCH_BOX(&temporal_map_bce_backward));
+}
+
+}  // namespace vpgfast

@@ -1,0 +1,176 @@
+// temporal_iou and temporal_giou on CUDA. See vpgfast/ops/temporal_iou.py for what they compute.
+
+#include "cuda/intervals_cuda.h"
+
+namespace vpgfast {
+namespace {
+
+// One thread an output: pair (n, m) of list l, or with M = 0 the element-wise form, interval n of a with interval n of b.
+template <bool generalized, typename scalar_t>
+__global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, int64_t total, int64_t N, int64_t M) {
+  using T = accumulate_t<scalar_t>;
+  for (int64_t index = first_index(); index < total; index += index_stride()) {
+    const int64_t row = M == 0 ? index : index / M;
+    const int64_t other = M == 0 ? index : row / N * M + index % M;
+    const Interval<T> x = read_interval<T>(a, row), y = read_interval<T>(b, other);
+    out[index] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y.start, y.end));
+  }
+}
+
+// Gradient of interval `row` of `own` against its list's `count` intervals of `other`: one warp a row, its lanes along
+// the list, so that the order of the sum is fixed. grad of pair (row, k) lies at `first + k * stride`.
+template <bool generalized, typename scalar_t>
+__global__ void iou_backward(const scalar_t* grad, const scalar_t* own, const scalar_t* other, scalar_t* grad_own,
+                             int64_t rows, int64_t per_list, int64_t count, bool transposed) {
+  using T = accumulate_t<scalar_t>;
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t row = first_index() / kWarp; row < rows; row += index_stride() / kWarp) {
+    const int64_t list = row / per_list;
+    const int64_t first = transposed ? list * per_list * count + row % per_list : row * count;
+    const int64_t stride = transposed ? per_list : 1;
+    const Interval<T> x = read_interval<T>(own, row);
+    T sum_start = 0, sum_end = 0;
+    for (int64_t k = lane; k < count; k += kWarp) {
+      const Interval<T> y = read_interval<T>(other, list * count + k);
+      T by_start, by_end;
+      interval_iou_gradient<generalized>(x.start, x.end, y.start, y.end, by_start, by_end);
+      const T g = static_cast<T>(grad[first + k * stride]);
+      sum_start += g * by_start;
+      sum_end += g * by_end;
+    }
+    sum_start = warp_sum(sum_start);
+    sum_end = warp_sum(sum_end);
+    if (lane == 0) {
+      grad_own[2 * row] = static_cast<scalar_t>(sum_start);
+      grad_own[2 * row + 1] = static_cast<scalar_t>(sum_end);
+    }
+  }
+}
+
+template <bool generalized, typename scalar_t>
+__global__ void iou_elementwise_backward(const scalar_t* grad, const scalar_t* a, const scalar_t* b, scalar_t* grad_a,
+                                         scalar_t* grad_b, int64_t count) {
+  using T = accumulate_t<scalar_t>;
+  for (int64_t k = first_index(); k < count; k += index_stride()) {
+    const Interval<T> x = read_interval<T>(a, k), y = read_interval<T>(b, k);
+    const T g = static_cast<T>(grad[k]);
+    T by_start, by_end;
+    interval_iou_gradient<generalized>(x.start, x.end, y.start, y.end, by_start, by_end);
+    grad_a[2 * k] = static_cast<scalar_t>(g * by_start);
+    grad_a[2 * k + 1] = static_cast<scalar_t>(g * by_end);
+    interval_iou_gradient<generalized>(y.start, y.end, x.start, x.end, by_start, by_end);
+    grad_b[2 * k] = static_cast<scalar_t>(g * by_start);
+    grad_b[2 * k + 1] = static_cast<scalar_t>(g * by_end);
+  }
+}
+
+template <typename F>
+void dispatch(const char* op, const Tensor& like, bool generalized, F&& f) {
+  dispatch_floating(op, like.scalar_type(), [&]<typename scalar_t>() {
+    generalized ? f.template operator()<scalar_t, true>() : f.template operator()<scalar_t, false>();
+    check_launch(op);
+  });
+}
+
+template <typename scalar_t>
+const scalar_t* read(const Tensor& tensor) {
+  return static_cast<const scalar_t*>(tensor.const_data_ptr());
+}
+template <typename scalar_t>
+scalar_t* write(const Tensor& tensor) {
+  return static_cast<scalar_t*>(tensor.mutable_data_ptr());
+}
+
+Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
+  check_sizes("temporal_iou", "a", a_in, {-1, -1, 2});
+  check_sizes("temporal_iou", "b", b_in, {a_in.size(0), -1, 2});
+  check_dtype("temporal_iou", "b", b_in, a_in.scalar_type());
+  const torch::stable::accelerator::DeviceGuard guard(a_in.get_device_index());
+  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  const int64_t L = a.size(0), N = a.size(1), M = b.size(1), total = L * N * M;
+  Tensor out = torch::stable::new_empty(a, {L, N, M});
+  if (total > 0) {
+    dispatch("temporal_iou", a, generalized, [&]<typename scalar_t, bool general>() {
+      iou<general><<<blocks_for(total), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
+                                                                          write<scalar_t>(out), total, N, M);
+    });
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Tensor& a_in, const Tensor& b_in,
+                                                 bool generalized) {
+  check_sizes("temporal_iou_backward", "a", a_in, {-1, -1, 2});
+  check_sizes("temporal_iou_backward", "b", b_in, {a_in.size(0), -1, 2});
+  check_sizes("temporal_iou_backward", "grad", grad_in, {a_in.size(0), a_in.size(1), b_in.size(1)});
+  check_dtype("temporal_iou_backward", "b", b_in, a_in.scalar_type());
+  check_dtype("temporal_iou_backward", "grad", grad_in, a_in.scalar_type());
+  const torch::stable::accelerator::DeviceGuard guard(a_in.get_device_index());
+  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  const int64_t L = a.size(0), N = a.size(1), M = b.size(1);
+  Tensor grad_a = torch::stable::empty_like(a), grad_b = torch::stable::empty_like(b);
+  dispatch("temporal_iou_backward", a, generalized, [&]<typename scalar_t, bool general>() {
+    const cudaStream_t stream = current_stream(a);
+    const auto *g = read<scalar_t>(grad), *pa = read<scalar_t>(a), *pb = read<scalar_t>(b);
+    if (L * N > 0) {
+      iou_backward<general><<<blocks_for(L * N * kWarp), kThreads, 0, stream>>>(g, pa, pb, write<scalar_t>(grad_a),
+                                                                                L * N, N, M, false);
+    }
+    if (L * M > 0) {
+      iou_backward<general><<<blocks_for(L * M * kWarp), kThreads, 0, stream>>>(g, pb, pa, write<scalar_t>(grad_b),
+                                                                                L * M, M, N, true);
+    }
+  });
+  return {grad_a, grad_b};
+}
+
+Tensor temporal_iou_elementwise(const Tensor& a_in, const Tensor& b_in, bool generalized) {
+  check_sizes("temporal_iou", "a", a_in, {-1, 2});
+  check_sizes("temporal_iou", "b", b_in, {a_in.size(0), 2});
+  check_dtype("temporal_iou", "b", b_in, a_in.scalar_type());
+  const torch::stable::accelerator::DeviceGuard guard(a_in.get_device_index());
+  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  const int64_t N = a.size(0);
+  Tensor out = torch::stable::new_empty(a, {N});
+  if (N > 0) {
+    dispatch("temporal_iou", a, generalized, [&]<typename scalar_t, bool general>() {
+      iou<general><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
+                                                                      write<scalar_t>(out), N, N, 0);
+    });
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor> temporal_iou_elementwise_backward(const Tensor& grad_in, const Tensor& a_in,
+                                                             const Tensor& b_in, bool generalized) {
+  const int64_t N = a_in.size(0);
+  check_sizes("temporal_iou_backward", "a", a_in, {N, 2});
+  check_sizes("temporal_iou_backward", "b", b_in, {N, 2});
+  check_sizes("temporal_iou_backward", "grad", grad_in, {N});
+  check_dtype("temporal_iou_backward", "b", b_in, a_in.scalar_type());
+  check_dtype("temporal_iou_backward", "grad", grad_in, a_in.scalar_type());
+  const torch::stable::accelerator::DeviceGuard guard(a_in.get_device_index());
+  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  Tensor grad_a = torch::stable::empty_like(a), grad_b = torch::stable::empty_like(b);
+  if (N > 0) {
+    dispatch("temporal_iou_backward", a, generalized, [&]<typename scalar_t, bool general>() {
+      iou_elementwise_backward<general><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(
+          read<scalar_t>(grad), read<scalar_t>(a), read<scalar_t>(b), write<scalar_t>(grad_a),
+          write<scalar_t>(grad_b), N);
+    });
+  }
+  return {grad_a, grad_b};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
+  m.impl("temporal_iou", TORCH_BOX(&temporal_iou));
+  m.impl("temporal_iou_backward", TORCH_BOX(&temporal_iou_backward));
+  m.impl("temporal_iou_elementwise", TORCH_BOX(&temporal_iou_elementwise));
+  m.impl("temporal_iou_elementwise_backward", TORCH_BOX(&temporal_iou_elementwise_backward));
+}
+
+}  // namespace vpgfast
