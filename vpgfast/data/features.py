@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -255,6 +256,24 @@ def check_features(
             raise FeatureError(f"{message}. Mend them, or leave those videos out with on_bad_features=skip")
         log.warning("%s. Left out: %s", message, ", ".join(problems))
     return set(problems)
+
+
+def write_hdf5(features: FeatureReader, path: str | Path) -> None:
+    """Copy all features of a reader to an HDF5 file, ``f[video_id]`` -> [T, dim]; its ``source`` becomes an attribute.
+
+    The file appears only when complete.
+    """
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        with h5py.File(temporary, "w") as output:
+            output.attrs["source"] = features.source
+            for name in tqdm(list(features.video_ids()), desc=f"writing {path.name}", unit="video", delay=2):
+                output[name] = features[name]
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def resample(
