@@ -91,10 +91,13 @@ class MovingShapesOptions:
         max_events: most described events of a video.
         shapes: described shapes of a video, each of its own colour; shapes and distractors are 7 at most together.
         distractors: shapes that do things at the same time but are never described.
+        min_duration: shortest video in seconds (one whose events take longer is longer).
+        max_duration: longest video in seconds.
         min_event: shortest event in seconds.
         max_event: longest event in seconds.
         min_pause: shortest pause before, between and after events, in seconds.
-        max_pause: longest pause in seconds.
+        even_pauses: how alike the pauses of a video are: near 0 one takes almost all the time, at 10
+            they are about equal.
         synonyms: describe colours, shapes and actions in varying words; otherwise in one word each.
         noise: standard deviation of the pixel noise in grey levels (of 255).
         jitter: how far the camera shakes, in pixels.
@@ -111,10 +114,12 @@ class MovingShapesOptions:
     max_events: int = 5
     shapes: int = 3
     distractors: int = 1
-    min_event: float = 1.5
-    max_event: float = 4.0
-    min_pause: float = 0.3
-    max_pause: float = 3.5
+    min_duration: float = 20.0
+    max_duration: float = 30.0
+    min_event: float = 1.2
+    max_event: float = 3.5
+    min_pause: float = 0.2
+    even_pauses: float = 0.5
     synonyms: bool = True
     noise: float = 4.0
     jitter: float = 0.0
@@ -130,7 +135,9 @@ class MovingShapesOptions:
             "min_events": (self.min_events >= 1, "at least 1"),
             "max_events": (self.min_events <= self.max_events <= 2 * self.shapes, "min_events to 2 * shapes"),
             "max_event": (0 < self.min_event <= self.max_event, "at least min_event, which is above 0"),
-            "max_pause": (0 <= self.min_pause <= self.max_pause, "at least min_pause, which is not below 0"),
+            "max_duration": (0 < self.min_duration <= self.max_duration, "at least min_duration, which is above 0"),
+            "min_pause": (self.min_pause >= 0, "at least 0"),
+            "even_pauses": (self.even_pauses > 0, "above 0"),
             "size": (self.size >= 16 and self.size % 2 == 0, "even and at least 16"),
             "quality": (0 <= self.quality <= 51, "0 to 51"),
             "fps": (self.fps >= 1, "at least 1"),
@@ -195,9 +202,15 @@ def script_video(options: MovingShapesOptions, seed: int, split: str, number: in
     spans: list[tuple[float, float]] = []
     mentioned: set[str] = set()
     told: set[tuple[str, str]] = set()
-    time = rng.uniform(options.min_pause, options.max_pause)
-    for _ in range(rng.integers(options.min_events, options.max_events + 1)):
-        length = rng.uniform(options.min_event, options.max_event)
+    lengths = rng.uniform(
+        options.min_event, options.max_event, rng.integers(options.min_events, options.max_events + 1)
+    )
+    busy = lengths.sum() + options.min_pause * (len(lengths) + 1)
+    idle = max(rng.uniform(options.min_duration, options.max_duration) - busy, 0)
+    pauses = options.min_pause + idle * rng.dirichlet(np.full(len(lengths) + 1, options.even_pauses))
+    time = 0.0
+    for pause, length in zip(pauses[:-1], lengths, strict=True):
+        time += pause
         choices = [(s, a) for s in described for a in _possible(s) if (s.colour, a) not in told]
         # An action first, then a shape, so that no action is rare only because few shapes are fit for it.
         actions = sorted({action for _, action in choices})
@@ -209,16 +222,15 @@ def script_video(options: MovingShapesOptions, seed: int, split: str, number: in
         told.add((shape.colour, action))
         spans.append((start, time))
         sentences.append(_sentence(rng, options, shape, action, described, mentioned))
-        time += rng.uniform(options.min_pause, options.max_pause)
-    duration = max(round(time * options.fps), 1) / options.fps
+    duration = max(round((time + pauses[-1]) * options.fps), 1) / options.fps
 
     for shape in others:
-        when = rng.uniform(0, options.max_pause)
+        when = rng.uniform(0, 2 * options.max_event)
         while when + options.min_event < duration:
             end = min(when + rng.uniform(options.min_event, options.max_event), duration)
             possible = _possible(shape)
             _act(rng, shape, possible[rng.integers(len(possible))], when, end)
-            when = end + rng.uniform(options.min_pause, options.max_pause)
+            when = end + options.min_pause + rng.uniform(0, options.max_event)
     # The last event may end with the rounded duration, never after it.
     spans = [(start, min(end, duration)) for start, end in spans]
     return ShapesVideo(f"{split}_{number:05d}", duration, tuple(sentences), tuple(spans), tuple(cast), key)

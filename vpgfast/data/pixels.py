@@ -58,57 +58,62 @@ class PixelFeatures:
         blobs: list[np.ndarray] = []
         grids: list[np.ndarray] = []
         chunk: list[np.ndarray] = []
-        frames = _sampled_frames(Path(video), self.size, self.fps)
-        duration = 0.0
-        for frame, duration in frames:  # noqa: B007
+        frames = _SampledFrames(Path(video), self.size, self.fps)
+        for frame in frames:
             chunk.append(frame)
             if len(chunk) == _CHUNK:
                 _measure(np.stack(chunk), blobs, grids)
                 chunk.clear()
         if chunk:
             _measure(np.stack(chunk), blobs, grids)
-        clips = max(1, round(duration * self.clips_per_second))
-        return _clip_features(np.concatenate(blobs), np.concatenate(grids), clips, self.fps), duration
+        clips = max(1, round(frames.duration * self.clips_per_second))
+        return _clip_features(np.concatenate(blobs), np.concatenate(grids), clips, self.fps), frames.duration
 
 
-def _sampled_frames(path: Path, size: int, fps: float) -> Iterator[tuple[np.ndarray, float]]:
-    """The uint8 [size, size, 3] frames on show at 0, 1/fps, ... seconds, each with the duration as known by then."""
-    if not path.is_file():
-        raise VideoError(f"video {path}: no such file")
-    frames_seen = 0
-    scaler = VideoReformatter()  # one for all frames: setting it up costs more than using it
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"video {path}: holds no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            gap = 1.0 / float(stream.average_rate or 25)
-            known = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-            shown: av.VideoFrame | None = None
-            start = time = 0.0
-            sampled = 0
-            for frame in container.decode(stream):
-                stamp = frame.time if frame.time is not None else start + frames_seen * gap
-                if frames_seen == 0:
-                    start = stamp
-                frames_seen += 1
-                time = max(time, stamp - start)
-                if shown is not None and sampled / fps < time - 1e-6:
-                    pixels = _pixels(shown, size, scaler)
-                    while sampled / fps < time - 1e-6:
-                        yield pixels, time
-                        sampled += 1
-                shown = frame
-            if shown is None:
-                raise VideoError(f"video {path}: holds no frame that can be decoded")
-            duration = max(known, time + gap)
-            pixels = _pixels(shown, size, scaler)
-            while sampled == 0 or sampled / fps < duration - 1e-6:
-                yield pixels, duration
-                sampled += 1
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"video {path}: can't be decoded after {frames_seen} frames ({error})") from None
+class _SampledFrames:
+    """The uint8 [size, size, 3] frames on show at 0, 1/fps, ... seconds; ``duration`` is known after the last one."""
+
+    def __init__(self, path: Path, size: int, fps: float) -> None:
+        self.path, self.size, self.fps = path, size, fps
+        self.duration = 0.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if not self.path.is_file():
+            raise VideoError(f"video {self.path}: no such file")
+        seen = sampled = 0
+        scaler = VideoReformatter()  # one for all frames: setting it up costs more than using it
+        try:
+            with av.open(str(self.path)) as container:
+                if not container.streams.video:
+                    raise VideoError(f"video {self.path}: holds no video stream")
+                stream = container.streams.video[0]
+                stream.codec_context.thread_count = 1  # small frames gain nothing from more
+                usual_gap = 1.0 / float(stream.average_rate or 25)
+                shown: av.VideoFrame | None = None
+                start = time = 0.0
+                for frame in container.decode(stream):
+                    stamp = frame.time if frame.time is not None else start + seen * usual_gap
+                    start = stamp if seen == 0 else start
+                    seen += 1
+                    time = max(time, stamp - start)
+                    if shown is not None and sampled / self.fps < time - 1e-6:
+                        pixels = _pixels(shown, self.size, scaler)
+                        while sampled / self.fps < time - 1e-6:
+                            yield pixels
+                            sampled += 1
+                    shown = frame
+                if shown is None:
+                    raise VideoError(f"video {self.path}: holds no frame that can be decoded")
+                base = shown.time_base
+                end = time + (float(shown.duration * base) if shown.duration and base else usual_gap)
+                stated = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+                self.duration = max(stated, end)
+                pixels = _pixels(shown, self.size, scaler)
+                while sampled == 0 or sampled / self.fps < self.duration - 1e-6:
+                    yield pixels
+                    sampled += 1
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(f"video {self.path}: can't be decoded after {seen} frames ({error})") from None
 
 
 def _pixels(frame: av.VideoFrame, size: int, scaler: VideoReformatter) -> np.ndarray:
@@ -200,7 +205,7 @@ def _clip_features(blobs: np.ndarray, grids: np.ndarray, clips: int, fps: float)
     motion = np.abs(np.diff(grids, axis=0, prepend=grids[:1])).reshape(frames, -1)
     per_frame = np.concatenate((per_frame, 2 * grids.reshape(frames, -1), 20 * motion), axis=1)
 
-    # Frame k, on show from k / fps, belongs to the clip that holds the middle of that time.
+    # Clip i is the mean of frames i F / T up to (i + 1) F / T, at least one.
     edges = np.minimum(np.arange(clips) * frames // clips, frames - 1)
     ends = np.maximum(np.append(edges[1:], frames), edges + 1)
     sums = np.concatenate((np.zeros((1, per_frame.shape[1])), np.cumsum(per_frame, axis=0)))
