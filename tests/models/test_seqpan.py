@@ -751,6 +751,19 @@ def test_same_seed_same_step():
     assert results[0] == results[1]
 
 
+def test_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    model, batch = (
+        SeqPAN(small_config(dropout=0.2, gumbel=False), FEATURE_DIM, word_vectors()),
+        make_batch(dtype=torch.float32),
+    )
+    loss = torch.compile(model.loss, fullgraph=True, backend="eager")(batch)["loss"]
+    assert torch.isfinite(loss)
+    model.eval()
+    compiled = torch.compile(model.predict, fullgraph=True, backend="eager")(batch, 3)
+    torch.testing.assert_close(compiled.spans, model.predict(batch, 3).spans)
+
+
 # gradients and learning
 
 

@@ -45,7 +45,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self.training or self.p == 0:
             return super().forward(x)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,)).view(torch.int16)
         kept = draws[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
         return x * (kept * (1 / (1 - self.p))).to(x.dtype)
 
