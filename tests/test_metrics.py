@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpgfast.data.types import Batch, Paragraph
+from vpgfast.errors import ConfigError
 from vpgfast.metrics import (
     MetricRules,
     PositionPrior,
@@ -103,8 +104,10 @@ def test_float32_predictions_on_a_clip_border_stay_there() -> None:
 
 
 def test_rules_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="clips or segment_seconds"):
+    with pytest.raises(ConfigError, match="clips or segment_seconds"):
         MetricRules(clips=10, segment_seconds=5.0)
+    with pytest.raises(ConfigError, match="top_n"):
+        MetricRules(top_n=())
 
 
 def test_fewer_spans_than_n_and_no_span_at_all() -> None:

@@ -23,7 +23,7 @@ log = logging.getLogger("vpgfast")
 
 
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
-    """Make ``main(argv)`` a command: ``argv`` defaults to ``sys.argv[1:]``, a :class:`UserError` is one line and code 2.
+    """Make ``main(argv)`` a command: ``argv`` defaults to the command line, a :class:`UserError` is a line and code 2.
 
     Other exceptions are bugs and keep their stack trace.
     """

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vpgfast.data.types import Batch, Paragraph
+from vpgfast.errors import ConfigError
 from vpgfast.models.method import Prediction
 
 RankedSpans = Sequence[np.ndarray]
@@ -48,7 +49,9 @@ class MetricRules:
 
     def __post_init__(self) -> None:
         if self.clips is not None and self.segment_seconds is not None:
-            raise ValueError("give clips or segment_seconds, not both")
+            raise ConfigError("metrics: give clips or segment_seconds, not both")
+        if not self.top_n or not self.thresholds or min(self.top_n) < 1:
+            raise ConfigError("metrics: top_n needs whole numbers from 1 on, and thresholds at least one")
 
 
 def metric_names(rules: MetricRules) -> list[str]:

@@ -1,7 +1,7 @@
 """Train a method and evaluate it: ``python -m vpgfast.train [--config FILE] [--output FOLDER] [--optim.lr 1e-4 ...]``.
 
-Without arguments: SeqPAN on ``moving_shapes``, a corpus of small videos made on the spot. The loop below is all there is
-to training; it knows methods by their interface alone (:mod:`vpgfast.models.method`).
+Without arguments: SeqPAN on ``moving_shapes``, a corpus of small videos made on the spot. The loop below is all there
+is to training; it knows methods by their interface alone (:mod:`vpgfast.models.method`).
 """
 
 from __future__ import annotations
