@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from vpgfast.data.corpus import Corpus, DataConfig, load_corpus
 from vpgfast.data.moving_shapes import MovingShapesOptions
-from vpgfast.data.types import Paragraph
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -33,10 +31,3 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 @pytest.fixture(scope="session")
 def small_corpus(small_config: DataConfig) -> Corpus:
     return load_corpus(small_config)
-
-
-def paragraph(video_id: str = "v", sentences: int = 2, duration: float = 10.0, words: int = 3) -> Paragraph:
-    """A paragraph whose sentence m is at [m, m + 1] seconds, the last one first (so not in temporal order)."""
-    spans = np.array([[float(m), m + 1.0] for m in reversed(range(sentences))])
-    texts = tuple(" ".join([f"w{m}"] * words) for m in reversed(range(sentences)))
-    return Paragraph(video_id, duration, texts, spans)

@@ -77,6 +77,7 @@ _ACTION_PHRASES = {
 ACTIONS = tuple(_ACTION_PHRASES)
 _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _GROWTH = 1.7
+_NOISE_PICTURES = 16
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class MovingShapesOptions:
             they are about equal.
         synonyms: describe colours, shapes and actions in varying words; otherwise in one word each.
         noise: standard deviation of the pixel noise in grey levels (of 255).
-        jitter: how far the camera shakes, in pixels.
+        jitter: how far all shapes shake together, as if the camera did, in pixels.
         quality: x264's rate factor: 0 keeps everything, 51 is worst.
         size: width and height of the videos in pixels.
         fps: frames a second of the videos.
@@ -302,16 +303,20 @@ def render_frames(video: ShapesVideo, options: MovingShapesOptions) -> np.ndarra
     times = (np.arange(count, dtype=np.float32) + 0.5) / options.fps
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     slope = rng.uniform(-10, 10, size=2)
-    background = rng.uniform(25, 60) + slope[0] * axis[:, None] + slope[1] * axis
-    background = background + rng.normal(0, 4, size=(size, size))
-    frames = np.repeat(background[None].astype(np.float32), count, axis=0)[..., None].repeat(3, axis=-1)
+    background = rng.uniform(25, 60) + slope[0] * axis[:, None] + slope[1] * axis + rng.normal(0, 4, size=(size, size))
+    # A few noise pictures in random order: drawing noise for every frame would cost more than all the rest.
+    noise = options.noise * rng.standard_normal((_NOISE_PICTURES, size, size)).astype(np.float32)
+    order = rng.integers(_NOISE_PICTURES, size=count)
+    frames = np.repeat(_to_bytes(background + noise)[order][..., None], 3, axis=-1)
     shake = rng.normal(0, options.jitter, size=(2, count)).astype(np.float32) * (2 / size)
     for shape in video._shapes:
         x, y, radius, alpha = _motion(shape, times)
-        _draw(frames, shape, x + shake[0], y + shake[1], radius, alpha, axis)
-    if options.noise:
-        frames += rng.standard_normal(size=frames.shape[:3], dtype=np.float32)[..., None] * options.noise
-    return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
+        _draw(frames, shape, x + shake[0], y + shake[1], radius, alpha, axis, noise[order])
+    return frames
+
+
+def _to_bytes(grey: np.ndarray) -> np.ndarray:
+    return np.clip(grey + 0.5, 0, 255).astype(np.uint8)
 
 
 def _motion(shape: _Shape, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -344,6 +349,7 @@ def _draw(
     radius: np.ndarray,
     alpha: np.ndarray,
     axis: np.ndarray,
+    noise: np.ndarray,
 ) -> None:
     """Blend a shape into every frame, looking only at the square around it."""
     size = len(axis)
@@ -356,7 +362,8 @@ def _draw(
         # How deep inside the outline a pixel is, in pixels: its edge is soft over one pixel.
         cover = np.clip(_inside(shape.kind, u, v) * (radius[t] * size / 2) + 0.5, 0, 1) * alpha[t]
         patch = frames[t, top:bottom, left:right]
-        patch += cover[..., None] * (colour - patch)
+        ink = colour + noise[t, top:bottom, left:right, None]
+        patch[...] = _to_bytes(patch + cover[..., None] * (ink - patch))
 
 
 def _inside(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

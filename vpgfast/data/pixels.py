@@ -117,7 +117,8 @@ class _SampledFrames:
 
 
 def _pixels(frame: av.VideoFrame, size: int, scaler: VideoReformatter) -> np.ndarray:
-    return scaler.reformat(frame, size, size, "rgb24", interpolation="AREA").to_ndarray()
+    how = "AREA" if (frame.width, frame.height) != (size, size) else None
+    return scaler.reformat(frame, size, size, "rgb24", interpolation=how).to_ndarray()
 
 
 def _measure(frames: np.ndarray, blobs: list[np.ndarray], grids: list[np.ndarray]) -> None:
