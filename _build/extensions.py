@@ -2,7 +2,8 @@
 
 ``VPGFAST_BUILD`` chooses what is built:
 
-- ``auto`` (default): ``_C``, and ``_C_cuda`` where nvcc is found; a CUDA build that fails leaves the CPU build standing.
+- ``auto`` (default): ``_C``, and ``_C_cuda`` where nvcc is found; a CUDA build that fails leaves the CPU
+  build standing.
 - ``cpu``: ``_C`` alone.
 - ``cuda``: both; any failure is an error.
 - ``none``: nothing; every op then runs on its plain-PyTorch reference.
@@ -34,7 +35,16 @@ TORCH_TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"
 PYTHON_TARGET = "0x030b0000"
 INFO_FILE = "_build_info.json"
 
-CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fopenmp-simd", "-Wall", "-Wextra"]
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fopenmp-simd",
+    "-Wall",
+    "-Wextra",
+]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", "-lineinfo"]
 
 
@@ -76,10 +86,12 @@ def torch_version(torch: Path) -> str:
 
 
 def cuda_architectures() -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST`` if set, else this machine's GPUs, else Ampere, and PTX that newer ones compile at first use."""
+    """``TORCH_CUDA_ARCH_LIST``, else this machine's GPUs, else Ampere and PTX that newer ones compile at load."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if not listed and (smi := shutil.which("nvidia-smi")):
-        query = subprocess.run([smi, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True)
+        query = subprocess.run(
+            [smi, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True
+        )
         listed = sorted({line.strip() for line in query.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())})
     flags = []
     for entry in listed or ["8.0+PTX"]:
@@ -113,12 +125,17 @@ class BuildExtensions(build_ext):
     def build_extensions(self) -> None:
         torch = find_torch()
         if torch is None:
-            raise BuildError("no torch found to build against. Install it first (pip install torch), or build none of the "
-                             "kernels: VPGFAST_BUILD=none pip install .")  # fmt: skip
+            raise BuildError(
+                "no torch found to build against. Install it first (pip install torch), or build none of the kernels: "
+                "VPGFAST_BUILD=none pip install ."
+            )
         version = torch_version(torch)
         if tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_TORCH:
-            raise BuildError(f"torch {version} in {torch} is too old: the kernels need torch "
-                             f"{'.'.join(map(str, MINIMUM_TORCH))} or newer. Upgrade it, or set VPGFAST_BUILD=none.")  # fmt: skip
+            minimum = ".".join(map(str, MINIMUM_TORCH))
+            raise BuildError(
+                f"torch {version} in {torch} is too old: the kernels need torch {minimum} or newer. "
+                "Upgrade it, or set VPGFAST_BUILD=none."
+            )
         self.torch = torch
         self.info: dict[str, object] = {"torch": version, "mode": build_mode(), "built": [], "not_built": {}}
         for extension in list(self.extensions):
@@ -129,10 +146,12 @@ class BuildExtensions(build_ext):
             except (subprocess.CalledProcessError, OSError) as error:
                 reason = _first_error(error)
                 if name == "_C":
-                    raise BuildError(f"the C++ kernels could not be compiled.\n{reason}\nInstall a C++20 compiler (g++ 11 or "
-                                     "newer; CXX names another), or do without: VPGFAST_BUILD=none pip install .")  # fmt: skip
+                    raise BuildError(
+                        f"the C++ kernels could not be compiled.\n{reason}\nInstall a C++20 compiler (g++ 11 or newer; "
+                        "CXX names another), or do without: VPGFAST_BUILD=none pip install ."
+                    ) from None
                 if build_mode() == "cuda":
-                    raise BuildError(f"the CUDA kernels could not be compiled.\n{reason}")
+                    raise BuildError(f"the CUDA kernels could not be compiled.\n{reason}") from None
                 print(f"vpgfast: CUDA kernels not built, the CPU kernels are. Reason: {reason}")
                 self.info["not_built"][name] = reason  # type: ignore[index]
                 self.extensions.remove(extension)
@@ -151,10 +170,11 @@ class BuildExtensions(build_ext):
     def build_extension(self, ext: Extension) -> None:
         cuda = ext.name.endswith("_C_cuda")
         cxx, nvcc = os.environ.get("CXX", "g++"), find_nvcc()
+        short_paths = f"-ffile-prefix-map={ROOT}/="  # in error messages
         extra_flags = os.environ.get("VPGFAST_CXXFLAGS", "").split()  # e.g. -fsanitize=address
         include = [ROOT / "csrc", self.torch / "include", sysconfig.get_paths()["include"]]
-        shared = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-DPy_LIMITED_API={PYTHON_TARGET}",
-                  f"-DVPGFAST_MODULE={ext.name.rpartition('.')[2]}", *(f"-I{path}" for path in include)]  # fmt: skip
+        shared = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-DPy_LIMITED_API={PYTHON_TARGET}"]
+        shared += [f"-DVPGFAST_MODULE={ext.name.rpartition('.')[2]}", *(f"-I{path}" for path in include)]
         if cuda and nvcc is None:
             raise FileNotFoundError("nvcc was not found (looked at CUDA_HOME, PATH and /usr/local/cuda)")
 
@@ -162,9 +182,9 @@ class BuildExtensions(build_ext):
             target = Path(self.build_temp, ext.name, source).with_suffix(".o")
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.endswith(".cu"):
-                command = [nvcc, *NVCC_FLAGS, f"-Xcompiler=-ffile-prefix-map={ROOT}/=", *cuda_architectures(), "-ccbin", cxx]
+                command = [nvcc, *NVCC_FLAGS, *cuda_architectures(), "-ccbin", cxx, f"-Xcompiler={short_paths}"]
             else:
-                command = [cxx, *CXX_FLAGS, f"-ffile-prefix-map={ROOT}/=", *extra_flags]
+                command = [cxx, *CXX_FLAGS, short_paths, *extra_flags]
             _run([*command, *shared, "-c", str(ROOT / source), "-o", str(target)])
             return str(target)
 

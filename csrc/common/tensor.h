@@ -45,8 +45,7 @@ void dispatch_floating(const char* op, ScalarType dtype, F&& f) {
 
 // The public functions in vpgfast/ops check their arguments and explain what is wrong; this guards the kernels against
 // calls that come through torch.ops directly.
-inline void check_sizes(const char* op, const char* name, const Tensor& tensor,
-                        std::initializer_list<int64_t> sizes) {
+inline void check_sizes(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes) {
   bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t axis = 0;
   for (const int64_t size : sizes) {

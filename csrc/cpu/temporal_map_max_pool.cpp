@@ -214,9 +214,7 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
       std::vector<int64_t> table(spans.levels() * T);  // positions of the maxima
       std::vector<accumulate> sum(T);
       // Of two blocks the earlier one's maximum wins ties, and the last NaN wins over all: MaxPool1d's rule.
-      const auto better = [&](int64_t a, int64_t b) {
-        return key[b] > key[a] || key[b] == Bits::kNaN ? b : a;
-      };
+      const auto better = [&](int64_t a, int64_t b) { return key[b] > key[a] || key[b] == Bits::kNaN ? b : a; };
       for (int64_t r = begin; r < end; ++r) {
         std::transform(from + r * T, from + (r + 1) * T, key.begin(), Bits::encode_for_ties);
         for (int64_t t = 0; t < T && spans.count > 0; ++t) {

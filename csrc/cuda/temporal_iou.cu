@@ -5,7 +5,8 @@
 namespace vpgfast {
 namespace {
 
-// One thread an output: pair (n, m) of list l, or with M = 0 the element-wise form, interval n of a with interval n of b.
+// One thread an output: pair (n, m) of list l, or with M = 0 the element-wise form, interval n of a with interval n of
+// b.
 template <bool generalized, typename scalar_t>
 __global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, int64_t total, int64_t N, int64_t M) {
   using T = accumulate_t<scalar_t>;
@@ -114,12 +115,12 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
     const cudaStream_t stream = current_stream(a);
     const auto *g = read<scalar_t>(grad), *pa = read<scalar_t>(a), *pb = read<scalar_t>(b);
     if (L * N > 0) {
-      iou_backward<general><<<blocks_for(L * N * kWarp), kThreads, 0, stream>>>(g, pa, pb, write<scalar_t>(grad_a),
-                                                                                L * N, N, M, false);
+      iou_backward<general>
+          <<<blocks_for(L * N * kWarp), kThreads, 0, stream>>>(g, pa, pb, write<scalar_t>(grad_a), L * N, N, M, false);
     }
     if (L * M > 0) {
-      iou_backward<general><<<blocks_for(L * M * kWarp), kThreads, 0, stream>>>(g, pb, pa, write<scalar_t>(grad_b),
-                                                                                L * M, M, N, true);
+      iou_backward<general>
+          <<<blocks_for(L * M * kWarp), kThreads, 0, stream>>>(g, pb, pa, write<scalar_t>(grad_b), L * M, M, N, true);
     }
   });
   return {grad_a, grad_b};
@@ -157,8 +158,8 @@ std::tuple<Tensor, Tensor> temporal_iou_elementwise_backward(const Tensor& grad_
   if (N > 0) {
     dispatch("temporal_iou_backward", a, generalized, [&]<typename scalar_t, bool general>() {
       iou_elementwise_backward<general><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(
-          read<scalar_t>(grad), read<scalar_t>(a), read<scalar_t>(b), write<scalar_t>(grad_a),
-          write<scalar_t>(grad_b), N);
+          read<scalar_t>(grad), read<scalar_t>(a), read<scalar_t>(b), write<scalar_t>(grad_a), write<scalar_t>(grad_b),
+          N);
     });
   }
   return {grad_a, grad_b};

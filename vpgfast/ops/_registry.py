@@ -3,8 +3,8 @@
 Each op exists the moment its Python file is imported: :func:`define` registers the schema, the plain-PyTorch reference
 (which runs on any device and dtype that has no kernel) and the fake implementation. The libraries ``_C`` (C++) and
 ``_C_cuda`` (CUDA) register kernels for single devices, which the dispatcher prefers. Choosing another backend installs
-the chosen functions over them, and leaves the dispatcher as it was when the choice ends: no op ever asks in Python which
-implementation to run.
+the chosen functions over them, and leaves the dispatcher as it was when the choice ends: no op ever asks in Python
+which implementation to run.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def float32_under_autocast(name: str) -> None:
 
 
 def build_info() -> dict[str, Any]:
-    """What the last build left: ``torch``, ``mode``, ``built``, ``not_built`` (name -> reason); empty if nothing was built."""
+    """What the last build left: ``torch``, ``mode``, ``built``, ``not_built`` (name -> reason); maybe nothing."""
     path = PACKAGE / "_build_info.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -127,7 +127,7 @@ def _interpreted() -> bool:
 
 
 def implementation(op: Op, device: str, backend: Backend) -> Backend:
-    """Which implementation of ``op`` the backend choice ``backend`` stands for on ``device`` (``"cpu"`` or ``"cuda"``)."""
+    """Which implementation of ``op`` the choice ``backend`` stands for on ``device`` (``"cpu"`` or ``"cuda"``)."""
     compiled: Backend = "cpp" if device == "cpu" else "cuda"
     has_triton = op.triton is not None and (device == "cuda" or _interpreted())
     if backend == "reference":
@@ -151,9 +151,9 @@ def set_backend(choice: Backend) -> None:
     """Choose the implementation of every op, for the whole process.
 
     Args:
-        choice: ``"auto"`` (compiled kernel, else Triton on CUDA, else the reference), ``"reference"``, ``"triton"`` (where an op has a
-            Triton kernel; on the CPU only with ``TRITON_INTERPRET=1``), ``"cpp"`` or ``"cuda"`` (like auto, but an error
-            when that library is missing).
+        choice: ``"auto"`` (compiled kernel, else Triton on CUDA, else the reference), ``"reference"``, ``"triton"``
+            (where an op has a Triton kernel; on the CPU only with ``TRITON_INTERPRET=1``), ``"cpp"`` or ``"cuda"``
+            (like auto, but an error when that library is missing).
 
     Raises:
         ValueError: for an unknown name.

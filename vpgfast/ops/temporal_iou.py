@@ -75,13 +75,11 @@ def check_intervals(op: str, name: str, intervals: Tensor) -> None:
     if inverted.any():
         k = int(inverted.nonzero()[0])
         start, end = intervals.reshape(-1, 2)[k].tolist()
-        raise RuntimeError(
-            f"{op}: interval {k} of {name} is ({start}, {end}); its end must not lie before its start"
-        )
+        raise RuntimeError(f"{op}: interval {k} of {name} is ({start}, {end}); its end must not lie before its start")
 
 
 def plain_iou(a: Tensor, b: Tensor, generalized: bool) -> Tensor:
-    """Element-wise IoU of a [..., 2] and b [..., 2] in differentiable PyTorch, broadcasting: the definition of correct."""
+    """Element-wise IoU of a [..., 2] and b [..., 2], differentiable and broadcasting: the definition of correct."""
     start_a, end_a = a.unbind(-1)
     start_b, end_b = b.unbind(-1)
     shared = torch.relu(torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b))

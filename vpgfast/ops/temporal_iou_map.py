@@ -15,8 +15,8 @@ from .temporal_iou import accumulate_dtype, check_intervals, plain_iou, plain_io
 def temporal_iou_map(spans: Tensor, T: int) -> Tensor:
     """IoU of every moment of a T-clip video with each span.
 
-    Cell (i, j) of the map is the moment from the start of clip i to the end of clip j: (i / T, (j + 1) / T) as fractions of
-    the duration. Cells below the diagonal are zero. An empty span has IoU 0 with every cell.
+    Cell (i, j) of the map is the moment from the start of clip i to the end of clip j: (i / T, (j + 1) / T) as
+    fractions of the duration. Cells below the diagonal are zero. An empty span has IoU 0 with every cell.
 
     Source: 2D-TAN (Zhang et al., AAAI 2020), section 3.4: the IoU that its targets are made of.
 

@@ -16,9 +16,9 @@ def temporal_map_max_pool(x: Tensor, spans: Tensor | None = None) -> Tensor:
     """Maximum over the clips of every moment, or of the listed moments.
 
     ``out[b, c, i, j] = max(x[b, c, i], ..., x[b, c, j])`` for i <= j, and zero below the diagonal. With ``spans``,
-    ``out[b, c, p]`` is the maximum from clip ``spans[p, 0]`` to clip ``spans[p, 1]``, both included, and no T x T map is
-    made. NaN propagates. The gradient of a cell goes to its largest clip: the first on ties, the last NaN where there are
-    several (as ``torch.nn.MaxPool1d`` has it).
+    ``out[b, c, p]`` is the maximum from clip ``spans[p, 0]`` to clip ``spans[p, 1]``, both included, and no T x T map
+    is made. NaN propagates. The gradient of a cell goes to its largest clip: the first on ties, the last NaN where
+    there are several (as ``torch.nn.MaxPool1d`` has it).
 
     Source: 2D-TAN (Zhang et al., AAAI 2020), section 3.2; DMR-JRG's moment map.
 
@@ -57,8 +57,8 @@ def dense_anchor_mask(T: int) -> Tensor:
 def sparse_anchor_mask(T: int, layers: Sequence[int] = (16, 8, 8)) -> Tensor:
     """2D-TAN's sparse anchors: all short moments, longer ones ever more coarsely.
 
-    Layer k adds ``layers[k]`` lengths, 2^k clips apart, of moments that start at every 2^k-th clip. ``(16, 8, 8)`` is for
-    ActivityNet (T = 64), ``(16, 8, 8, 8)`` for TACoS (T = 128), ``(16,)`` for Charades (T = 16: all of them).
+    Layer k adds ``layers[k]`` lengths, 2^k clips apart, of moments that start at every 2^k-th clip. ``(16, 8, 8)`` is
+    for ActivityNet (T = 64), ``(16, 8, 8, 8)`` for TACoS (T = 128), ``(16,)`` for Charades (T = 16: all of them).
 
     Source: 2D-TAN (Zhang et al., AAAI 2020), Fig. 3 and its released sparse pooling.
 

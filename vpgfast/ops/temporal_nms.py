@@ -49,12 +49,13 @@ def temporal_nms(spans: Tensor, scores: Tensor, threshold: float, top_k: int | N
 
 def _reference(spans: Tensor, scores: Tensor, threshold: float, top_k: int) -> Tensor:
     check_intervals("temporal_nms", "spans", spans)
-    L, N = scores.shape
+    L = scores.shape[0]
     kept = torch.full((L, top_k), -1, dtype=torch.int64, device=spans.device)
     wide = spans.double() if spans.dtype == torch.float64 else spans.float()
     threshold = torch.tensor(threshold, dtype=wide.dtype).item()  # compared in the dtype of the IoU
     for row in range(L):
-        order = torch.sort(scores[row].nan_to_num(nan=-torch.inf, posinf=torch.inf), descending=True, stable=True)
+        present = torch.where(scores[row].isnan(), -torch.inf, scores[row])
+        order = torch.sort(present, descending=True, stable=True)
         left = order.indices[order.values > -torch.inf]
         for k in range(top_k):
             if left.numel() == 0:

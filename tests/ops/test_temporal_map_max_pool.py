@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vpgfast import ops
+from vpgfast.ops import dense_anchor_mask, sparse_anchor_mask, temporal_map_max_pool
+
+from .grid import (
+    LAYOUTS,
+    check_compiles,
+    check_deterministic,
+    check_registration,
+    compare,
+    dtypes,
+    implementations,
+    layouts,
+)
+
+SHAPES = [(2, 3, 16), (1, 1, 1), (2, 5, 7), (3, 2, 33), (0, 3, 4), (2, 0, 4), (2, 3, 0), (1, 2, 130)]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def random_x(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Features with many ties, and both zeros: the hard cases for whose gradient it is."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = torch.where(torch.rand(shape, generator=generator) < 0.3, (x * 2).round() / 2, x)
+    return x.to(dtype)
+
+
+def random_span_list(P: int, T: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, max(T, 1), (P, 2), generator=torch.Generator().manual_seed(seed)).sort(-1).values
+
+
+def by_loops(x: Tensor) -> Tensor:
+    """Independent of everything else here: slices and Python's max."""
+    B, C, T = x.shape
+    out = torch.zeros(B, C, T, T, dtype=x.dtype)
+    for b in range(B):
+        for c in range(C):
+            for i in range(T):
+                for j in range(i, T):
+                    values = x[b, c, i : j + 1].tolist()
+                    out[b, c, i, j] = math.nan if any(map(math.isnan, values)) else max(values)
+    return out
+
+
+def test_by_hand() -> None:
+    x = torch.tensor([[[1.0, 3.0, 2.0]]], requires_grad=True)
+    out = temporal_map_max_pool(x)
+    assert out.tolist() == [[[[1, 3, 3], [0, 3, 3], [0, 0, 2]]]]
+    (grad,) = torch.autograd.grad(out, x, torch.tensor([[[[1.0, 10, 100], [9, 1000, 10000], [9, 9, 100000]]]]))
+    assert grad.tolist() == [[[1, 11110, 100000]]]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9), (1, 1, 1), (1, 3, 4)], ids=str)
+def test_reference_equals_loops(shape: tuple[int, ...]) -> None:
+    x = random_x(shape, torch.float64)
+    x[0, 0, shape[2] // 2] = math.nan
+    with ops.backend("reference"):
+        torch.testing.assert_close(temporal_map_max_pool(x), by_loops(x), equal_nan=True, rtol=0, atol=0)
+        spans = random_span_list(12, shape[2])
+        listed = torch.stack([by_loops(x)[:, :, i, j] for i, j in spans.tolist()], -1)
+        torch.testing.assert_close(temporal_map_max_pool(x, spans), listed, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("poison", [None, math.nan], ids=["ties", "nan"])
+def test_gradient_follows_max_pool1d(poison: float | None) -> None:
+    """The clip that torch's MaxPool1d would choose, on ties and NaN too."""
+    T = 9
+    x = random_x((2, 3, T), torch.float64)
+    if poison is not None:
+        x[0, 0, [2, 5]] = poison
+    weight = torch.randn(2, 3, T, T, dtype=torch.float64)
+
+    def stacked(x: Tensor) -> Tensor:
+        rows = torch.zeros(2, 3, T, T, dtype=x.dtype)
+        for length in range(1, T + 1):
+            pooled = torch.nn.functional.max_pool1d(x, length, stride=1)
+            starts = torch.arange(T - length + 1)
+            rows[:, :, starts, starts + length - 1] = pooled
+        return rows
+
+    grads = []
+    for pool in (stacked, temporal_map_max_pool):
+        leaf = x.clone().requires_grad_()
+        grads.append(torch.autograd.grad(pool(leaf), leaf, weight)[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
+
+
+@implementations(triton=True)
+@dtypes
+@layouts
+@shapes
+def test_grid(device: str, backend: str, dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
+    if backend == "triton" and device == "cpu" and shape[2] > 100:
+        shape = (*shape[:2], 40)  # the interpreter is slow
+    x = LAYOUTS[layout](random_x(shape, dtype).to(device))
+    compare(temporal_map_max_pool, [x], backend, exact=True)
+
+
+@implementations()
+@dtypes
+@layouts
+@shapes
+@pytest.mark.parametrize("P", [0, 1, 50])
+def test_grid_of_spans(
+    device: str, backend: str, dtype: torch.dtype, layout: str, shape: tuple[int, ...], P: int
+) -> None:
+    P = P if shape[2] > 0 else 0  # a video without clips has no spans to list
+    x = LAYOUTS[layout](random_x(shape, dtype).to(device))
+    spans = LAYOUTS[layout if layout != "expanded" else "strided"](random_span_list(P, shape[2])).to(device)
+    compare(lambda x: temporal_map_max_pool(x, spans), [x], backend, exact=True)
+
+
+@implementations(triton=True)
+@dtypes
+@pytest.mark.parametrize("special", [math.nan, -math.nan, math.inf, -math.inf, -0.0])
+def test_special_values(device: str, backend: str, dtype: torch.dtype, special: float) -> None:
+    x = random_x((2, 3, 11), dtype)
+    x[0, :, 4] = special
+    x[1, 0, [1, 7]] = special
+    compare(temporal_map_max_pool, [x.to(device)], backend)
+    if backend != "triton":
+        spans = random_span_list(30, 11).to(device)
+        compare(lambda x: temporal_map_max_pool(x, spans), [x.to(device)], backend)
+
+
+@implementations()
+def test_fuzz(device: str, backend: str) -> None:
+    generator = torch.Generator().manual_seed(20)
+    for seed in range(60):
+        B, C, T, P = (
+            int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, 4), (0, 6), (1, 90), (0, 80))
+        )
+        x = random_x((B, C, T), torch.float32, seed).to(device)
+        spans = random_span_list(P, T, seed).to(device)
+        compare(temporal_map_max_pool, [x], backend, exact=True)
+        compare(lambda x, spans=spans: temporal_map_max_pool(x, spans), [x], backend, exact=True)
+
+
+def test_map_and_list_agree() -> None:
+    x = random_x((2, 3, 12), torch.float32)
+    mask = sparse_anchor_mask(12, (3, 2))
+    assert torch.equal(temporal_map_max_pool(x, mask.nonzero()), temporal_map_max_pool(x)[:, :, mask])
+
+
+@implementations()
+def test_gradcheck(device: str, backend: str) -> None:
+    x = torch.randn(2, 2, 5, dtype=torch.float64, device=device, requires_grad=True)
+    spans = random_span_list(6, 5).to(device)
+    with ops.backend(backend):
+        assert torch.autograd.gradcheck(temporal_map_max_pool, (x,))
+        assert torch.autograd.gradcheck(lambda x: temporal_map_max_pool(x, spans), (x,))
+
+
+@implementations()
+def test_deterministic_and_fully_written(device: str, backend: str) -> None:
+    x = random_x((8, 64, 37), torch.float32).to(device)
+    spans = random_span_list(500, 37).to(device)
+    with ops.backend(backend):
+        check_deterministic(temporal_map_max_pool, x)
+        check_deterministic(lambda x: temporal_map_max_pool(x, spans), x)
+
+
+def test_registration() -> None:
+    x, spans = torch.randn(2, 3, 5), random_span_list(4, 5)
+    check_registration("temporal_map_max_pool", [(x,), (x.requires_grad_(),)])
+    check_registration("temporal_map_max_pool_backward", [(torch.randn(2, 3, 5, 5), x.detach())])
+    check_registration("temporal_map_max_pool_spans", [(x, spans), (x.detach(), spans)])
+    check_registration("temporal_map_max_pool_spans_backward", [(torch.randn(2, 3, 4), x.detach(), spans, False)])
+
+
+def test_compiles_without_graph_break() -> None:
+    x, spans = torch.randn(2, 3, 5), random_span_list(4, 5)
+    check_compiles(temporal_map_max_pool, x)
+    check_compiles(temporal_map_max_pool, x, spans)
+
+
+def test_second_derivative_is_refused() -> None:
+    x = torch.randn(1, 1, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(temporal_map_max_pool(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="temporal_map_max_pool has no second derivative"):
+        grad.sum().backward()
+
+
+def test_autocast_keeps_the_dtype() -> None:
+    """A maximum is exact in any dtype: nothing to cast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert temporal_map_max_pool(torch.randn(1, 1, 4)).dtype == torch.float32
+        assert temporal_map_max_pool(torch.randn(1, 1, 4).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("x", "spans", "message"),
+    [
+        (torch.zeros(2, 3), None, r"x has shape \[2, 3\]; it must be \[B, C, T\]"),
+        (torch.zeros(1, 1, 3, dtype=torch.int64), None, "x has dtype torch.int64"),
+        (torch.zeros(1, 1, 3), torch.zeros(4, dtype=torch.int64), r"spans has shape \[4\]"),
+        (torch.zeros(1, 1, 3), torch.zeros(4, 2), "spans has dtype torch.float32"),
+    ],
+)
+def test_wrong_arguments(x: Tensor, spans: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        temporal_map_max_pool(x, spans)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("span", [(2, 1), (-1, 1), (0, 3)])
+def test_spans_outside_the_video(backend: str, span: tuple[int, int]) -> None:
+    spans = torch.tensor([[0, 1], span])
+    with ops.backend(backend), pytest.raises(RuntimeError, match=rf"spans\[1\] is \({span[0]}, {span[1]}\)"):
+        temporal_map_max_pool(torch.zeros(1, 1, 3), spans)
+
+
+def test_anchor_masks_by_hand() -> None:
+    assert dense_anchor_mask(3).tolist() == [[True, True, True], [False, True, True], [False, False, True]]
+    # Lengths 1, 2 at every clip; then 4, 6 (two apart) at every second one.
+    anchors = {(int(i), int(j) - int(i) + 1) for i, j in sparse_anchor_mask(6, (2, 2)).nonzero()}
+    assert anchors == {(i, 1) for i in range(6)} | {(i, 2) for i in range(5)} | {(0, 4), (2, 4), (0, 6)}
+
+
+def test_anchor_masks_of_2d_tan() -> None:
+    """ActivityNet: lengths 1..16 everywhere, 18..32 at every second clip, 36..64 at every fourth."""
+    expected = {(i, n) for n in range(1, 17) for i in range(64 - n + 1)}
+    expected |= {(i, n) for n in range(18, 33, 2) for i in range(0, 64 - n + 1, 2)}
+    expected |= {(i, n) for n in range(36, 65, 4) for i in range(0, 64 - n + 1, 4)}
+    assert {(int(i), int(j - i + 1)) for i, j in sparse_anchor_mask(64, (16, 8, 8)).nonzero()} == expected
+    assert torch.equal(sparse_anchor_mask(16, (16,)), dense_anchor_mask(16))
+
+
+def test_anchor_masks_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match="T is -1"):
+        dense_anchor_mask(-1)
+    with pytest.raises(ValueError, match="layers is"):
+        sparse_anchor_mask(4, ())
