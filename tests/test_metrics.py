@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vpgfast.data.annotations import load_annotations
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.metrics import (
@@ -308,3 +315,74 @@ def test_table() -> None:
         "seqpan          41.2  50.0",
         "uniform            -  25.0",
     ]
+
+
+# --- the real annotations: what watching nothing earns
+
+ANNOTATIONS = Path(os.environ.get("VPGFAST_SHARED", Path(__file__).parents[1] / ".." / "shared")) / "data"
+needs_annotations = pytest.mark.skipif(
+    not ANNOTATIONS.is_dir(), reason="the real annotation files are not here (../shared/data, or set VPGFAST_SHARED)"
+)
+
+
+def percent(result: dict[str, float]) -> list[str]:
+    """R@1 at each threshold and mIoU, as tables print them."""
+    return [f"{100 * value:.1f}" for name, value in result.items() if not name.startswith("R@5")]
+
+
+@needs_annotations
+def test_watching_nothing_on_activitynet() -> None:
+    """Sentences in the order of the file; see docs/metrics.md for what sorting them changes."""
+    train, val_2 = (
+        load_annotations("activitynet", s, ANNOTATIONS / "activitynet_captions") for s in ("train", "val_2")
+    )
+    result = baselines(train, val_2, MetricRules(sentence_order="file"), draws=1)
+    assert percent(result["uniform"]) == ["71.4", "46.3", "24.1", "46.7"]
+    assert percent(result["prior"]) == ["74.0", "55.0", "32.8", "51.9"]
+    by_time = baselines(train, val_2, MetricRules(sentence_order="time"), draws=1)
+    assert percent(by_time["uniform"]) == ["72.1", "46.8", "24.4", "47.1"]
+    assert percent(by_time["prior"]) == ["75.7", "56.1", "33.3", "52.6"]
+
+
+@needs_annotations
+def test_watching_nothing_on_charades_cd() -> None:
+    """Sentences by start, then end; spans cut at the end of the video; the 1,440 pairs."""
+    test_ood = load_annotations("charades_cd", "test_ood", ANNOTATIONS / "charades_cd")
+    assert len(test_ood) == 1440
+    by_time = evaluate_spans(uniform_split(in_order(test_ood, "time")), in_order(test_ood, "time"), MetricRules())
+    assert percent(by_time) == ["53.9", "24.7", "10.3", "33.2"]
+    assert percent(evaluate_spans(uniform_split(test_ood), test_ood, MetricRules())) == ["38.3", "15.2", "6.0", "23.5"]
+
+
+@needs_annotations
+def test_watching_nothing_on_tacos() -> None:
+    """The pieces that PRVG published, which are sorted already."""
+    test = load_annotations("tacos", "test", ANNOTATIONS / "tacos", variant="prvg")
+    assert len(test) == 673
+    result = evaluate_spans(uniform_split(test), test, MetricRules(thresholds=(0.1, 0.3, 0.5)))
+    assert percent(result) == ["30.9", "15.1", "5.8", "10.8"]
+
+
+@needs_annotations
+def test_didemo_on_its_validation_split() -> None:
+    """All moments ranked by how often they are marked, through the loader, and by the protocol on the file itself."""
+    with gzip.open(ANNOTATIONS / "didemo" / "val_data.json.gz") as file:
+        records = json.load(file)
+    often = Counter(tuple(moment) for record in records for moment in record["times"])
+    order = [moment for moment, _ in often.most_common()]
+    assert len(order) == 21
+    rows = []
+    for record in records:
+        possible = [moment for moment in order if moment[1] < record["num_segments"]]
+        ranks = sorted(possible.index(tuple(moment)) + 1 for moment in record["times"])[:3]
+        ious = sorted((inclusive_iou(possible[0], moment) for moment in record["times"]), reverse=True)[:3]
+        rows.append((np.mean(ious), np.mean(ranks) <= 1, np.mean(ranks) <= 5))
+
+    val = load_annotations("didemo", "val", ANNOTATIONS / "didemo")
+    ranked = []
+    for p in val:
+        possible = np.array([moment for moment in order if 5 * (moment[1] + 1) <= p.duration + 1e-6])
+        ranked.append(np.tile(5.0 * (possible + [0, 1]), (len(p.sentences), 1, 1)))
+    rules = MetricRules(top_n=(1, 5), thresholds=(0.5,), segment_seconds=5.0, annotators="best3")
+    result = evaluate_spans(ranked, val, rules)
+    assert [result[name] for name in ("mIoU", "Rank@1", "Rank@5")] == pytest.approx(np.mean(rows, axis=0).tolist())

@@ -220,12 +220,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parser(method: str, source: str, prog: str) -> ArgumentParser:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         hint = nearest(str(method), METHODS) or f" (there are: {', '.join(METHODS)})"
         raise ConfigError(f"{source}: unknown method {method!r}{hint}")
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
+        allow_abbrev=False,
         usage=f"{prog} [--config FILE] [--output FOLDER] [--KEY VALUE ...]",
         description="Train a grounding method and evaluate it. Without arguments: SeqPAN on moving_shapes, made here.",
         epilog="Settings are taken from --config FILE, then from the arguments. --method decides what --model.* means.",

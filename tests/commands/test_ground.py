@@ -1,0 +1,187 @@
+"""The ground command: videos, feature files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from vpgfast import ground
+from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
+
+SENTENCE = "A red circle moves left."
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def video(run: Path) -> Path:
+    """A test video of the tiny corpus."""
+    return min(Path(load_checkpoint(run).settings["data"]["cache"]).rglob("test_*.mp4"))
+
+
+@pytest.fixture
+def features(run: Path, tmp_path: Path) -> Path:
+    """A feature file of the right width, of a video much longer than any in training."""
+    path = tmp_path / "long.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(5000, load_checkpoint(run).feature_dim)).astype(np.float32))
+    return path
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "grounding.json").read_text())
+
+
+def test_video(run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--sentence", SENTENCE, "--sentence", "It vanishes.", "--top=3", "--output", str(tmp_path)]
+    assert ground.main([str(run), "--video", str(video), *args]) == 0
+    content = read(tmp_path)
+    with av.open(str(video)) as container:
+        duration = float(container.duration / av.time_base)
+    assert content["duration"] == pytest.approx(duration, abs=0.2)
+    assert [entry["sentence"] for entry in content["sentences"]] == [SENTENCE, "It vanishes."]
+    for entry in content["sentences"]:
+        assert len(entry["spans"]) == 3
+        assert all(0 <= span["start"] < span["end"] <= content["duration"] + 1e-3 for span in entry["spans"])
+        scores = [span["score"] for span in entry["spans"]]
+        assert scores == sorted(scores, reverse=True)
+    text = (tmp_path / "grounding.txt").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert text.splitlines()[0] == SENTENCE
+    assert (tmp_path / "grounding.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_features_of_a_long_video(run: Path, features: Path, tmp_path: Path) -> None:
+    args = ["--features", str(features), "--duration=7200", "--sentence", SENTENCE, "--output", str(tmp_path)]
+    assert ground.main([str(run), *args]) == 0
+    (entry,) = read(tmp_path)["sentences"]
+    assert len(entry["spans"]) == 5
+    assert all(0 <= span["start"] < span["end"] <= 7200 for span in entry["spans"])
+
+
+def test_features_in_npz(run: Path, features: Path, tmp_path: Path) -> None:
+    array = np.load(features)[:20]
+    np.savez(tmp_path / "a.npz", features=array, shape=np.array([20]))
+    np.savez(tmp_path / "b.npz", anything=array)
+    np.save(tmp_path / "c.npy", array)
+    found = []
+    for name in ("a.npz", "b.npz", "c.npy"):
+        args = ["--features", str(tmp_path / name), "--duration=10", "--sentence", SENTENCE]
+        assert ground.main([str(run), *args, "--output", str(tmp_path / "out")]) == 0
+        found.append(read(tmp_path / "out")["sentences"])
+    assert found[0] == found[1] == found[2]
+
+
+def test_paragraph_longer_than_the_method_takes_at_once(run: Path, tmp_path: Path, train_args: list[str]) -> None:
+    from vpgfast import train
+
+    assert train.main([*train_args, "--epochs=1", "--model.level=paragraph", "--output", str(tmp_path / "r")]) == 0
+    sentences = [f"A red circle moves left {'again ' * i}." for i in range(6)]  # the tiny method takes four
+    checkpoint = load_checkpoint(tmp_path / "r")
+    np.save(tmp_path / "f.npy", np.ones((9, checkpoint.feature_dim), np.float32))
+    args = ["--features", str(tmp_path / "f.npy"), "--duration=9", "--output", str(tmp_path / "out")]
+    assert ground.main([str(tmp_path / "r"), *args, *[x for s in sentences for x in ("--sentence", s)]]) == 0
+    assert [entry["sentence"] for entry in read(tmp_path / "out")["sentences"]] == sentences
+
+
+def test_unknown_words_are_named(run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--sentence", "A red zebra moves left, zebra!", "--sentence", "Quietly", "--output", str(tmp_path)]
+    assert ground.main([str(run), "--video", str(video), *args]) == 0
+    assert (
+        "warning: the model has not seen these words and ignores their meaning: zebra, quietly"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("sentence", ["", "   ", "?!"])
+def test_empty_sentence(run: Path, video: Path, capsys: pytest.CaptureFixture[str], sentence: str) -> None:
+    assert ground.main([str(run), "--video", str(video), "--sentence", SENTENCE, "--sentence", sentence]) == 2
+    assert "--sentence 2" in error_line(capsys)
+
+
+def test_video_that_cannot_be_decoded(
+    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.mp4"
+    for content in (b"not a video", video.read_bytes()[:400], b""):
+        bad.write_bytes(content)
+        assert (
+            ground.main([str(run), "--video", str(bad), "--sentence", SENTENCE, "--output", str(tmp_path / "o")]) == 2
+        )
+        assert str(bad) in error_line(capsys)
+    assert ground.main([str(run), "--video", str(tmp_path / "none.mp4"), "--sentence", SENTENCE]) == 2
+    assert "none.mp4: no such file" in error_line(capsys)
+    assert not (tmp_path / "o").exists()
+
+
+def test_model_of_features_that_are_not_made_here(
+    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(run)
+    settings = {**checkpoint.settings, "data": {**checkpoint.settings["data"], "features": "i3d.h5"}}
+    foreign = replace(checkpoint, settings=settings, feature_source="i3d.h5")
+    save_checkpoint(tmp_path / MODEL_FILE, foreign)
+    assert ground.main([str(tmp_path), "--video", str(video), "--sentence", SENTENCE]) == 2
+    message = error_line(capsys)
+    assert "i3d.h5" in message
+    assert "--features FILE --duration SECONDS" in message
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.ones((5, 7), np.float32), "width 7, but the checkpoint takes"),
+        (np.ones(5, np.float32), "an array [clips, width] is needed"),
+        (np.ones((0, 7), np.float32), "an array [clips, width] is needed"),
+        (np.array([["a"]]), "an array [clips, width] is needed"),
+    ],
+)
+def test_unfit_features(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], array: np.ndarray, expected: str
+) -> None:
+    np.save(tmp_path / "f.npy", array)
+    args = ["--features", str(tmp_path / "f.npy"), "--duration=10", "--sentence", SENTENCE]
+    assert ground.main([str(run), *args]) == 2
+    message = error_line(capsys)
+    assert "f.npy" in message
+    assert expected in message
+
+
+def test_features_with_nan(run: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    array = np.load(features)
+    array[3, 3] = np.nan
+    np.save(features, array)
+    assert ground.main([str(run), "--features", str(features), "--duration=10", "--sentence", SENTENCE]) == 2
+    assert "not finite" in error_line(capsys)
+
+
+def test_feature_file_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "f.npz"
+    for content in (b"", b"PK\x03\x04broken", b"text"):
+        path.write_bytes(content)
+        assert ground.main([str(run), "--features", str(path), "--duration=10", "--sentence", SENTENCE]) == 2
+        assert "not a readable .npy or .npz file" in error_line(capsys)
+    np.savez(path, a=np.ones(2), b=np.ones(2))
+    assert ground.main([str(run), "--features", str(path), "--duration=10", "--sentence", SENTENCE]) == 2
+    assert "needs an array named 'features', has a, b" in error_line(capsys)
+
+
+def test_duration_is_needed_with_features_only(
+    run: Path, video: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["--sentence", SENTENCE]
+    assert ground.main([str(run), "--features", str(features), *ask]) == 2
+    assert "--features needs --duration" in error_line(capsys)
+    for duration in ("0", "-3", "nan"):
+        assert ground.main([str(run), "--features", str(features), f"--duration={duration}", *ask]) == 2
+        assert "--duration must be above 0" in error_line(capsys)
+    assert ground.main([str(run), "--video", str(video), "--duration=3", *ask]) == 2
+    assert "--duration goes with --features" in error_line(capsys)
