@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up .venv by themselves; PYTHON and TORCH choose what with.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test lint benchmarks clean
+.DEFAULT_GOAL := demo
+
+# Rebuilt when the kernels or the metadata change. torch first, by version: the kernels are built against it.
+.venv/.ready: pyproject.toml setup.py $(wildcard _build/*.py csrc/*/*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[triton,tensorboard,test,lint]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/python -m vpgfast.train
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
+
+benchmarks: .venv/.ready
+	$(BIN)/python -m pytest benchmarks
+
+clean:
+	rm -rf .venv build vpgfast/_C*.so vpgfast/_build_info.json *.egg-info

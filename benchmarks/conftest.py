@@ -1,0 +1,73 @@
+"""Collects the rows that benchmarks measure; at the end prints them as a table and stores them.
+
+Rows go to ``benchmarks/results/<device>.json``, one a line, replacing earlier ones of the same op, provider, mode,
+shape and dtype. ``VPGFAST_BENCHMARK_RESULTS`` names another folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+KEY = ("op", "provider", "mode", "shape", "dtype")
+_rows: list[dict[str, Any]] = []
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def record() -> Any:
+    """Call with a list of :class:`benchmarks.measure.Row`."""
+    return lambda rows: _rows.extend(row.as_dict() for row in rows)
+
+
+def results_folder() -> Path:
+    return Path(os.environ.get("VPGFAST_BENCHMARK_RESULTS", Path(__file__).parent / "results"))
+
+
+def store(rows: list[dict[str, Any]]) -> list[Path]:
+    """Merge rows into the result file of their device. Returns the files written."""
+    written = []
+    for name in sorted({row["device"] for row in rows}):
+        path = results_folder() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        merged = {tuple(row[k] for k in KEY): row for row in (json.loads(path.read_text()) if path.exists() else [])}
+        merged |= {tuple(row[k] for k in KEY): row for row in rows if row["device"] == name}
+        ordered = [json.dumps(row) for _, row in sorted(merged.items())]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("[\n" + ",\n".join(ordered) + "\n]\n")
+        os.replace(temporary, path)
+        written.append(path)
+    return written
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _rows:
+        return
+    write = terminalreporter.write_line
+    for name in sorted({row["device"] for row in _rows}):
+        write("")
+        write(f"{name}, torch {_rows[0]['torch']}, commit {_rows[0]['commit']}; ratio = best peer / this, both medians")
+        write(f"{'op':24} {'shape':34} {'mode':17} {'provider':22} {'ms':>9} {'ratio':>7} {'of floor':>9}")
+        before = None
+        for row in (row for row in _rows if row["device"] == name):
+            case = (row["op"], row["shape"], row["mode"])
+            shown = case if case != before else ("", "", "")
+            before = case
+            write(
+                f"{shown[0]:24} {shown[1]:34} {shown[2]:17} {row['provider']:22} {row['p50_ms']:9.3f} "
+                f"{row['ratio']:6.1f}x {100 * row['share_of_floor']:8.1f}%"
+            )
+    for path in store(_rows):
+        write(f"stored in {path}")

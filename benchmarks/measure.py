@@ -1,0 +1,183 @@
+"""Times several ways to compute the same thing side by side, and holds them against what the machine can do.
+
+A number is only kept if the result behind it is right: every provider's outputs and gradients are compared with the
+first one's before anything is timed. Providers take turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SECONDS_PER_CASE = 2.0
+ROUNDS = (5, 200)  # fewest and most
+
+
+@dataclass
+class Row:
+    """One measured number. Times in milliseconds; ``ratio`` is the best peer's median over this one's."""
+
+    op: str
+    provider: str
+    mode: str  # forward | forward+backward
+    shape: str
+    dtype: str
+    device: str
+    threads: int
+    torch: str
+    commit: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    ratio: float
+    floor_ms: float
+    share_of_floor: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass
+class Provider:
+    """One way to compute: ``function(*inputs)`` gives a tensor. Peers are what vpgfast is compared with."""
+
+    name: str
+    function: Callable[..., Tensor]
+    is_ours: bool = False
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+    return f"{models[0] if models else platform.processor()} x{torch.get_num_threads()}"
+
+
+@functools.cache
+def commit() -> str:
+    root = Path(__file__).resolve().parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=root, capture_output=True, text=True
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def _best_seconds(device: torch.device, work: Callable[[], object], repeats: int = 7) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@functools.cache
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second that a copy moves, read and written counted."""
+    source = torch.ones(2**26, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / _best_seconds(device, lambda: target.copy_(source))
+
+
+@functools.cache
+def flop_rate(device: torch.device) -> float:
+    """Floating-point operations per second of a large float32 matrix product."""
+    a = torch.randn(2048, 2048, device=device)
+    return 2 * 2048**3 / _best_seconds(device, lambda: a @ a)
+
+
+def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    out = provider.function(*inputs)
+    if grad is None:
+        return out, ()
+    wanted = [t for t in inputs if t.requires_grad]
+    return out, torch.autograd.grad(out, wanted, grad)
+
+
+def measure(
+    op: str,
+    shape: str,
+    providers: list[Provider],
+    inputs: list[Tensor],
+    *,
+    floor_bytes: dict[str, float],
+    floor_flops: dict[str, float] | None = None,
+    tolerance: float = 1e-4,
+) -> list[Row]:
+    """Rows for every provider, in each mode that ``floor_bytes`` names (``forward``, ``forward+backward``).
+
+    Args:
+        providers: the first is what the others' results are checked against; peers are those that are not ours.
+        inputs: floating ones get gradients in the mode ``forward+backward``.
+        floor_bytes: by mode, the bytes that any implementation must move.
+        floor_flops: by mode, the operations that any implementation must do; the larger of the two floors counts.
+        tolerance: largest difference from the first provider's results, relative to their largest value.
+
+    Raises:
+        AssertionError: a provider's result is wrong; nothing is timed then.
+    """
+    device, dtype = inputs[0].device, inputs[0].dtype
+    rows = []
+    for mode, moved in floor_bytes.items():
+        backward = mode == "forward+backward"
+        leaves = [t.detach().requires_grad_(backward and t.is_floating_point()) for t in inputs]
+        expected, expected_grads, grad = None, (), None
+        for provider in providers:
+            out, _ = _step(provider, leaves, None)
+            if backward and grad is None:
+                grad = torch.ones_like(out)
+            out, grads = _step(provider, leaves, grad)
+            if expected is None:
+                expected, expected_grads = out.detach(), grads
+            names = ["result", *("gradient" for _ in grads)]
+            for name, a, b in zip(names, [out.detach(), *grads], [expected, *expected_grads], strict=True):
+                scale, difference = float(b.abs().max()), float((a - b).abs().max())
+                assert difference <= tolerance * max(scale, 1e-30), (
+                    f"{op} {shape} {mode}: {name} of {provider.name} is off by {difference} (largest value {scale})"
+                )
+
+        times: dict[str, list[float]] = {provider.name: [] for provider in providers}
+        deadline = time.perf_counter() + SECONDS_PER_CASE * len(providers)
+        for round_number in range(ROUNDS[1]):
+            if round_number >= ROUNDS[0] and time.perf_counter() > deadline:
+                break
+            for provider in providers:
+                synchronize(device)
+                start = time.perf_counter()
+                _step(provider, leaves, grad)
+                synchronize(device)
+                times[provider.name].append((time.perf_counter() - start) * 1e3)
+
+        floor = moved / bandwidth(device)
+        if floor_flops:
+            floor = max(floor, floor_flops[mode] / flop_rate(device))
+        marks = torch.tensor([0.2, 0.5, 0.8])
+        percentiles = {name: torch.tensor(values).quantile(marks).tolist() for name, values in times.items()}
+        best_peer = min(percentiles[provider.name][1] for provider in providers if not provider.is_ours)
+        for provider in providers:
+            p20, p50, p80 = percentiles[provider.name]
+            rows.append(
+                Row(
+                    op, provider.name, mode, shape, str(dtype).removeprefix("torch."), device_name(device),
+                    torch.get_num_threads(), torch.__version__, commit(), p20, p50, p80,
+                    best_peer / p50, floor * 1e3, floor * 1e3 / p50,
+                )
+            )  # fmt: skip
+    return rows

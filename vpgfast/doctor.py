@@ -1,0 +1,105 @@
+"""``python -m vpgfast.doctor``: versions, what was built, which implementation each op will use, and why not a better one.
+
+Exit status 0 when every op runs on a compiled or Triton kernel on every device that torch can use, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from vpgfast import __version__, ops
+from vpgfast.ops._registry import DEVICES, LIBRARY, MISSING, OPS, PACKAGE, build_info, implementation
+
+PACKAGES = ("torch", "numpy", "h5py", "av", "lightning-fabric", "jsonargparse", "safetensors", "matplotlib")
+EXTRAS = {"tensorboard": "tensorboard", "triton": "triton"}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"not installed (pip install {package})"
+
+
+def _versions() -> list[str]:
+    lines = [f"vpgfast {__version__} in {PACKAGE}", f"Python {platform.python_version()}, {platform.platform()}"]
+    lines += [f"{name} {_version(name)}" for name in PACKAGES]
+    lines.append(f"CPU threads: {torch.get_num_threads()}, instruction set {torch.backends.cpu.get_cpu_capability()}")
+    if torch.version.cuda is None:
+        lines.append("CUDA: this torch is a CPU build")
+    elif not torch.cuda.is_available():
+        lines.append(f"CUDA {torch.version.cuda} in torch, but no usable GPU or driver on this machine")
+    else:
+        lines += [
+            f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name(index)}, compute capability "
+            + ".".join(map(str, torch.cuda.get_device_capability(index)))
+            for index in range(torch.cuda.device_count())
+        ]
+    return lines
+
+
+def _libraries() -> list[str]:
+    info, lines = build_info(), []
+    for library, what in (("_C", "C++ kernels for the CPU"), ("_C_cuda", "CUDA kernels")):
+        found = sorted(Path(PACKAGE).glob(f"{library}.*so"))
+        built = f"{found[0].name}, built against torch {info.get('torch', 'unknown')}" if found else "not built"
+        state = "loaded" if library not in MISSING else f"not in use: {MISSING[library]}"
+        lines.append(f"{library} ({what}): {built}; {state}")
+    return lines
+
+
+def _better(device: str, chosen: str, has_triton: bool) -> str:
+    """What would be better than the implementation chosen, and the command that gives it; empty if nothing would."""
+    if chosen in ("cpp", "cuda"):
+        return ""
+    if ops.get_backend() == chosen:
+        return f"VPGFAST_BACKEND={chosen} chose it; cure: unset VPGFAST_BACKEND"
+    why = MISSING.get(LIBRARY[device], "")
+    if chosen == "reference" and has_triton and device == "cuda":
+        why += "; Triton would do: pip install triton"
+    return f"{LIBRARY[device]} is {why}"
+
+
+def _table() -> tuple[list[str], bool]:
+    """A row an op: its implementation on each device. Also whether all of them run on a kernel."""
+    width = max(map(len, OPS))
+    lines = [f"{'op':{width}}  " + "  ".join(f"{device:9}" for device in DEVICES)]
+    notes: dict[str, None] = {}
+    for name, op in OPS.items():
+        row = []
+        for device in DEVICES:
+            chosen = implementation(op, device, ops.get_backend())
+            row.append(f"{chosen:9}")
+            if note := _better(device, chosen, op.triton is not None):
+                notes[f"{device}: {note}"] = None
+        lines.append(f"{name:{width}}  " + "  ".join(row))
+    return lines + [f"! {note}" for note in notes], not notes
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="vpgfast doctor", description=__doc__.split("\n\n")[0].partition(": ")[2])
+    parser.parse_args(argv)
+    table, healthy = _table()
+    sections = {
+        "Versions": _versions(),
+        "Kernel libraries": _libraries(),
+        f"Ops (backend choice: {ops.get_backend()}; VPGFAST_BACKEND={os.environ.get('VPGFAST_BACKEND', 'not set')})": table,
+        "Extras": [f"{extra}: {_version(package)}" for extra, package in EXTRAS.items()],
+    }
+    for title, lines in sections.items():
+        print(f"\n{title}")
+        for line in lines:
+            print(f"  {line}")
+    print("\nAll ops run on kernels." if healthy else "\nSome ops run on a slower implementation; see the lines with !.")
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
