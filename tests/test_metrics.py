@@ -46,9 +46,9 @@ def ranked(*spans: tuple[float, float]) -> np.ndarray:
 
 
 def test_iou_by_hand() -> None:
-    a = np.array([[0.0, 10.0], [2.0, 4.0], [20.0, 30.0], [3.0, 3.0], [np.nan, np.nan]])
+    a = np.array([[0.0, 10.0], [2.0, 4.0], [20.0, 30.0], [3.0, 3.0], [np.nan, np.nan], [4.0, 2.0]])
     b = np.array([[0.0, 5.0], [10.0, 20.0]])
-    expected = [[0.5, 0.0], [0.4, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    expected = [[0.5, 0.0], [0.4, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     np.testing.assert_allclose(interval_iou(a, b), expected)
 
 

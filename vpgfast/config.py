@@ -1,7 +1,4 @@
-"""Settings of a run: dataclasses, filled from a YAML file and the command line (``--config file --optim.lr 1e-4``).
-
-The defaults are those of the quick run on ``moving_shapes``; the papers' settings are in ``configs/<method>/``.
-"""
+"""Settings of a run: dataclasses, filled from a YAML file and the command line (``--config file --optim.lr 1e-4``)."""
 
 from __future__ import annotations
 
@@ -23,6 +20,14 @@ from vpgfast.metrics import MetricRules
 from vpgfast.models.method import METHODS, get_method
 
 DEFAULT_METHOD = "seqpan"
+QUICK_RUN: dict[str, Any] = {
+    "method": DEFAULT_METHOD,
+    "model": {"dim": 64, "heads": 4, "dropout": 0.1},
+    "optim": {"lr": 4e-3},
+    "batch_size": 16,
+    "epochs": 12,
+}
+"""The run without ``--config``: ``configs/seqpan/moving_shapes.yaml``, which an installed package doesn't have."""
 _ACTIONS = {
     "resume": "continue the unfinished run in the output folder, or fail if there is none; without this an unfinished "
     "run with the same settings is continued, too",
@@ -137,11 +142,14 @@ def parse_train(argv: Sequence[str], prog: str = "python -m vpgfast.train") -> T
         known, rest = first.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
-    settings = _read_yaml(known.config) if known.config else {}
+    settings, source = QUICK_RUN, "the command line"
+    if known.config is not None:
+        settings, source = _read_yaml(known.config), str(known.config)
+    elif known.method not in (None, DEFAULT_METHOD):
+        settings = {}
     method = known.method or settings.get("method", DEFAULT_METHOD)
-    parser = _parser(method, str(known.config) if known.config else "the command line", prog)
-    if known.config:
-        _set_defaults(parser, settings, str(known.config))
+    parser = _parser(method, source, prog)
+    _set_defaults(parser, settings, source)
     return _instantiate(parser, method, _parse_args(parser, rest))
 
 

@@ -18,6 +18,7 @@ import torch
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models.method import Prediction
+from vpgfast.ops import temporal_iou
 
 RankedSpans = Sequence[np.ndarray]
 """One float64 [M, K, 2] a paragraph: K spans of each sentence in seconds, best first; NaN where there is none."""
@@ -115,12 +116,16 @@ def evaluate_spans(ranked: RankedSpans, paragraphs: Sequence[Paragraph], rules: 
 
 
 def interval_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of intervals [..., N, 2] and [..., M, 2] -> float64 [..., N, M]; 0 where one of them is empty or NaN."""
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    intersection = np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0])
-    intersection = np.clip(np.nan_to_num(intersection), 0, None)
-    union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+    """IoU of intervals [..., N, 2] and [..., M, 2] -> float64 [..., N, M].
+
+    0 where one of them is empty, NaN (no prediction) or ends before it starts.
+    """
+    return temporal_iou(_intervals(a), _intervals(b)).numpy()
+
+
+def _intervals(spans: np.ndarray) -> torch.Tensor:
+    """float64 [..., 2], what is no interval replaced by an empty one (comparing with NaN is false)."""
+    return torch.from_numpy(np.where(spans[..., :1] <= spans[..., 1:], spans, 0.0))
 
 
 def _stack(spans: Sequence[np.ndarray]) -> np.ndarray:
