@@ -39,40 +39,31 @@ SPLITS = ("train", "val", "test")
 
 _COLOURS = {
     "red": (225, 40, 40),
-    "yellow": (220, 215, 40),
     "green": (40, 205, 50),
-    "cyan": (40, 205, 210),
     "blue": (50, 60, 235),
+    "yellow": (220, 215, 40),
     "purple": (215, 50, 215),
+    "cyan": (40, 205, 210),
     "white": (225, 225, 225),
 }
-_COLOUR_WORDS = {
-    "red": ("red", "crimson", "scarlet"),
-    "yellow": ("yellow", "golden"),
-    "green": ("green", "lime"),
-    "cyan": ("cyan", "turquoise"),
-    "blue": ("blue", "navy"),
-    "purple": ("purple", "violet", "magenta"),
-    "white": ("white", "pale"),
-}
 _SHAPE_WORDS = {
-    "circle": ("circle", "disc", "ball", "dot"),
-    "square": ("square", "box", "block"),
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
     "triangle": ("triangle", "wedge"),
     "cross": ("cross", "plus sign"),
     "ring": ("ring", "hoop"),
 }
 _ACTION_PHRASES = {
-    "appear": ("appears", "fades in", "comes into view", "shows up", "becomes visible"),
-    "vanish": ("disappears", "fades away", "vanishes", "goes out of sight"),
-    "left": ("moves left", "slides to the left", "drifts towards the left side", "travels left"),
-    "right": ("moves right", "slides to the right", "drifts towards the right side", "travels right"),
-    "up": ("moves up", "rises", "climbs higher", "slides upwards"),
-    "down": ("moves down", "sinks", "falls lower", "slides downwards"),
-    "grow": ("grows", "gets bigger", "becomes larger", "expands"),
-    "shrink": ("shrinks", "gets smaller", "becomes tiny", "contracts"),
-    "blink": ("blinks", "flashes on and off", "flickers"),
-    "shake": ("shakes", "trembles", "wobbles from side to side", "jitters"),
+    "appear": ("appears", "fades in", "comes into view"),
+    "vanish": ("disappears", "fades away", "vanishes"),
+    "left": ("moves left", "slides to the left", "drifts towards the left side"),
+    "right": ("moves right", "slides to the right", "drifts towards the right side"),
+    "up": ("moves up", "rises", "climbs higher"),
+    "down": ("moves down", "sinks", "falls lower"),
+    "grow": ("grows", "gets bigger", "expands"),
+    "shrink": ("shrinks", "gets smaller", "contracts"),
+    "blink": ("blinks", "flashes", "flickers"),
+    "shake": ("shakes", "trembles", "wobbles"),
 }
 ACTIONS = tuple(_ACTION_PHRASES)
 _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -90,7 +81,8 @@ class MovingShapesOptions:
         test_videos: videos of the test split.
         min_events: fewest described events (sentences) of a video.
         max_events: most described events of a video.
-        shapes: described shapes of a video, each of its own colour; shapes and distractors are 7 at most together.
+        colours: how many of the seven colours are used.
+        shapes: described shapes of a video, each of its own colour, as the distractors are.
         distractors: shapes that do things at the same time but are never described.
         min_duration: shortest video in seconds (one whose events take longer is longer).
         max_duration: longest video in seconds.
@@ -99,7 +91,7 @@ class MovingShapesOptions:
         min_pause: shortest pause before, between and after events, in seconds.
         even_pauses: how alike the pauses of a video are: near 0 one takes almost all the time, at 10
             they are about equal.
-        synonyms: describe colours, shapes and actions in varying words; otherwise in one word each.
+        synonyms: describe shapes and actions in varying words; otherwise in one word each.
         noise: standard deviation of the pixel noise in grey levels (of 255).
         jitter: how far all shapes shake together, as if the camera did, in pixels.
         quality: x264's rate factor: 0 keeps everything, 51 is worst.
@@ -108,17 +100,18 @@ class MovingShapesOptions:
         clips_per_second: clips a second of the features.
     """
 
-    train_videos: int = 600
+    train_videos: int = 800
     val_videos: int = 100
     test_videos: int = 150
-    min_events: int = 3
-    max_events: int = 5
-    shapes: int = 3
+    min_events: int = 2
+    max_events: int = 4
+    colours: int = 5
+    shapes: int = 2
     distractors: int = 1
-    min_duration: float = 20.0
-    max_duration: float = 30.0
+    min_duration: float = 14.0
+    max_duration: float = 22.0
     min_event: float = 1.2
-    max_event: float = 3.5
+    max_event: float = 3.0
     min_pause: float = 0.2
     even_pauses: float = 0.5
     synonyms: bool = True
@@ -132,7 +125,8 @@ class MovingShapesOptions:
     def __post_init__(self) -> None:
         rules = {
             "shapes": (self.shapes >= 1, "at least 1"),
-            "distractors": (0 <= self.distractors <= len(_COLOURS) - self.shapes, f"0 to {len(_COLOURS)} - shapes"),
+            "distractors": (0 <= self.distractors <= self.colours - self.shapes, "0 to colours - shapes"),
+            "colours": (1 <= self.colours <= len(_COLOURS), f"1 to {len(_COLOURS)}"),
             "min_events": (self.min_events >= 1, "at least 1"),
             "max_events": (self.min_events <= self.max_events <= 2 * self.shapes, "min_events to 2 * shapes"),
             "max_event": (0 < self.min_event <= self.max_event, "at least min_event, which is above 0"),
@@ -195,7 +189,7 @@ def script_video(options: MovingShapesOptions, seed: int, split: str, number: in
     """Write the script of video ``number`` of a split; it depends on nothing but the arguments."""
     key = (seed, SPLITS.index(split), number)
     rng = np.random.default_rng(key)
-    colours = rng.permutation(list(_COLOURS))[: options.shapes + options.distractors]
+    colours = rng.permutation(list(_COLOURS)[: options.colours])[: options.shapes + options.distractors]
     cast = [_new_shape(rng, str(colour)) for colour in colours]
     described, others = cast[: options.shapes], cast[options.shapes :]
 
@@ -285,7 +279,7 @@ def _sentence(
 
     article = "the" if shape.colour in mentioned else "a"
     mentioned.add(shape.colour)
-    colour, kind = word(_COLOUR_WORDS[shape.colour]), word(_SHAPE_WORDS[shape.kind])
+    colour, kind = shape.colour, word(_SHAPE_WORDS[shape.kind])
     names = [f"{article} {colour} {kind}"]
     if options.synonyms:
         names.append(f"{article} {kind} that is {colour}")
