@@ -23,6 +23,7 @@ from vpgfast.metrics import RankedSpans, interval_iou
 
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
 _WIDTH = 10.0  # inches
+_MOST_ROWS = 8  # sentences of a video that are drawn: some (TACoS) have a hundred
 _CHARACTERS = 112  # of a sentence on a line of that width
 
 
@@ -30,7 +31,7 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
     """Each video a time line; each sentence its true span above the predicted one, with their IoU.
 
     Args:
-        paragraphs: with spans; items of the same video are drawn together, by true start.
+        paragraphs: with spans; items of the same video are drawn together, by true start, at most eight of them.
         ranked: their ranked spans (the first of each is drawn), see :mod:`vpgfast.metrics`.
         path: of the PNG.
         title: above the picture.
@@ -44,9 +45,10 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
     panels = []
     for video, rows_of_video in videos.items():
         rows_of_video.sort(key=lambda row: (row[1][0], row[1][1]))
-        panels.append((video, durations[video], rows_of_video))
+        shown = rows_of_video[:: -(-len(rows_of_video) // _MOST_ROWS)]
+        panels.append((video, durations[video], shown))
 
-    figure, axes = _panels([len(rows) for _, _, rows in panels], title, row_height=0.5)
+    figure, axes = _panels([len(rows) for _, _, rows in panels], title, row_height=0.5, above=0.3, right=0.75)
     for axis, (video, duration, rows) in zip(axes, panels, strict=True):
         _time_line(axis, video, duration, len(rows))
         for place, (sentence, true, predicted) in enumerate(rows):
@@ -57,9 +59,7 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
             _bar(axis, place + 0.5, 0.16, true[0], true[1], TRUE)
             if np.isfinite(predicted).all():
                 _bar(axis, place + 0.7, 0.16, predicted[0], predicted[1], PREDICTED)
-            axis.text(
-                1.01, place + 0.68, f"IoU {iou:.2f}", transform=axis.get_yaxis_transform(), color=FAINT, fontsize=8.5
-            )
+            _label(axis, place + 0.68, f"IoU {iou:.2f}", FAINT)
     _legend(figure, {"true": TRUE, "predicted": PREDICTED})
     _save(figure, path)
 
@@ -80,7 +80,7 @@ def draw_ranked(
     counts = [int(np.isfinite(spans[:, 0]).sum()) for spans in ranked]
     step = 0.42  # of a row's height: one ranked span
     heights = [0.35 + step * max(count, 1) for count in counts]
-    figure, (axis,) = _panels([sum(heights)], title, row_height=0.5)
+    figure, (axis,) = _panels([sum(heights)], title, row_height=0.5, above=0.0, right=2.0)
     _time_line(axis, "", duration, sum(heights))
     top = 0.0
     for sentence, spans, values, count, height in zip(sentences, ranked, scores, counts, heights, strict=True):
@@ -91,14 +91,7 @@ def draw_ranked(
             # The first stands out; the others fade by rank, since methods' scores have no common scale.
             _bar(axis, y, 0.2, spans[k, 0], spans[k, 1], PREDICTED, alpha=1.0 if k == 0 else 0.75 / (1 + 0.35 * k))
             label = f"{k + 1}.  {spans[k, 0]:.1f} - {spans[k, 1]:.1f} s   ({values[k]:.3g})"
-            axis.text(
-                1.01,
-                y + 0.07,
-                label,
-                transform=axis.get_yaxis_transform(),
-                color=INK if k == 0 else FAINT,
-                fontsize=8.5,
-            )
+            _label(axis, y + 0.1, label, INK if k == 0 else FAINT)
         top += height
     _save(figure, path)
 
@@ -113,7 +106,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
         title: above the picture.
     """
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(1.15 * _WIDTH, 3.8), layout="constrained", facecolor="white")
     figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
     left, right = figure.subplots(1, 2)
     palette = [PREDICTED, TRUE, "#6c5b9e", "#b5a642", "#8a6d5b", "#5b8ab5", "#b55b83", "#4f6d4a"]
@@ -140,14 +133,16 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
         axis.set_xlabel("epoch", color=FAINT, fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(True, color=TRACK, lw=1)
-        axis.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
         _plain(axis)
     _save(figure, path)
 
 
-def _panels(rows: Sequence[float], title: str, row_height: float) -> tuple[Figure, list[Axes]]:
-    """A column of time lines, each as high as its rows."""
-    above, below = 0.3, 0.45  # inches around each panel, for its heading and its axis
+def _panels(
+    rows: Sequence[float], title: str, row_height: float, above: float, right: float
+) -> tuple[Figure, list[Axes]]:
+    """A column of time lines, each as high as its rows; inches for its heading above, and for labels to the right."""
+    below = 0.45  # inches for the axis
     heights = [row_height * count for count in rows]
     total = sum(heights) + len(heights) * (above + below) + 0.5
     figure = Figure(figsize=(_WIDTH, total), facecolor="white")
@@ -155,7 +150,7 @@ def _panels(rows: Sequence[float], title: str, row_height: float) -> tuple[Figur
     axes, top = [], 0.4
     for height in heights:
         top += above
-        axes.append(figure.add_axes((0.03, 1 - (top + height) / total, 0.77, height / total)))
+        axes.append(figure.add_axes((0.03, 1 - (top + height) / total, 0.96 - right / _WIDTH, height / total)))
         top += height + below
     return figure, axes
 
@@ -175,6 +170,11 @@ def _time_line(axis: Axes, video: str, duration: float, rows: float) -> None:
 def _sentence(axis: Axes, place: float, sentence: str) -> None:
     text = textwrap.shorten(sentence, _CHARACTERS, placeholder=" ...")
     axis.text(0, place + 0.36, text, transform=axis.get_yaxis_transform(), fontsize=8.5, color=INK, parse_math=False)
+
+
+def _label(axis: Axes, y: float, text: str, colour: str) -> None:
+    """To the right of a row."""
+    axis.text(1.01, y, text, transform=axis.get_yaxis_transform(), color=colour, fontsize=8.5, va="center")
 
 
 def _bar(axis: Axes, y: float, height: float, start: float, end: float, colour: str, alpha: float = 1.0) -> None:

@@ -1,0 +1,89 @@
+"""Pictures: that they are drawn whatever comes, and say what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from vpgfast import plots
+from vpgfast.data.types import Paragraph
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, which are saved, too."""
+    figures: list[Figure] = []
+    honest = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), honest(figure, path)))
+    return figures
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def bars(figure: Figure, colour: str) -> list[tuple[float, float]]:
+    """Start and end of the bars of a colour."""
+    from matplotlib.colors import to_rgb
+
+    found = [patch for axis in figure.axes for patch in axis.patches if patch.get_facecolor()[:3] == to_rgb(colour)]
+    return [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in found]
+
+
+def test_true_and_predicted_spans(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Items of a video come together by time; markup in a sentence is text; a missing prediction is no bar."""
+    videos = [
+        Paragraph("a", 10.0, ("costs $5 or $6", "b"), np.array([[4.0, 6.0], [0.0, 2.0]])),
+        Paragraph("b", 70.0, ("alone",), np.array([[0.0, 35.0]])),
+        Paragraph("a", 10.0, ("c",), np.array([[7.0, 9.0]])),
+    ]
+    ranked = [np.array([[[4.0, 7.0]], [[1.0, 2.0]]]), np.full((1, 1, 2), np.nan), np.array([[[0.0, 1.0]]])]
+    plots.draw_spans(videos, ranked, tmp_path / "s.png", "title")
+    (figure,) = drawn
+    assert len(figure.axes) == 2
+    assert texts(figure) == [
+        "b", "IoU 0.50", "costs $5 or $6", "IoU 0.67", "c", "IoU 0.00", "alone", "IoU 0.00",
+    ]  # fmt: skip
+    assert bars(figure, plots.TRUE) == [(0, 2), (4, 6), (7, 9), (0, 35)]
+    assert bars(figure, plots.PREDICTED) == [(1, 2), (4, 7), (0, 1)]
+    assert (tmp_path / "s.png").stat().st_size > 5000
+
+
+def test_a_video_of_a_hundred_sentences_keeps_the_picture_small(tmp_path: Path, drawn: list[Figure]) -> None:
+    spans = np.stack((np.arange(100.0), np.arange(100.0) + 1), axis=1)
+    plots.draw_spans([Paragraph("a", 101.0, ("x",) * 100, spans)], [spans[:, None]], tmp_path / "s.png", "")
+    assert len(bars(drawn[0], plots.TRUE)) == 8
+    assert drawn[0].get_figheight() < 8
+
+
+def test_ranked_spans(tmp_path: Path, drawn: list[Figure]) -> None:
+    ranked = np.array([[[1.0, 2.0], [3.0, 9.5]], [[0.0, 4.0], [np.nan, np.nan]]])
+    scores = np.array([[0.9, 0.25], [0.5, -np.inf]])
+    plots.draw_ranked(["first", "second"], ranked, scores, 10.0, tmp_path / "g.png", "")
+    (figure,) = drawn
+    assert texts(figure) == [
+        "first", "1.  1.0 - 2.0 s   (0.9)", "2.  3.0 - 9.5 s   (0.25)", "second", "1.  0.0 - 4.0 s   (0.5)",
+    ]  # fmt: skip
+    assert bars(figure, plots.PREDICTED) == [(1, 2), (3, 9.5), (0, 4)]
+
+
+def test_curves_mark_the_best_epoch(tmp_path: Path, drawn: list[Figure]) -> None:
+    history = [
+        {"epoch": i + 1, "train loss": 1 / (i + 1), "val mIoU": value, "val R@1 IoU=0.5": value / 2}
+        for i, value in enumerate([0.1, 0.4, 0.3])
+    ]
+    plots.draw_curves(history, "mIoU", tmp_path / "t.png", "")
+    (figure,) = drawn
+    left, right = figure.axes
+    assert [line.get_label() for line in left.lines] == ["loss"]
+    assert [text.get_text() for text in right.texts] == ["40.0"]
+    assert right.texts[0].xy == (2, 40)
+    assert {text.get_text() for text in right.get_legend().get_texts()} == {"mIoU", "R@1 IoU=0.5"}
+
+
+def test_one_epoch_is_enough_for_a_curve(tmp_path: Path) -> None:
+    plots.draw_curves([{"epoch": 1, "train loss": 1.0, "val mIoU": 0.2}], "mIoU", tmp_path / "t.png", "")
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
