@@ -188,6 +188,12 @@ class TestResample:
         # 10 clips in 4 pieces: 0 1 | 2 3 4 | 5 6 | 7 8 9
         np.testing.assert_allclose(resample(self.x, 4)[:, 0], [0.5, 3, 5.5, 8])
 
+    @pytest.mark.parametrize("count", [9, 31, 40, 1000])
+    def test_pool_is_the_mean_of_pieces(self, count):
+        x = RNG.standard_normal((count, 3)).astype(np.float32)
+        pieces = [x[i * count // 8 : (i + 1) * count // 8] for i in range(8)]
+        np.testing.assert_allclose(resample(x, 8), [piece.mean(axis=0) for piece in pieces], rtol=1e-4, atol=1e-6)
+
     def test_pick(self):
         np.testing.assert_array_equal(resample(self.x, 5, "pick")[:, 0], [1, 3, 5, 7, 9])
         np.testing.assert_array_equal(resample(self.x, 1, "pick")[:, 0], [5])

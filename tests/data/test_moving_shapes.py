@@ -165,6 +165,12 @@ def test_cache_of_a_corpus_made_meanwhile_is_used(tmp_path, monkeypatch):
     assert [p.name for p in made.parent.iterdir()] == [folder.name]
 
 
+def test_cache_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cache folder .*file/moving_shapes: Not a directory; name another"):
+        make_moving_shapes(SMALL, cache=tmp_path / "file")
+
+
 def blob(features: np.ndarray, colour: str) -> np.ndarray:
     """The 16 statistics of one colour, [T, 16]."""
     place = HUES.index(colour) if colour in HUES else NUM_BLOBS - 1

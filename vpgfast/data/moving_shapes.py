@@ -437,6 +437,9 @@ def make_moving_shapes(
         seed: every video depends on nothing but this, the options, its split and its number.
         cache: where corpora are kept; ``None``: see :func:`cache_folder`.
         workers: processes that render.
+
+    Raises:
+        ConfigError: the cache folder can't be written.
     """
     options = options or MovingShapesOptions()
     description = json.dumps({"version": VERSION, "seed": seed, **asdict(options)}, sort_keys=True)
@@ -445,8 +448,13 @@ def make_moving_shapes(
     if (folder / "annotations.json").is_file():
         log.info("moving_shapes: using %s", folder)
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    partial_folder = Path(tempfile.mkdtemp(dir=root, prefix=".making-"))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        partial_folder = Path(tempfile.mkdtemp(dir=root, prefix=".making-"))
+    except OSError as error:
+        raise ConfigError(
+            f"cache folder {root}: {error.strerror}; name another by data.cache or VPGFAST_CACHE"
+        ) from None
     try:
         videos = partial_folder / "videos"
         videos.mkdir()
