@@ -22,10 +22,10 @@ from vpgfast.models.method import METHODS, get_method
 DEFAULT_METHOD = "seqpan"
 QUICK_RUN: dict[str, Any] = {
     "method": DEFAULT_METHOD,
-    "model": {"dim": 64, "heads": 4, "dropout": 0.1},
-    "optim": {"lr": 4e-3},
+    "model": {"dropout": 0.1},
+    "optim": {"lr": 2e-3},
     "batch_size": 16,
-    "epochs": 12,
+    "epochs": 10,
 }
 """The run without ``--config``: ``configs/seqpan/moving_shapes.yaml``, which an installed package doesn't have."""
 _ACTIONS = {

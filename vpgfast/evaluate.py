@@ -78,7 +78,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
             strategy=config.strategy,
             precision=config.precision,  # type: ignore[arg-type]  # any string may come from a config; Fabric checks it
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"accelerator, devices, strategy or precision: {error}") from None
     fabric.launch()
     return fabric

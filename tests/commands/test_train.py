@@ -380,6 +380,15 @@ def test_first_difference_ignores_what_changes_no_result() -> None:
     assert train.first_difference(config, {**config, "seed": 3}) == "seed: 0 there, 3 here"
 
 
+@pytest.mark.parametrize("option", ["--accelerator=abacus", "--precision=7", "--devices=many", "--strategy=luck"])
+def test_devices_that_do_not_exist(
+    train_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert train.main([*train_args, option, "--output", str(tmp_path / "r")]) == 2
+    assert "accelerator, devices, strategy or precision" in error_line(capsys)
+    assert not (tmp_path / "r").exists()
+
+
 # --- several processes
 
 
