@@ -16,11 +16,9 @@ def numpy_loop(a: Tensor, b: Tensor) -> Tensor:
     """The field's evaluators: for each sentence, its ranked spans against its ground truth."""
     result = []
     for predicted, true in zip(a.cpu().numpy(), b.cpu().numpy(), strict=True):
-        shared = np.minimum(predicted[:, None, 1], true[None, :, 1]) - np.maximum(predicted[:, None, 0], true[None, :, 0])
-        shared = np.maximum(shared, 0)
-        joined = np.maximum(predicted[:, None, 1], true[None, :, 1]) - np.minimum(
-            predicted[:, None, 0], true[None, :, 0]
-        )
+        predicted, true = predicted[:, None], true[None]
+        shared = np.minimum(predicted[..., 1], true[..., 1]) - np.maximum(predicted[..., 0], true[..., 0])
+        joined = np.maximum(predicted[..., 1], true[..., 1]) - np.minimum(predicted[..., 0], true[..., 0])
         result.append(np.where(shared > 0, shared / joined, 0))
     return torch.from_numpy(np.stack(result)).to(a.device)
 

@@ -21,8 +21,9 @@ def loop_per_sentence(spans: Tensor, scores: Tensor, threshold: float, top_k: in
         for i in range(len(ranked) - 1):
             if suppressed[i]:
                 continue
-            shared = (torch.min(ranked[i + 1 :, 1], ranked[i, 1]) - torch.max(ranked[i + 1 :, 0], ranked[i, 0])).clamp(0)
-            joined = torch.max(ranked[i + 1 :, 1], ranked[i, 1]) - torch.min(ranked[i + 1 :, 0], ranked[i, 0])
+            start, end = ranked[i + 1 :].unbind(-1)
+            shared = (torch.min(end, ranked[i, 1]) - torch.max(start, ranked[i, 0])).clamp(0)
+            joined = torch.max(end, ranked[i, 1]) - torch.min(start, ranked[i, 0])
             suppressed[i + 1 :] |= shared / joined > threshold
         left = order[~suppressed][:top_k]
         kept[row, : len(left)] = left
@@ -46,7 +47,7 @@ def iou_matrix(spans: Tensor, scores: Tensor, threshold: float, top_k: int) -> T
     return kept
 
 
-@pytest.mark.parametrize(("L", "N", "top_k"), [(64, 136, 5), (32, 1104, 5), (8, 8256, 100)], ids=["T=16", "T=64", "T=128"])
+@pytest.mark.parametrize(("L", "N", "top_k"), [(64, 136, 5), (32, 1104, 5), (8, 8256, 100)])
 def test_temporal_nms(L: int, N: int, top_k: int, device: torch.device, record) -> None:
     generator = torch.Generator().manual_seed(0)
     spans = torch.rand(L, N, 2, generator=generator).sort(-1).values.to(device)

@@ -1,4 +1,4 @@
-"""``python -m vpgfast.doctor``: versions, what was built, which implementation each op will use, and why not a better one.
+"""``python -m vpgfast.doctor``: versions, what was built, which implementation each op uses, and why no better one.
 
 Exit status 0 when every op runs on a compiled or Triton kernel on every device that torch can use, else 1.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import sys
 from pathlib import Path
@@ -90,14 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     sections = {
         "Versions": _versions(),
         "Kernel libraries": _libraries(),
-        f"Ops (backend choice: {ops.get_backend()}; VPGFAST_BACKEND={os.environ.get('VPGFAST_BACKEND', 'not set')})": table,
+        f"Ops (backend choice: {ops.get_backend()})": table,
         "Extras": [f"{extra}: {_version(package)}" for extra, package in EXTRAS.items()],
     }
     for title, lines in sections.items():
         print(f"\n{title}")
         for line in lines:
             print(f"  {line}")
-    print("\nAll ops run on kernels." if healthy else "\nSome ops run on a slower implementation; see the lines with !.")
+    print("\nAll ops run on kernels." if healthy else "\nSome ops could run faster; see the lines with !")
     return 0 if healthy else 1
 
 

@@ -43,6 +43,15 @@ void dispatch_floating(const char* op, ScalarType dtype, F&& f) {
   }
 }
 
+template <typename T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <typename T>
+T* write(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
 // The public functions in vpgfast/ops check their arguments and explain what is wrong; this guards the kernels against
 // calls that come through torch.ops directly.
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes) {

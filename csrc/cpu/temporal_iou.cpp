@@ -63,9 +63,9 @@ Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
   Tensor out = torch::stable::new_empty(a, {L, N, M});
   dispatch_floating("temporal_iou", a.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
-    const auto* pa = static_cast<const scalar_t*>(a.const_data_ptr());
-    const auto* pb = static_cast<const scalar_t*>(b.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(out.mutable_data_ptr());
+    const auto* pa = read<scalar_t>(a);
+    const auto* pb = read<scalar_t>(b);
+    auto* to = write<scalar_t>(out);
     check_intervals("temporal_iou", "a", pa, L * N);
     check_intervals("temporal_iou", "b", pb, L * M);
     dispatch_generalized(generalized, [&]<bool general>() {
@@ -118,11 +118,11 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
   Tensor grad_a = torch::stable::empty_like(a), grad_b = torch::stable::empty_like(b);
   dispatch_floating("temporal_iou_backward", a.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
-    const auto* pa = static_cast<const scalar_t*>(a.const_data_ptr());
-    const auto* pb = static_cast<const scalar_t*>(b.const_data_ptr());
-    const auto* g = static_cast<const scalar_t*>(grad.const_data_ptr());
-    auto* ga = static_cast<scalar_t*>(grad_a.mutable_data_ptr());
-    auto* gb = static_cast<scalar_t*>(grad_b.mutable_data_ptr());
+    const auto* pa = read<scalar_t>(a);
+    const auto* pb = read<scalar_t>(b);
+    const auto* g = read<scalar_t>(grad);
+    auto* ga = write<scalar_t>(grad_a);
+    auto* gb = write<scalar_t>(grad_b);
     IntervalArrays<T> of_a, of_b;
     of_a.read(pa, L * N);
     of_b.read(pb, L * M);

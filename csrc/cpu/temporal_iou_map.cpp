@@ -51,8 +51,8 @@ Tensor temporal_iou_map(const Tensor& spans_in, int64_t T) {
   Tensor out = torch::stable::new_empty(spans, {spans.size(0), spans.size(1), T, T});
   dispatch_floating("temporal_iou_map", spans.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
-    const auto* from = static_cast<const scalar_t*>(spans.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(out.mutable_data_ptr());
+    const auto* from = read<scalar_t>(spans);
+    auto* to = write<scalar_t>(out);
     check_intervals("temporal_iou_map", "spans", from, count);
     const int64_t grain = std::max<int64_t>(1, kCellsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -72,9 +72,9 @@ Tensor temporal_iou_map_backward(const Tensor& grad_in, const Tensor& spans_in) 
   Tensor grad_spans = torch::stable::empty_like(spans);
   dispatch_floating("temporal_iou_map_backward", spans.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
-    const auto* from = static_cast<const scalar_t*>(spans.const_data_ptr());
-    const auto* g = static_cast<const scalar_t*>(grad.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(grad_spans.mutable_data_ptr());
+    const auto* from = read<scalar_t>(spans);
+    const auto* g = read<scalar_t>(grad);
+    auto* to = write<scalar_t>(grad_spans);
     const int64_t grain = std::max<int64_t>(1, kCellsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "common/multiversion.h"
+#include "common/temporal_map_bce.h"
 #include "cpu/intervals_cpu.h"
 #include "cpu/vector_math.h"
 
@@ -51,47 +52,19 @@ VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const bool* valid
   }
 }
 
-struct Map {
-  Map(const char* op, const Tensor& logits_in, const Tensor& spans_in, const Tensor& mask_in,
-      const std::optional<Tensor>& sentence_mask_in, double min_iou, double max_iou)
-      : min_iou(min_iou), scale(1.0 / (max_iou - min_iou)) {
-    check_sizes(op, "logits", logits_in, {-1, -1, -1, -1});
-    B = logits_in.size(0), M = logits_in.size(1), T = logits_in.size(2);
-    check_sizes(op, "logits", logits_in, {B, M, T, T});
-    check_sizes(op, "spans", spans_in, {B, M, 2});
-    check_dtype(op, "spans", spans_in, logits_in.scalar_type());
-    check_sizes(op, "mask", mask_in, {-1, -1, T, T});
-    check_dtype(op, "mask", mask_in, ScalarType::Bool);
-    STD_TORCH_CHECK((mask_in.size(0) == B || mask_in.size(0) == 1) && (mask_in.size(1) == M || mask_in.size(1) == 1),
-                    op, ": mask has the wrong shape");
-    STD_TORCH_CHECK(T < (int64_t{1} << 24), op, ": T is ", T, "; it must be below 2^24");
-    logits = torch::stable::contiguous(logits_in);
-    spans = torch::stable::contiguous(spans_in);
-    mask = torch::stable::contiguous(mask_in);
-    valid = static_cast<const bool*>(mask.const_data_ptr());
-    if (sentence_mask_in) {
-      check_sizes(op, "sentence_mask", *sentence_mask_in, {B, M});
-      check_dtype(op, "sentence_mask", *sentence_mask_in, ScalarType::Bool);
-      sentence_mask = torch::stable::contiguous(*sentence_mask_in);
-      sentences = static_cast<const bool*>(sentence_mask.const_data_ptr());
-    }
-  }
+struct Map : MapBceArguments {
+  using MapBceArguments::MapBceArguments;
+
   bool has_sentence(int64_t row) const {
-    return sentences == nullptr || sentences[row];
+    return sentences() == nullptr || sentences()[row];
   }
   const bool* mask_of(int64_t row) const {
     const int64_t b = mask.size(0) == 1 ? 0 : row / M, m = mask.size(1) == 1 ? 0 : row % M;
-    return valid + (b * mask.size(1) + m) * T * T;
+    return read<bool>(mask) + (b * mask.size(1) + m) * T * T;
   }
   int64_t grain() const {
     return std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, T * T));
   }
-
-  Tensor logits, spans, mask, sentence_mask;
-  const bool* valid = nullptr;
-  const bool* sentences = nullptr;
-  int64_t B, M, T;
-  double min_iou, scale;
 };
 
 std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& spans, const Tensor& mask,
@@ -102,8 +75,8 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
   Tensor count = torch::stable::new_empty(logits, {}, ScalarType::Long);
   dispatch_floating("temporal_map_bce", logits.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
-    const auto* z = static_cast<const scalar_t*>(map.logits.const_data_ptr());
-    const auto* pairs = static_cast<const scalar_t*>(map.spans.const_data_ptr());
+    const auto* z = read<scalar_t>(map.logits);
+    const auto* pairs = read<scalar_t>(map.spans);
     check_intervals("temporal_map_bce", "spans", pairs, rows);
     // One sum a sentence, added in their order afterwards: the same for any number of threads.
     std::vector<double> sums(rows, 0.0);
@@ -124,8 +97,8 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
     });
     const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
     const int64_t cells = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-    *static_cast<int64_t*>(count.mutable_data_ptr()) = cells;
-    *static_cast<scalar_t*>(loss.mutable_data_ptr()) =
+    *write<int64_t>(count) = cells;
+    *write<scalar_t>(loss) =
         static_cast<scalar_t>(static_cast<compute>(total / static_cast<double>(std::max<int64_t>(1, cells))));
   });
   return {loss, count};
@@ -142,12 +115,12 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
   Tensor grad = torch::stable::new_empty(logits, {map.B, map.M, T, T});
   dispatch_floating("temporal_map_bce_backward", logits.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
-    const auto* z = static_cast<const scalar_t*>(map.logits.const_data_ptr());
-    const auto* pairs = static_cast<const scalar_t*>(map.spans.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(grad.mutable_data_ptr());
-    const int64_t cells = *static_cast<const int64_t*>(count.const_data_ptr());
-    const compute factor = static_cast<compute>(*static_cast<const scalar_t*>(grad_loss.const_data_ptr())) /
-                           static_cast<compute>(std::max<int64_t>(1, cells));
+    const auto* z = read<scalar_t>(map.logits);
+    const auto* pairs = read<scalar_t>(map.spans);
+    auto* to = write<scalar_t>(grad);
+    const int64_t cells = *read<int64_t>(count);
+    const compute factor =
+        static_cast<compute>(*read<scalar_t>(grad_loss)) / static_cast<compute>(std::max<int64_t>(1, cells));
     torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         if (!map.has_sentence(row)) {

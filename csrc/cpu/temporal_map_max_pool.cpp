@@ -83,8 +83,8 @@ Tensor temporal_map_max_pool(const Tensor& x_in) {
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1), T, T});
   dispatch_floating("temporal_map_max_pool", x.scalar_type(), [&]<typename scalar_t>() {
     using key_t = typename OrderedBits<scalar_t>::key_t;
-    const auto* from = static_cast<const key_t*>(x.const_data_ptr());
-    auto* to = static_cast<key_t*>(out.mutable_data_ptr());
+    const auto* from = read<key_t>(x);
+    auto* to = write<key_t>(out);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<key_t> running(T);
@@ -105,9 +105,9 @@ Tensor temporal_map_max_pool_backward(const Tensor& grad_in, const Tensor& x_in)
   Tensor grad_x = torch::stable::empty_like(x);
   dispatch_floating("temporal_map_max_pool_backward", x.scalar_type(), [&]<typename scalar_t>() {
     using key_t = typename OrderedBits<scalar_t>::key_t;
-    const auto* from = static_cast<const key_t*>(x.const_data_ptr());
-    const auto* dy = static_cast<const scalar_t*>(grad.const_data_ptr());
-    auto* dx = static_cast<scalar_t*>(grad_x.mutable_data_ptr());
+    const auto* from = read<key_t>(x);
+    const auto* dy = read<scalar_t>(grad);
+    auto* dx = write<scalar_t>(grad_x);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<key_t> key(T);
@@ -129,7 +129,7 @@ struct Spans {
     check_dtype(op, "spans", spans, ScalarType::Long);
     tensor = torch::stable::contiguous(spans);
     count = tensor.size(0);
-    ends = static_cast<const int64_t*>(tensor.const_data_ptr());
+    ends = read<int64_t>(tensor);
     for (int64_t p = 0; p < count; ++p) {
       const int64_t first = ends[2 * p], last = ends[2 * p + 1];
       STD_TORCH_CHECK(0 <= first && first <= last && last < T, op, ": spans[", p, "] is (", first, ", ", last,
@@ -172,8 +172,8 @@ Tensor temporal_map_max_pool_spans(const Tensor& x_in, const Tensor& spans_in) {
   dispatch_floating("temporal_map_max_pool", x.scalar_type(), [&]<typename scalar_t>() {
     using Bits = OrderedBits<scalar_t>;
     using key_t = typename Bits::key_t;
-    const auto* from = static_cast<const key_t*>(x.const_data_ptr());
-    auto* to = static_cast<key_t*>(out.mutable_data_ptr());
+    const auto* from = read<key_t>(x);
+    auto* to = write<key_t>(out);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T + spans.count));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<key_t> table(spans.levels() * T);
@@ -205,9 +205,9 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
     using Bits = OrderedBits<scalar_t>;
     using key_t = typename Bits::key_t;
     using accumulate = accumulate_t<scalar_t>;
-    const auto* from = static_cast<const key_t*>(x.const_data_ptr());
-    const auto* dy = static_cast<const scalar_t*>(grad.const_data_ptr());
-    auto* dx = static_cast<scalar_t*>(grad_x.mutable_data_ptr());
+    const auto* from = read<key_t>(x);
+    const auto* dy = read<scalar_t>(grad);
+    auto* dx = write<scalar_t>(grad_x);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T + spans.count));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<key_t> key(T);

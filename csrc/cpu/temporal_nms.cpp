@@ -28,11 +28,11 @@ Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double thre
   STD_TORCH_CHECK(top_k >= 0, "temporal_nms: top_k is ", top_k, "; it must be 0 or more");
   const Tensor spans = torch::stable::contiguous(spans_in), scores = torch::stable::contiguous(scores_in);
   Tensor kept = torch::stable::new_empty(spans, {L, top_k}, ScalarType::Long);
-  auto* to = static_cast<int64_t*>(kept.mutable_data_ptr());
+  auto* to = write<int64_t>(kept);
   dispatch_floating("temporal_nms", spans.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
-    const auto* pairs = static_cast<const scalar_t*>(spans.const_data_ptr());
-    const auto* score = static_cast<const scalar_t*>(scores.const_data_ptr());
+    const auto* pairs = read<scalar_t>(spans);
+    const auto* score = read<scalar_t>(scores);
     check_intervals("temporal_nms", "spans", pairs, L * N);
     torch::stable::parallel_for(0, L, 1, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> order;

@@ -73,15 +73,6 @@ void dispatch(const char* op, const Tensor& like, bool generalized, F&& f) {
   });
 }
 
-template <typename scalar_t>
-const scalar_t* read(const Tensor& tensor) {
-  return static_cast<const scalar_t*>(tensor.const_data_ptr());
-}
-template <typename scalar_t>
-scalar_t* write(const Tensor& tensor) {
-  return static_cast<scalar_t*>(tensor.mutable_data_ptr());
-}
-
 Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
   check_sizes("temporal_iou", "a", a_in, {-1, -1, 2});
   check_sizes("temporal_iou", "b", b_in, {a_in.size(0), -1, 2});

@@ -55,9 +55,8 @@ Tensor temporal_iou_map(const Tensor& spans_in, int64_t T) {
   Tensor out = torch::stable::new_empty(spans, {spans.size(0), spans.size(1), T, T});
   if (total > 0) {
     dispatch_floating("temporal_iou_map", spans.scalar_type(), [&]<typename scalar_t>() {
-      iou_map<<<blocks_for(total), kThreads, 0, current_stream(spans)>>>(
-          static_cast<const scalar_t*>(spans.const_data_ptr()), static_cast<scalar_t*>(out.mutable_data_ptr()), total,
-          T);
+      iou_map<<<blocks_for(total), kThreads, 0, current_stream(spans)>>>(read<scalar_t>(spans), write<scalar_t>(out),
+                                                                         total, T);
       check_launch("temporal_iou_map");
     });
   }
@@ -74,8 +73,7 @@ Tensor temporal_iou_map_backward(const Tensor& grad_in, const Tensor& spans_in) 
   if (count > 0) {
     dispatch_floating("temporal_iou_map_backward", spans.scalar_type(), [&]<typename scalar_t>() {
       iou_map_backward<<<blocks_for(count * kThreads), kThreads, 0, current_stream(spans)>>>(
-          static_cast<const scalar_t*>(grad.const_data_ptr()), static_cast<const scalar_t*>(spans.const_data_ptr()),
-          static_cast<scalar_t*>(grad_spans.mutable_data_ptr()), count, T);
+          read<scalar_t>(grad), read<scalar_t>(spans), write<scalar_t>(grad_spans), count, T);
       check_launch("temporal_iou_map_backward");
     });
   }

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "common/temporal_map_bce.h"
 #include "cuda/intervals_cuda.h"
 
 namespace vpgfast {
@@ -95,54 +96,25 @@ __global__ void loss_gradient(Map<scalar_t> map, const scalar_t* grad_loss, cons
   }
 }
 
-// Contiguous copies of the arguments, kept alive while kernels are launched on them.
-struct Arguments {
-  Arguments(const char* op, const Tensor& logits_in, const Tensor& spans_in, const Tensor& mask_in,
-            const std::optional<Tensor>& sentence_mask_in, double min_iou, double max_iou)
-      : min_iou(min_iou), scale(1.0 / (max_iou - min_iou)) {
-    check_sizes(op, "logits", logits_in, {-1, -1, -1, -1});
-    B = logits_in.size(0), M = logits_in.size(1), T = logits_in.size(2);
-    check_sizes(op, "logits", logits_in, {B, M, T, T});
-    check_sizes(op, "spans", spans_in, {B, M, 2});
-    check_dtype(op, "spans", spans_in, logits_in.scalar_type());
-    check_sizes(op, "mask", mask_in, {-1, -1, T, T});
-    check_dtype(op, "mask", mask_in, ScalarType::Bool);
-    STD_TORCH_CHECK((mask_in.size(0) == B || mask_in.size(0) == 1) && (mask_in.size(1) == M || mask_in.size(1) == 1),
-                    op, ": mask has the wrong shape");
-    logits = torch::stable::contiguous(logits_in);
-    spans = torch::stable::contiguous(spans_in);
-    mask = torch::stable::contiguous(mask_in);
-    if (sentence_mask_in) {
-      check_sizes(op, "sentence_mask", *sentence_mask_in, {B, M});
-      check_dtype(op, "sentence_mask", *sentence_mask_in, ScalarType::Bool);
-      sentence_mask = torch::stable::contiguous(*sentence_mask_in);
-    }
-  }
-  template <typename scalar_t>
-  Map<scalar_t> map() const {
-    using compute = accumulate_t<scalar_t>;
-    return {static_cast<const scalar_t*>(logits.const_data_ptr()),
-            static_cast<const scalar_t*>(spans.const_data_ptr()),
-            static_cast<const bool*>(mask.const_data_ptr()),
-            sentence_mask ? static_cast<const bool*>(sentence_mask->const_data_ptr()) : nullptr,
-            M,
-            T,
-            mask.size(0),
-            mask.size(1),
-            static_cast<compute>(min_iou),
-            static_cast<compute>(scale)};
-  }
-
-  Tensor logits, spans, mask;
-  std::optional<Tensor> sentence_mask;
-  int64_t B, M, T;
-  double min_iou, scale;
-};
+template <typename scalar_t>
+Map<scalar_t> map_of(const MapBceArguments& given) {
+  using T = accumulate_t<scalar_t>;
+  return {read<scalar_t>(given.logits),
+          read<scalar_t>(given.spans),
+          read<bool>(given.mask),
+          given.sentences(),
+          given.M,
+          given.T,
+          given.mask.size(0),
+          given.mask.size(1),
+          static_cast<T>(given.min_iou),
+          static_cast<T>(given.scale)};
+}
 
 std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& spans, const Tensor& mask,
                                             std::optional<Tensor> sentence_mask, double min_iou, double max_iou) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Arguments given("temporal_map_bce", logits, spans, mask, sentence_mask, min_iou, max_iou);
+  const MapBceArguments given("temporal_map_bce", logits, spans, mask, sentence_mask, min_iou, max_iou);
   const int64_t rows = given.B * given.M;
   const int64_t parts = (given.T * given.T + kCellsPerBlock - 1) / kCellsPerBlock;
   Tensor loss = torch::stable::new_empty(logits, {});
@@ -151,14 +123,13 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
   Tensor counts = torch::stable::new_empty(logits, {rows * parts}, ScalarType::Long);
   dispatch_floating("temporal_map_bce", logits.scalar_type(), [&]<typename scalar_t>() {
     const cudaStream_t stream = current_stream(logits);
-    auto* sum = static_cast<double*>(sums.mutable_data_ptr());
-    auto* valid = static_cast<int64_t*>(counts.mutable_data_ptr());
+    auto* sum = write<double>(sums);
+    auto* valid = write<int64_t>(counts);
     if (rows * parts > 0) {
-      loss_parts<<<blocks_for(rows * parts * kThreads), kThreads, 0, stream>>>(given.map<scalar_t>(), sum, valid, rows,
-                                                                               parts);
+      loss_parts<<<blocks_for(rows * parts * kThreads), kThreads, 0, stream>>>(map_of<scalar_t>(given), sum, valid,
+                                                                               rows, parts);
     }
-    loss_total<<<1, kThreads, 0, stream>>>(sum, valid, rows * parts, static_cast<scalar_t*>(loss.mutable_data_ptr()),
-                                           static_cast<int64_t*>(count.mutable_data_ptr()));
+    loss_total<<<1, kThreads, 0, stream>>>(sum, valid, rows * parts, write<scalar_t>(loss), write<int64_t>(count));
     check_launch("temporal_map_bce");
   });
   return {loss, count};
@@ -171,14 +142,13 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
   check_dtype("temporal_map_bce_backward", "grad_loss", grad_loss, logits.scalar_type());
   check_dtype("temporal_map_bce_backward", "count", count, ScalarType::Long);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Arguments given("temporal_map_bce_backward", logits, spans, mask, sentence_mask, min_iou, max_iou);
+  const MapBceArguments given("temporal_map_bce_backward", logits, spans, mask, sentence_mask, min_iou, max_iou);
   const int64_t total = given.B * given.M * given.T * given.T;
   Tensor grad = torch::stable::new_empty(logits, {given.B, given.M, given.T, given.T});
   if (total > 0) {
     dispatch_floating("temporal_map_bce_backward", logits.scalar_type(), [&]<typename scalar_t>() {
       loss_gradient<<<blocks_for(total), kThreads, 0, current_stream(logits)>>>(
-          given.map<scalar_t>(), static_cast<const scalar_t*>(grad_loss.const_data_ptr()),
-          static_cast<const int64_t*>(count.const_data_ptr()), static_cast<scalar_t*>(grad.mutable_data_ptr()), total);
+          map_of<scalar_t>(given), read<scalar_t>(grad_loss), read<int64_t>(count), write<scalar_t>(grad), total);
       check_launch("temporal_map_bce_backward");
     });
   }

@@ -143,8 +143,8 @@ Tensor temporal_map_max_pool(const Tensor& x_in) {
   }
   dispatch_floating("temporal_map_max_pool", x.scalar_type(), [&]<typename scalar_t>() {
     constexpr int kWidest = 16 / sizeof(scalar_t);
-    const auto* from = static_cast<const scalar_t*>(x.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(out.mutable_data_ptr());
+    const auto* from = read<scalar_t>(x);
+    auto* to = write<scalar_t>(out);
     const cudaStream_t stream = current_stream(x);
     if (T % kWidest == 0) {
       const unsigned blocks = blocks_for(channels * T / kWidest);
@@ -169,8 +169,7 @@ Tensor temporal_map_max_pool_backward(const Tensor& grad_in, const Tensor& x_in)
   }
   dispatch_floating("temporal_map_max_pool_backward", x.scalar_type(), [&]<typename scalar_t>() {
     max_pool_columns_backward<scalar_t><<<blocks_for(channels * T * kWarp), kThreads, 0, current_stream(x)>>>(
-        static_cast<const scalar_t*>(grad.const_data_ptr()), static_cast<const scalar_t*>(x.const_data_ptr()),
-        static_cast<scalar_t*>(grad_x.mutable_data_ptr()), channels, T);
+        read<scalar_t>(grad), read<scalar_t>(x), write<scalar_t>(grad_x), channels, T);
     check_launch("temporal_map_max_pool_backward");
   });
   return grad_x;
@@ -193,8 +192,7 @@ Tensor temporal_map_max_pool_spans(const Tensor& x_in, const Tensor& spans_in) {
   }
   dispatch_floating("temporal_map_max_pool", x.scalar_type(), [&]<typename scalar_t>() {
     max_pool_spans<scalar_t><<<blocks_for(channels * count), kThreads, 0, current_stream(x)>>>(
-        static_cast<const scalar_t*>(x.const_data_ptr()), static_cast<const int64_t*>(spans.const_data_ptr()),
-        static_cast<scalar_t*>(out.mutable_data_ptr()), channels, T, count);
+        read<scalar_t>(x), read<int64_t>(spans), write<scalar_t>(out), channels, T, count);
     check_launch("temporal_map_max_pool");
   });
   return out;
@@ -217,10 +215,10 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
   }
   dispatch_floating("temporal_map_max_pool_backward", x.scalar_type(), [&]<typename scalar_t>() {
     const cudaStream_t stream = current_stream(x);
-    const auto* dy = static_cast<const scalar_t*>(grad.const_data_ptr());
-    const auto* from = static_cast<const scalar_t*>(x.const_data_ptr());
-    const auto* ends = static_cast<const int64_t*>(spans.const_data_ptr());
-    auto* sum = static_cast<accumulate_t<scalar_t>*>(sums.mutable_data_ptr());
+    const auto* dy = read<scalar_t>(grad);
+    const auto* from = read<scalar_t>(x);
+    const auto* ends = read<int64_t>(spans);
+    auto* sum = write<accumulate_t<scalar_t>>(sums);
     if (deterministic) {
       max_pool_spans_backward_in_order<scalar_t>
           <<<blocks_for(channels), kThreads, 0, stream>>>(dy, from, ends, sum, channels, T, count);
@@ -228,8 +226,7 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
       max_pool_spans_backward<scalar_t>
           <<<blocks_for(channels * count), kThreads, 0, stream>>>(dy, from, ends, sum, channels, T, count);
     }
-    cast<scalar_t><<<blocks_for(channels * T), kThreads, 0, stream>>>(
-        sum, static_cast<scalar_t*>(grad_x.mutable_data_ptr()), channels * T);
+    cast<scalar_t><<<blocks_for(channels * T), kThreads, 0, stream>>>(sum, write<scalar_t>(grad_x), channels * T);
     check_launch("temporal_map_max_pool_backward");
   });
   return grad_x;

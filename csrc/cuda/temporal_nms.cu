@@ -88,9 +88,8 @@ Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double thre
   Tensor alive = torch::stable::new_empty(spans, {L, N}, ScalarType::Bool);
   dispatch_floating("temporal_nms", spans.scalar_type(), [&]<typename scalar_t>() {
     nms<<<blocks_for(L * kThreads), kThreads, 0, current_stream(spans)>>>(
-        static_cast<const scalar_t*>(spans.const_data_ptr()), static_cast<const scalar_t*>(scores.const_data_ptr()),
-        static_cast<const int64_t*>(order.const_data_ptr()), static_cast<bool*>(alive.mutable_data_ptr()),
-        static_cast<int64_t*>(kept.mutable_data_ptr()), L, N, top_k, static_cast<accumulate_t<scalar_t>>(threshold));
+        read<scalar_t>(spans), read<scalar_t>(scores), read<int64_t>(order), write<bool>(alive), write<int64_t>(kept),
+        L, N, top_k, static_cast<accumulate_t<scalar_t>>(threshold));
     check_launch("temporal_nms");
   });
   return kept;
