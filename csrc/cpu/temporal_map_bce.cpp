@@ -22,7 +22,7 @@ inline __attribute__((always_inline)) T cell_target(T cell_start, int64_t j, T s
 
 // Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const bool* valid, int64_t i, int64_t size, T start, T end,
+VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, int64_t i, int64_t size, T start, T end,
                                 T min_iou, T scale) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   T sum = 0;
@@ -32,15 +32,15 @@ VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const bool* valid, int64
     const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
     const T tail = log1p_of_unit(exp_of_nonpositive(z < T{0} ? z : -z));
     const T loss = larger(z, T{0}) - z * t + tail;
-    sum += valid[j] ? loss : T{0};
+    sum += valid[j] != 0 ? loss : T{0};
   }
   return sum;
 }
 
 // d loss / d z = p - t on valid cells, 0 elsewhere, times the incoming gradient over the number of valid cells.
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const bool* valid, int64_t i, int64_t size, T start,
-                                       T end, T min_iou, T scale, T factor, scalar_t* grad) {
+VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const uint8_t* valid, int64_t i, int64_t size, T start,
+                                       T end, T min_iou, T scale, T factor, scalar_t* __restrict grad) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   std::fill(grad, grad + i, static_cast<scalar_t>(0.0f));
   for (int64_t j = i; j < size; ++j) {
@@ -48,7 +48,8 @@ VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const bool* valid
     const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
     const T y = exp_of_nonpositive(z < T{0} ? z : -z);
     const T p = (z < T{0} ? y : T{1}) / (T{1} + y);
-    grad[j] = static_cast<scalar_t>(valid[j] ? (p - t) * factor : T{0});
+    const T value = (p - t) * factor;
+    grad[j] = static_cast<scalar_t>(valid[j] != 0 ? value : T{0});
   }
 }
 
@@ -58,9 +59,10 @@ struct Map : MapBceArguments {
   bool has_sentence(int64_t row) const {
     return sentences() == nullptr || sentences()[row];
   }
-  const bool* mask_of(int64_t row) const {
+  // As bytes: loops that select by bools are not vectorised.
+  const uint8_t* mask_of(int64_t row) const {
     const int64_t b = mask.size(0) == 1 ? 0 : row / M, m = mask.size(1) == 1 ? 0 : row % M;
-    return read<bool>(mask) + (b * mask.size(1) + m) * T * T;
+    return read<uint8_t>(mask) + (b * mask.size(1) + m) * T * T;
   }
   int64_t grain() const {
     return std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, T * T));
@@ -86,9 +88,9 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
         if (!map.has_sentence(row)) {
           continue;
         }
-        const bool* valid = map.mask_of(row);
+        const uint8_t* valid = map.mask_of(row);
         for (int64_t i = 0; i < T; ++i) {
-          counts[row] += std::count(valid + i * T + i, valid + (i + 1) * T, true);
+          counts[row] += std::count(valid + i * T + i, valid + (i + 1) * T, 1);
           sums[row] += row_loss(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
                                 static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
                                 static_cast<compute>(map.scale));
@@ -127,7 +129,7 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
           std::fill(to + row * T * T, to + (row + 1) * T * T, static_cast<scalar_t>(0.0f));
           continue;
         }
-        const bool* valid = map.mask_of(row);
+        const uint8_t* valid = map.mask_of(row);
         for (int64_t i = 0; i < T; ++i) {
           row_gradient(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
                        static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),

@@ -10,14 +10,16 @@
 namespace vpgfast {
 namespace {
 
-// Whether a span overlaps none of the `count` kept ones by more than the threshold.
+// The largest IoU of a span with the `count` kept ones; NaN if any is.
 template <typename T>
-VPGFAST_MULTIVERSION bool is_apart(T start, T end, const T* starts, const T* ends, int64_t count, T threshold) {
-  bool apart = true;
+VPGFAST_MULTIVERSION T largest_iou(T start, T end, const T* starts, const T* ends, int64_t count) {
+  T largest = 0;
+#pragma omp simd reduction(max : largest)
   for (int64_t k = 0; k < count; ++k) {
-    apart &= interval_iou<false>(start, end, starts[k], ends[k]) <= threshold;
+    const T iou = interval_iou<false>(start, end, starts[k], ends[k]);
+    largest = iou > largest ? iou : largest;
   }
-  return apart;
+  return largest;
 }
 
 Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double threshold, int64_t top_k) {
@@ -50,7 +52,7 @@ Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double thre
         for (auto it = order.begin(); it != order.end() && count < top_k; ++it) {
           const scalar_t* pair = pairs + 2 * (row * N + *it);
           const T start = static_cast<T>(pair[0]), finish = static_cast<T>(pair[1]);
-          if (is_apart(start, finish, starts.data(), ends.data(), count, static_cast<T>(threshold))) {
+          if (largest_iou(start, finish, starts.data(), ends.data(), count) <= static_cast<T>(threshold)) {
             starts[count] = start;
             ends[count] = finish;
             to[row * top_k + count++] = *it;
