@@ -194,9 +194,10 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, or nothing if no valid word is like it."""
-    # A right last part in the wrong section is the commonest slip: lr for optim.lr.
     valid = list(valid)
-    close = [name for name in valid if name.split(".")[-1] == word.split(".")[-1]]
+    # A slip of the finger first, then a right name without its section (lr for optim.lr), then anything alike.
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.85)
+    close = close or [name for name in valid if name.split(".")[-1] == word.split(".")[-1]]
     close = close or difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
