@@ -25,7 +25,7 @@ QUICK_RUN: dict[str, Any] = {
     "model": {"dropout": 0.1},
     "optim": {"lr": 2e-3},
     "batch_size": 16,
-    "epochs": 8,
+    "epochs": 10,
 }
 """The run without ``--config``: ``configs/seqpan/moving_shapes.yaml``, which an installed package doesn't have."""
 _ACTIONS = {
