@@ -12,44 +12,51 @@
 namespace vpgfast {
 namespace {
 
-// Target of the cell that spans clips i to j of T.
+// Loops over a row start at the multiple of this at or before the diagonal, so that they run in whole vectors.
+constexpr int32_t kLanes = 16;
+
+// Target of the cell that spans clips i to j of `size`.
 template <typename T>
-inline __attribute__((always_inline)) T cell_target(T cell_start, int64_t j, T size, T start, T end, T min_iou,
+inline __attribute__((always_inline)) T cell_target(T cell_start, int32_t j, T size, T start, T end, T min_iou,
                                                     T scale) {
-  const T cell_end = static_cast<T>(static_cast<int32_t>(j + 1)) / size;
-  return scaled_iou(interval_iou<false>(cell_start, cell_end, start, end), min_iou, scale);
+  return scaled_iou(interval_iou<false>(cell_start, static_cast<T>(j + 1) / size, start, end), min_iou, scale);
 }
 
 // Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, int64_t i, int64_t size, T start, T end,
-                                T min_iou, T scale) {
+VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end,
+                                T min_iou, T scale, T* __restrict each) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = i; j < size; ++j) {
+  const int32_t first = i / kLanes * kLanes;
+  for (int32_t j = first; j < size; ++j) {
     const T z = static_cast<T>(logits[j]);
     const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
     const T tail = log1p_of_unit(exp_of_nonpositive(z < T{0} ? z : -z));
     const T loss = larger(z, T{0}) - z * t + tail;
-    sum += valid[j] != 0 ? loss : T{0};
+    each[j] = valid[j] != 0 && j >= i ? loss : T{0};
+  }
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int32_t j = first; j < size; ++j) {
+    sum += each[j];
   }
   return sum;
 }
 
 // d loss / d z = p - t on valid cells, 0 elsewhere, times the incoming gradient over the number of valid cells.
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const uint8_t* valid, int64_t i, int64_t size, T start,
+VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start,
                                        T end, T min_iou, T scale, T factor, scalar_t* __restrict grad) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
-  std::fill(grad, grad + i, static_cast<scalar_t>(0.0f));
-  for (int64_t j = i; j < size; ++j) {
+  const int32_t first = i / kLanes * kLanes;
+  std::fill(grad, grad + first, static_cast<scalar_t>(0.0f));
+  for (int32_t j = first; j < size; ++j) {
     const T z = static_cast<T>(logits[j]);
     const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
     const T y = exp_of_nonpositive(z < T{0} ? z : -z);
     const T p = (z < T{0} ? y : T{1}) / (T{1} + y);
     const T value = (p - t) * factor;
-    grad[j] = static_cast<scalar_t>(valid[j] != 0 ? value : T{0});
+    grad[j] = static_cast<scalar_t>(valid[j] != 0 && j >= i ? value : T{0});
   }
 }
 
@@ -84,6 +91,7 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
     std::vector<double> sums(rows, 0.0);
     std::vector<int64_t> counts(rows, 0);
     torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
+      std::vector<compute> each(T);
       for (int64_t row = begin; row < end; ++row) {
         if (!map.has_sentence(row)) {
           continue;
@@ -93,7 +101,7 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
           counts[row] += std::count(valid + i * T + i, valid + (i + 1) * T, 1);
           sums[row] += row_loss(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
                                 static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
-                                static_cast<compute>(map.scale));
+                                static_cast<compute>(map.scale), each.data());
         }
       }
     });

@@ -14,23 +14,44 @@ namespace vpgfast {
 namespace {
 
 constexpr int64_t kElementsPerTask = 1 << 15;
+constexpr int64_t kLanes = 16;
+constexpr int64_t kCachedMap = 1 << 14;  // cells of a map that fits into the first two caches
 
-// One channel of one video. Going up from the last row, out[i, j] = max(x[i], out[i + 1, j]): `running` holds the row
-// below, the whole row is rewritten at once (cells below the diagonal as zero), and nothing but `out` leaves the cache.
+// One vector register's worth of neighbouring columns (GCC's and Clang's vector extension).
+template <typename key_t>
+struct Columns {
+  static constexpr int32_t kWidth = 64 / sizeof(key_t);
+  typedef key_t type __attribute__((vector_size(64)));
+};
+
+// One channel of one video, a register of columns at a time: going up from the last row, the register holds
+// out[i, j] = max(x[i], out[i + 1, j]) and is written, with zero below the diagonal. Nothing is read but x[i].
 template <typename scalar_t>
-VPGFAST_MULTIVERSION void max_pool_rows(const typename OrderedBits<scalar_t>::key_t* x,
-                                        typename OrderedBits<scalar_t>::key_t* running,
-                                        typename OrderedBits<scalar_t>::key_t* out, int64_t T) {
+VPGFAST_MULTIVERSION void max_pool_columns(const typename OrderedBits<scalar_t>::key_t* keys,
+                                           typename OrderedBits<scalar_t>::key_t* out, int64_t T) {
   using Bits = OrderedBits<scalar_t>;
   using key_t = typename Bits::key_t;
-  for (int64_t i = T - 1; i >= 0; --i) {
-    const key_t key = Bits::encode(x[i]);
-    key_t* row = out + i * T;
-    running[i] = key;  // whatever the rows below left in this column was no part of the map
-    for (int64_t j = 0; j < T; ++j) {
-      const key_t larger = std::max(running[j], key);
-      running[j] = larger;
-      row[j] = j < i ? key_t{0} : Bits::decode(larger);
+  using columns_t = typename Columns<key_t>::type;
+  constexpr int64_t kWidth = Columns<key_t>::kWidth;
+  columns_t lane;
+  for (int64_t w = 0; w < kWidth; ++w) {
+    lane[w] = static_cast<key_t>(w);
+  }
+  for (int64_t first = 0; first < T; first += kWidth) {
+    const int64_t width = std::min(kWidth, T - first);
+    columns_t largest = {};
+    for (int64_t i = T - 1; i >= 0; --i) {
+      const columns_t key = keys[i] - columns_t{};
+      // Where the diagonal lies in these columns; in rows of this block the lanes before it are below the diagonal.
+      const columns_t diagonal = static_cast<key_t>(std::clamp<int64_t>(i - first, -1, kWidth)) - columns_t{};
+      largest = lane == diagonal ? key : (largest > key ? largest : key);
+      const columns_t decoded = largest ^ ((largest >> (8 * sizeof(key_t) - 1)) & Bits::kNaN);
+      const columns_t cells = lane >= diagonal ? decoded : columns_t{};
+      if (width == kWidth) {
+        std::memcpy(out + i * T + first, &cells, sizeof(cells));  // a constant size: one store
+      } else {
+        std::memcpy(out + i * T + first, &cells, width * sizeof(key_t));
+      }
     }
   }
 }
@@ -56,22 +77,23 @@ void next_larger(const typename OrderedBits<scalar_t>::key_t* x, typename Ordere
 // Going down from the first row, `pending[j]` holds the gradient of the cells (0..i, j) whose maximum lies at or after
 // clip i. Clip i is the maximum of exactly the columns i <= j < next[i]; it takes theirs, the rest is passed on down.
 template <typename scalar_t, typename accumulate>
-VPGFAST_MULTIVERSION void max_pool_rows_backward(const scalar_t* grad, const int64_t* next, accumulate* pending,
-                                                 scalar_t* grad_x, int64_t T) {
+VPGFAST_MULTIVERSION void max_pool_rows_backward(const scalar_t* grad, const int64_t* next,
+                                                 accumulate* __restrict pending, scalar_t* grad_x, int64_t T) {
   for (int64_t j = 0; j < T; ++j) {
     pending[j] = 0;
   }
   for (int64_t i = 0; i < T; ++i) {
     const scalar_t* row = grad + i * T;
-    for (int64_t j = i; j < T; ++j) {
+    // From a multiple of the vector's width on: columns before i are never looked at again.
+    for (int64_t j = i / kLanes * kLanes; j < T; ++j) {
       pending[j] += static_cast<accumulate>(row[j]);
     }
     accumulate sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = i; j < next[i]; ++j) {
       sum += pending[j];
+      pending[j] = 0;
     }
-    std::fill(pending + i, pending + next[i], accumulate{0});
     grad_x[i] = static_cast<scalar_t>(sum);
   }
 }
@@ -82,14 +104,21 @@ Tensor temporal_map_max_pool(const Tensor& x_in) {
   const int64_t rows = x.size(0) * x.size(1), T = x.size(2);
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1), T, T});
   dispatch_floating("temporal_map_max_pool", x.scalar_type(), [&]<typename scalar_t>() {
-    using key_t = typename OrderedBits<scalar_t>::key_t;
+    using Bits = OrderedBits<scalar_t>;
+    using key_t = typename Bits::key_t;
     const auto* from = read<key_t>(x);
     auto* to = write<key_t>(out);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      std::vector<key_t> running(T);
+      std::vector<key_t> keys(T), map(T * T <= kCachedMap ? T * T : 0);
       for (int64_t r = begin; r < end; ++r) {
-        max_pool_rows<scalar_t>(from + r * T, running.data(), to + r * T * T, T);
+        std::transform(from + r * T, from + (r + 1) * T, keys.begin(), Bits::encode);
+        if (map.empty()) {
+          max_pool_columns<scalar_t>(keys.data(), to + r * T * T, T);
+        } else {  // columns are written a stride apart: do that in the cache, and memory in one go
+          max_pool_columns<scalar_t>(keys.data(), map.data(), T);
+          std::copy(map.begin(), map.end(), to + r * T * T);
+        }
       }
     });
   });
