@@ -94,7 +94,7 @@ def split_loader(
     training: bool,
 ) -> Loader:
     """This process's share of the batches of a split."""
-    loader = make_loader(
+    return make_loader(
         paragraphs,
         corpus.features,
         vectors,
@@ -106,10 +106,6 @@ def split_loader(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    # A loader draws a number whenever it starts its workers. It gets a generator of its own, so that a resumed run,
-    # which starts them once more, leaves the global one where an uninterrupted run does.
-    loader.generator = torch.Generator()
-    return loader
 
 
 def gather(fabric: Fabric, value: T) -> list[T]:

@@ -193,24 +193,7 @@ def _didemo_ranks(ious: np.ndarray, annotators: np.ndarray) -> np.ndarray:
 
 def in_order(paragraphs: Sequence[Paragraph], order: Literal["time", "file"]) -> list[Paragraph]:
     """The paragraphs with their sentences by annotated start, then end ("time"), or as they are ("file")."""
-    if order == "file":
-        return list(paragraphs)
-    ordered = []
-    for paragraph in paragraphs:
-        spans = paragraph.spans
-        if spans is None:
-            raise ValueError(f"video {paragraph.video_id!r} has no spans to sort its sentences by")
-        by_time = np.lexsort((spans[:, 1], spans[:, 0]))
-        annotators = paragraph.annotator_spans
-        ordered.append(
-            replace(
-                paragraph,
-                sentences=tuple(paragraph.sentences[m] for m in by_time),
-                spans=spans[by_time],
-                annotator_spans=None if annotators is None else tuple(annotators[m] for m in by_time),
-            )
-        )
-    return ordered
+    return [paragraph.by_time() for paragraph in paragraphs] if order == "time" else list(paragraphs)
 
 
 def random_spans(paragraphs: Sequence[Paragraph], seed: int = 0, k: int = 5) -> list[np.ndarray]:

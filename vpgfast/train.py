@@ -52,6 +52,7 @@ from vpgfast.evaluate import (
     table_from,
 )
 from vpgfast.metrics import evaluate_spans, metric_names
+from vpgfast.models.layers import weight_decay_groups
 from vpgfast.models.method import get_method
 from vpgfast.plots import draw_curves
 
@@ -218,14 +219,9 @@ def train_epoch(
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser; vectors and scalars (biases, normalisation) decay by nothing."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    """The optimiser; biases and normalisation layers decay by nothing."""
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
-    return kind(groups, lr=optim.lr)
+    return kind(weight_decay_groups(model, optim.weight_decay), lr=optim.lr)
 
 
 def lr_factor(optim: OptimConfig, epoch: int, epochs: int) -> float:

@@ -19,7 +19,7 @@ from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Paragraph
 def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool) -> list[Paragraph]:
     """The items that batches are made of: paragraphs ordered, cut and split as a method asks.
 
-    At sentence level every sentence becomes an item. At paragraph level sentences are sorted by start (stable, where
+    At sentence level every sentence becomes an item. At paragraph level sentences are sorted by start, then end (where
     spans are known and ``needs.sentence_order == "time"``); paragraphs of more than ``needs.max_sentences`` lose the
     rest in training and are cut into pieces of that many in evaluation, so that no sentence goes unmeasured.
     """
@@ -29,8 +29,8 @@ def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool) 
         if needs.level == "sentence":
             items += [paragraph.select([i]) for i in range(count)]
             continue
-        if needs.sentence_order == "time" and paragraph.spans is not None:
-            paragraph = paragraph.select(np.argsort(paragraph.spans[:, 0], kind="stable").tolist())
+        if needs.sentence_order == "time":
+            paragraph = paragraph.by_time()
         size = needs.max_sentences or count
         starts = [0] if training else range(0, count, size)
         items += [paragraph.select(range(start, min(start + size, count))) for start in starts]
@@ -215,5 +215,8 @@ def make_loader(
         batch_sampler=BucketSampler(lengths, batch_size, seed, shuffle=training, rank=rank, world_size=world_size),
         collate_fn=partial(_collate, word_vectors=word_vectors, needs=needs, training=training),
         num_workers=num_workers,
+        # A loader draws a number whenever it starts its workers: from a generator of its own, so that a resumed run,
+        # which starts them once more, leaves the global one where an uninterrupted run does.
+        generator=torch.Generator(),
         persistent_workers=num_workers > 0,
     )

@@ -50,6 +50,12 @@ class Paragraph:
             annotator_spans=None if marks is None else tuple(marks[m] for m in rows),
         )
 
+    def by_time(self) -> Paragraph:
+        """The paragraph with its sentences sorted by annotated start, then end; as it is where no span is known."""
+        if self.spans is None:
+            return self
+        return self.select(np.lexsort((self.spans[:, 1], self.spans[:, 0])).tolist())
+
 
 class FeatureReader(Protocol):
     """Clip features by video name. Implementations may be sent to loader workers (they open their files there)."""
