@@ -22,18 +22,31 @@ inline __attribute__((always_inline)) T cell_target(T cell_start, int32_t j, T s
   return scaled_iou(interval_iou<false>(cell_start, static_cast<T>(j + 1) / size, start, end), min_iou, scale);
 }
 
+// 1 where a cell counts. A loop of its own: bytes beside floats would make the vectors of the other loops span 64
+// cells.
+inline __attribute__((always_inline)) void row_mask(const uint8_t* valid, int32_t i, int32_t first, int32_t size,
+                                                    int32_t* __restrict keep) {
+  for (int32_t j = first; j < size; ++j) {
+    keep[j] = valid[j];
+  }
+  for (int32_t j = first; j < i; ++j) {
+    keep[j] = 0;
+  }
+}
+
 // Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
 template <typename T, typename scalar_t>
 VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end,
-                                T min_iou, T scale, T* __restrict each) {
+                                T min_iou, T scale, int32_t* __restrict keep, T* __restrict each) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   const int32_t first = i / kLanes * kLanes;
+  row_mask(valid, i, first, size, keep);
   for (int32_t j = first; j < size; ++j) {
     const T z = static_cast<T>(logits[j]);
     const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
     const T tail = log1p_of_unit(exp_of_nonpositive(z < T{0} ? z : -z));
     const T loss = larger(z, T{0}) - z * t + tail;
-    each[j] = valid[j] != 0 && j >= i ? loss : T{0};
+    each[j] = keep[j] != 0 ? loss : T{0};
   }
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -46,9 +59,11 @@ VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, in
 // d loss / d z = p - t on valid cells, 0 elsewhere, times the incoming gradient over the number of valid cells.
 template <typename T, typename scalar_t>
 VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start,
-                                       T end, T min_iou, T scale, T factor, scalar_t* __restrict grad) {
+                                       T end, T min_iou, T scale, T factor, int32_t* __restrict keep,
+                                       scalar_t* __restrict grad) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   const int32_t first = i / kLanes * kLanes;
+  row_mask(valid, i, first, size, keep);
   std::fill(grad, grad + first, static_cast<scalar_t>(0.0f));
   for (int32_t j = first; j < size; ++j) {
     const T z = static_cast<T>(logits[j]);
@@ -56,7 +71,7 @@ VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const uint8_t* va
     const T y = exp_of_nonpositive(z < T{0} ? z : -z);
     const T p = (z < T{0} ? y : T{1}) / (T{1} + y);
     const T value = (p - t) * factor;
-    grad[j] = static_cast<scalar_t>(valid[j] != 0 && j >= i ? value : T{0});
+    grad[j] = static_cast<scalar_t>(keep[j] != 0 ? value : T{0});
   }
 }
 
@@ -66,7 +81,7 @@ struct Map : MapBceArguments {
   bool has_sentence(int64_t row) const {
     return sentences() == nullptr || sentences()[row];
   }
-  // As bytes: loops that select by bools are not vectorised.
+  // As bytes: loops over bools are not vectorised.
   const uint8_t* mask_of(int64_t row) const {
     const int64_t b = mask.size(0) == 1 ? 0 : row / M, m = mask.size(1) == 1 ? 0 : row % M;
     return read<uint8_t>(mask) + (b * mask.size(1) + m) * T * T;
@@ -92,6 +107,7 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
     std::vector<int64_t> counts(rows, 0);
     torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
       std::vector<compute> each(T);
+      std::vector<int32_t> keep(T);
       for (int64_t row = begin; row < end; ++row) {
         if (!map.has_sentence(row)) {
           continue;
@@ -101,7 +117,7 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
           counts[row] += std::count(valid + i * T + i, valid + (i + 1) * T, 1);
           sums[row] += row_loss(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
                                 static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
-                                static_cast<compute>(map.scale), each.data());
+                                static_cast<compute>(map.scale), keep.data(), each.data());
         }
       }
     });
@@ -132,6 +148,7 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
     const compute factor =
         static_cast<compute>(*read<scalar_t>(grad_loss)) / static_cast<compute>(std::max<int64_t>(1, cells));
     torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
+      std::vector<int32_t> keep(T);
       for (int64_t row = begin; row < end; ++row) {
         if (!map.has_sentence(row)) {
           std::fill(to + row * T * T, to + (row + 1) * T * T, static_cast<scalar_t>(0.0f));
@@ -141,7 +158,7 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
         for (int64_t i = 0; i < T; ++i) {
           row_gradient(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
                        static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
-                       static_cast<compute>(map.scale), factor, to + row * T * T + i * T);
+                       static_cast<compute>(map.scale), factor, keep.data(), to + row * T * T + i * T);
         }
       }
     });
