@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpgfast.data.annotations import load_annotations
-from vpgfast.data.types import Batch, Paragraph
+from vpgfast.data.types import Batch, Paragraph, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.metrics import (
     MetricRules,
@@ -32,7 +32,6 @@ from vpgfast.metrics import (
     swap_sentences,
     uniform_split,
 )
-from vpgfast.models.method import Prediction
 
 
 def paragraph(video_id: str, duration: float, *spans: tuple[float, float]) -> Paragraph:

@@ -15,9 +15,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vpgfast.data.types import Batch, Paragraph
+from vpgfast.data.types import Batch, Paragraph, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.models.method import Prediction
 from vpgfast.ops import temporal_iou
 
 RankedSpans = Sequence[np.ndarray]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds
-from vpgfast.models.method import METHODS, Method, Prediction
+from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.method import METHODS, Method
 
 PAUSE = "TINY_PAUSE"
 """Environment: ``CALL:FILE`` makes the CALL-th loss touch FILE and wait to be killed."""

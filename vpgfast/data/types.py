@@ -1,4 +1,4 @@
-"""The forms of data on its way from a file to a method: :class:`Paragraph`, :class:`BatchNeeds`, :class:`Batch`."""
+"""The forms that data takes from a file to an answer: paragraphs, features, batches, predictions."""
 
 from __future__ import annotations
 
@@ -149,3 +149,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.paragraphs)
+
+
+@dataclass
+class Prediction:
+    """Ranked spans of each sentence of a batch.
+
+    Attributes:
+        spans: float [B, M, K, 2], start and end in seconds, best first.
+        scores: float [B, M, K], falling along K; ``-inf`` marks a place that holds no span
+            (its ``spans`` mean nothing).
+    """
+
+    spans: Tensor
+    scores: Tensor

@@ -6,30 +6,16 @@ Training, evaluation and grounding know methods through this file alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds
+from vpgfast.data.types import Batch, BatchNeeds, Prediction
 
 METHODS = {"seqpan": "vpgfast.models.seqpan:SeqPAN"}
 """Name of each method -> where its class is; imported only when asked for."""
-
-
-@dataclass
-class Prediction:
-    """Ranked spans of each sentence of a batch.
-
-    Attributes:
-        spans: float [B, M, K, 2], start and end in seconds, best first.
-        scores: float [B, M, K], falling along K; ``-inf`` marks a place that holds no span.
-    """
-
-    spans: Tensor
-    scores: Tensor
 
 
 class Method(nn.Module, ABC):

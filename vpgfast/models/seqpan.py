@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpgfast.data.text import NUM_CHARS, WordVectors
-from vpgfast.data.types import Batch, BatchNeeds
+from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.layers import (
     AttentionPooling,
@@ -30,7 +30,7 @@ from vpgfast.models.layers import (
     masked_log_softmax,
     masked_softmax,
 )
-from vpgfast.models.method import Method, Prediction
+from vpgfast.models.method import Method
 
 OUTSIDE, BEGIN, INSIDE, END = range(4)
 """The region labels O, B-M, I-M and E-M of section 3.1.4."""

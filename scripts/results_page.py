@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Writes docs/results.md from the stored runs: docs/results/<run>/{metrics.json,config.yaml,spans.png}.
+
+    python scripts/results_page.py [RUN_FOLDER ...]     # first copies finished runs into docs/results
+
+No number of that page is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vpgfast.metrics import format_table
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "docs" / "results"
+KEPT = ("metrics.json", "config.yaml", "spans.png")
+HEAD = """# Results of our own runs
+
+Written by `scripts/results_page.py` from the stored files of each run (`docs/results/<run>/`); in %. Beside each method
+stand the rows that watch nothing, and the method asked with another video's sentences
+([what the numbers mean](metrics.md)). Published numbers need published features: the configs of the real data sets are
+the papers' settings, for those who have them.
+
+**Simulated features** are made from the words of the sentences. Such a run shows that the whole path works at real
+scale on real text and real timing, and says nothing about real video.
+"""
+
+
+def store(run: Path) -> None:
+    target = STORE / run.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copy(run / name, target / name)
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (target / "commit.txt").write_text(head.stdout)
+
+
+def section(run: Path) -> str:
+    result = json.loads((run / "metrics.json").read_text())
+    rows = {result["method"]: result["metrics"], **result["baselines"], "sentences swapped": result["control"]}
+    commit = (run / "commit.txt").read_text().strip()
+    links = ", ".join(f"[{name}](results/{run.name}/{name})" for name in KEPT)
+    about = (
+        f"{result['corpus']}, {result['split']} split, seed {result['seed']}, {result['seconds']:.0f} s in all, "
+        f"commit {commit}: {links}"
+    )
+    return f"## {run.name}\n\n{about}\n\n```\n{format_table(rows)}\n```\n"
+
+
+def main() -> None:
+    for run in sys.argv[1:]:
+        store(Path(run))
+    runs = sorted(path.parent for path in STORE.glob("*/metrics.json"))
+    (ROOT / "docs" / "results.md").write_text("\n".join([HEAD, *map(section, runs)]))
+
+
+if __name__ == "__main__":
+    main()
