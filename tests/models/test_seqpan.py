@@ -883,3 +883,19 @@ def test_wrong_batches_are_named():
         model(replace(batch, chars=None))
     with pytest.raises(ValueError, match="a sequence of 13 elements, but positions were learned for 12"):
         model(make_batch(clips=(13,), words=(1,)))
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu_and_trains_in_mixed_precision():
+    model, batch = make_model(), make_batch()
+    model.eval()
+    expected, expected_spans = model.loss(batch)["loss"], model.predict(batch, 3).spans
+    model, batch = model.cuda(), batch.to("cuda")
+    torch.testing.assert_close(model.loss(batch)["loss"].cpu(), expected)
+    torch.testing.assert_close(model.predict(batch, 3).spans.cpu(), expected_spans)
+
+    model = model.float().train()
+    batch = replace(batch, video=batch.video.float())
+    with torch.autocast("cuda", torch.bfloat16):
+        model.loss(batch)["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
