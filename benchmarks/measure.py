@@ -26,6 +26,7 @@ if platform.libc_ver()[0] == "glibc":
     _malloc(-3, 2**30)  # M_MMAP_THRESHOLD
     _malloc(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
+ROOT = Path(__file__).resolve().parent.parent
 SECONDS_PER_CASE = 2.0
 ROUNDS = (5, 200)  # fewest and most
 
@@ -79,11 +80,13 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def commit() -> str:
-    root = Path(__file__).resolve().parent
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=root, capture_output=True, text=True
-    )
-    return described.stdout.strip() or "unknown"
+    """The commit measured; ``-dirty`` if files other than results differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def _best_seconds(device: torch.device, work: Callable[[], object], repeats: int = 7) -> float:

@@ -249,7 +249,8 @@ def look_into(output: Path, config: TrainConfig) -> str:
     file = output / CONFIG_FILE
     if config.overwrite:
         remove_run(output)
-    if file.is_file():
+    # A run that failed before its first epoch has left nothing that could be lost.
+    if file.is_file() and any((output / name).is_file() for name in (STATE_FILE, MODEL_FILE, METRICS_FILE)):
         try:
             difference = first_difference(yaml.safe_load(file.read_text()), to_dict(config))
         except yaml.YAMLError:

@@ -241,6 +241,12 @@ def test_another_run_in_the_folder_is_an_error(
     assert "--overwrite" in message
 
 
+def test_a_run_that_failed_at_once_leaves_its_folder_usable(train_args: list[str], tmp_path: Path) -> None:
+    args = [*train_args, "--epochs=1", "--output", str(tmp_path / "r")]
+    assert train.main([*args, "--data.features", str(tmp_path / "missing.hdf5")]) == 2
+    assert train.main(args) == 0
+
+
 def test_overwrite_deletes_the_run_and_nothing_else(train_args: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "r"
     assert train.main([*train_args, "--epochs=1", "--output", str(folder)]) == 0

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from vpgfast import ops
 from vpgfast.ops import _registry
@@ -104,6 +105,29 @@ def test_kernels_run_from_several_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+class Moments(torch.nn.Module):
+    """Uses ops of both families, with a gradient."""
+
+    def forward(self, x: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+        logits = ops.temporal_map_max_pool(x).sum(1, keepdim=True)
+        return ops.temporal_map_bce(logits, spans, ops.dense_anchor_mask(8)) + ops.temporal_iou(spans, spans).mean()
+
+
+def test_ops_export() -> None:
+    args = torch.randn(2, 3, 8), torch.tensor([[[0.0, 0.5]], [[0.2, 0.9]]])
+    exported = torch.export.export(Moments(), args)
+    torch.testing.assert_close(exported.module()(*args), Moments()(*args))
+    names = {str(node.target) for node in exported.graph.nodes if "vpgfast" in str(node.target)}
+    assert {"vpgfast.temporal_map_max_pool.default", "vpgfast.temporal_map_bce.default"} <= names
+
+
+def test_activation_checkpointing() -> None:
+    x, spans = torch.randn(2, 3, 8, requires_grad=True), torch.tensor([[[0.0, 0.5]], [[0.2, 0.9]]])
+    plain = torch.autograd.grad(Moments()(x, spans), x)
+    kept = torch.utils.checkpoint.checkpoint(Moments(), x, spans, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(kept, x), plain)
 
 
 @pytest.mark.slow
