@@ -137,12 +137,13 @@ class BuildExtensions(build_ext):
                 "Upgrade it, or set VPGFAST_BUILD=none."
             )
         self.torch = torch
-        self.info: dict[str, object] = {"torch": version, "mode": build_mode(), "built": [], "not_built": {}}
+        built: list[str] = []
+        not_built: dict[str, str] = {}
         for extension in list(self.extensions):
             name = extension.name.rpartition(".")[2]
             try:
                 self.build_extension(extension)
-                self.info["built"].append(name)  # type: ignore[attr-defined]
+                built.append(name)
             except (subprocess.CalledProcessError, OSError) as error:
                 reason = _first_error(error)
                 if name == "_C":
@@ -153,10 +154,11 @@ class BuildExtensions(build_ext):
                 if build_mode() == "cuda":
                     raise BuildError(f"the CUDA kernels could not be compiled.\n{reason}") from None
                 print(f"vpgfast: CUDA kernels not built, the CPU kernels are. Reason: {reason}")
-                self.info["not_built"][name] = reason  # type: ignore[index]
+                not_built[name] = reason
                 self.extensions.remove(extension)
-        if build_mode() == "auto" and "_C_cuda" not in self.info["built"] and not self.info["not_built"]:  # type: ignore[operator]
-            self.info["not_built"] = {"_C_cuda": "nvcc was not found when the package was built"}
+        if build_mode() == "auto" and "_C_cuda" not in {*built, *not_built}:
+            not_built["_C_cuda"] = "nvcc was not found when the package was built"
+        self.info = {"torch": version, "mode": build_mode(), "built": built, "not_built": not_built}
         self._write_info(Path(self.get_ext_fullpath("vpgfast._C")).parent)
 
     def copy_extensions_to_source(self) -> None:
