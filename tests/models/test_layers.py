@@ -18,7 +18,6 @@ from vpgfast.models.layers import (
     attend,
     init_linear,
     masked_log_softmax,
-    masked_mean,
     masked_softmax,
     weight_decay_groups,
 )
@@ -96,12 +95,6 @@ def test_masked_softmax_gradient():
     mask = torch.tensor([[True, False, True, True], [False] * 4])
     scores = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: masked_softmax(s, mask), scores)
-
-
-def test_masked_mean_by_hand():
-    x = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[7.0, 7.0]] * 3])
-    mask = torch.tensor([[True, True, False], [False] * 3])
-    torch.testing.assert_close(masked_mean(x, mask), torch.tensor([[2.0, 4.0], [0.0, 0.0]]))
 
 
 # dropout

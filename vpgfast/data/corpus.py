@@ -135,7 +135,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     if config.features == "simulated":
         everything = [paragraph for split in splits.values() for paragraph in split]
         # All words need a vector here, or the sentences of other splits would have no meaning to simulate.
-        words = load_word_vectors(config.word_vectors, vocabulary(splits.values()), config.word_dim, config.seed)
+        words = vectors
+        if trained is not splits:
+            words = load_word_vectors(None, vocabulary(splits.values()), config.word_dim, config.seed)
         features = SimulatedFeatures(everything, words, config.simulated, config.seed)
         name += " (simulated features)"
         log.warning("%s: clip features are simulated from the sentences; results say nothing about real video", name)

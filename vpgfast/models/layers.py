@@ -30,12 +30,6 @@ def masked_log_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     return scores.masked_fill(~mask, lowest).log_softmax(dim).masked_fill(~mask, lowest)
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real elements: [B, T, d] and [B, T] -> [B, d]; zeros for an empty sequence."""
-    weight = mask.unsqueeze(-1).to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
-
-
 class Dropout(nn.Dropout):
     """``nn.Dropout`` whose random bits cost a quarter of the time on CPU (there they are a tenth of a training step).
 
