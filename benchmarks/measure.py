@@ -108,13 +108,6 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / _best_seconds(device, lambda: target.copy_(source))
 
 
-@functools.cache
-def flop_rate(device: torch.device) -> float:
-    """Floating-point operations per second of a large float32 matrix product."""
-    a = torch.randn(2048, 2048, device=device)
-    return 2 * 2048**3 / _best_seconds(device, lambda: a @ a)
-
-
 def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     out = provider.function(*inputs)
     if grad is None:
@@ -130,7 +123,6 @@ def measure(
     inputs: list[Tensor],
     *,
     floor_bytes: dict[str, float],
-    floor_flops: dict[str, float] | None = None,
     tolerance: float = 1e-4,
 ) -> list[Row]:
     """Rows for every provider, in each mode that ``floor_bytes`` names (``forward``, ``forward+backward``).
@@ -139,7 +131,6 @@ def measure(
         providers: the first is what the others' results are checked against; peers are those that are not ours.
         inputs: floating ones get gradients in the mode ``forward+backward``.
         floor_bytes: by mode, the bytes that any implementation must move.
-        floor_flops: by mode, the operations that any implementation must do; the larger of the two floors counts.
         tolerance: largest difference from the first provider's results, relative to their largest value.
 
     Raises:
@@ -178,8 +169,6 @@ def measure(
                 times[provider.name].append((time.perf_counter() - start) * 1e3)
 
         floor = moved / bandwidth(device)
-        if floor_flops:
-            floor = max(floor, floor_flops[mode] / flop_rate(device))
         marks = torch.tensor([0.2, 0.5, 0.8])
         percentiles = {name: torch.tensor(values).quantile(marks).tolist() for name, values in times.items()}
         best_peer = min(percentiles[provider.name][1] for provider in providers if not provider.is_ours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -360,6 +361,32 @@ def test_watching_nothing_on_tacos() -> None:
     assert len(test) == 673
     result = evaluate_spans(uniform_split(test), test, MetricRules(thresholds=(0.1, 0.3, 0.5)))
     assert percent(result) == ["30.9", "15.1", "5.8", "10.8"]
+
+
+DOCUMENTED = {  # rows of the table in docs/metrics.md -> corpus, folder, test split, options of the loader
+    "ActivityNet Captions val_2": ("activitynet", "activitynet_captions", "val_2", {}),
+    "ActivityNet Captions val_1": ("activitynet", "activitynet_captions", "val_1", {}),
+    "Charades-STA test": ("charades_sta", "charades_sta", "test", {}),
+    "Charades-CD test_ood (1,440 pairs)": ("charades_cd", "charades_cd", "test_ood", {}),
+    "TACoS test, 2D-TAN, whole paragraphs": ("tacos", "tacos", "test", {"variant": "tan2d"}),
+    "TACoS test, PRVG's pieces": ("tacos", "tacos", "test", {"variant": "prvg"}),
+}
+
+
+@needs_annotations
+def test_every_row_of_the_documented_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\|.*\d / \d", line)]
+    assert len(lines) == 9
+    name = ""
+    for line in lines:
+        name, order = (line[0], line[1]) if len(line) == 4 else (name, line[0])
+        corpus, folder, split, options = DOCUMENTED[name]
+        train, test = (load_annotations(corpus, s, ANNOTATIONS / folder, **options) for s in ("train", split))
+        for each in ("time", "file") if order == "either" else (order,):
+            rules = MetricRules(thresholds=(0.1, 0.3, 0.5, 0.7), sentence_order=each)
+            result = baselines(train, test, rules, draws=1)
+            assert [" / ".join(percent(result[row])) for row in ("uniform", "prior")] == line[-2:], (name, each)
 
 
 @needs_annotations

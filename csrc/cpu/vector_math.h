@@ -1,5 +1,5 @@
 // Exponential and logarithm on the ranges that a sigmoid needs, written so that the compiler vectorises loops over
-// them: the standard library's are calls. Float ones are within 2 units in the last place; double falls back on the
+// them: the standard library's are calls. Float ones are within 3 units in the last place; double falls back on the
 // library.
 #pragma once
 
