@@ -59,15 +59,19 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for name in sorted({row["device"] for row in _rows}):
         write("")
         write(f"{name}, torch {_rows[0]['torch']}, commit {_rows[0]['commit']}; ratio = best peer / this, both medians")
-        write(f"{'op':24} {'shape':34} {'mode':17} {'provider':22} {'ms':>9} {'ratio':>7} {'of floor':>9}")
+        write(
+            f"{'op':24} {'shape':34} {'mode':17} {'provider':22} {'ms':>9} {'ratio':>7} {'of floor':>9} {'peak MiB':>9}"
+        )
         before = None
         for row in (row for row in _rows if row["device"] == name):
             case = (row["op"], row["shape"], row["mode"])
             shown = case if case != before else ("", "", "")
             before = case
+            peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"
             write(
                 f"{shown[0]:24} {shown[1]:34} {shown[2]:17} {row['provider']:22} {row['p50_ms']:9.3f} "
-                f"{row['ratio']:6.1f}x {100 * row['share_of_floor']:8.1f}%"
+                f"{row['ratio']:6.1f}x {100 * row['share_of_floor']:8.1f}% "
+                f"{peak:>9}"
             )
     for path in store(_rows):
         write(f"stored in {path}")

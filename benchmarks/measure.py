@@ -50,6 +50,7 @@ class Row:
     ratio: float
     floor_ms: float
     share_of_floor: float
+    peak_mib: float | None  # most memory in use at once during one call, beyond its inputs
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -108,6 +109,41 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / _best_seconds(device, lambda: target.copy_(source))
 
 
+@functools.cache
+def flop_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiplications and additions per second in a large matrix product."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _best_seconds(device, lambda: a @ a)
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak_mib(device: torch.device, work: Callable[[], object]) -> float | None:
+    """Most MiB in use at once while ``work`` runs, beyond what was in use before it.
+
+    On the CPU the kernel counts the process's pages, whoever asked for them: torch, NumPy or C++. None where the
+    system has no such counter (other systems than Linux).
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls have freed, so that it counts again
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
+    before = _status_kib("VmRSS")
+    work()
+    return (_status_kib("VmHWM") - before) / 2**10
+
+
 def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     out = provider.function(*inputs)
     if grad is None:
@@ -123,6 +159,7 @@ def measure(
     inputs: list[Tensor],
     *,
     floor_bytes: dict[str, float],
+    floor_flops: dict[str, float] | None = None,
     tolerance: float = 1e-4,
 ) -> list[Row]:
     """Rows for every provider, in each mode that ``floor_bytes`` names (``forward``, ``forward+backward``).
@@ -131,6 +168,8 @@ def measure(
         providers: the first is what the others' results are checked against; peers are those that are not ours.
         inputs: floating ones get gradients in the mode ``forward+backward``.
         floor_bytes: by mode, the bytes that any implementation must move.
+        floor_flops: by mode, the multiplications and additions that any implementation must do; the floor is the
+            longer of the two times.
         tolerance: largest difference from the first provider's results, relative to their largest value.
 
     Raises:
@@ -156,6 +195,7 @@ def measure(
                     f"{op} {shape} {mode}: {name} of {provider.name} is off by {difference} (largest value {scale})"
                 )
 
+        peaks = {p.name: peak_mib(device, functools.partial(_step, p, leaves, grad)) for p in providers}
         times: dict[str, list[float]] = {provider.name: [] for provider in providers}
         deadline = time.perf_counter() + SECONDS_PER_CASE * len(providers)
         for round_number in range(ROUNDS[1]):
@@ -169,6 +209,8 @@ def measure(
                 times[provider.name].append((time.perf_counter() - start) * 1e3)
 
         floor = moved / bandwidth(device)
+        if floor_flops is not None:
+            floor = max(floor, floor_flops[mode] / flop_rate(device, dtype))
         marks = torch.tensor([0.2, 0.5, 0.8])
         percentiles = {name: torch.tensor(values).quantile(marks).tolist() for name, values in times.items()}
         best_peer = min(percentiles[provider.name][1] for provider in providers if not provider.is_ours)
@@ -178,7 +220,7 @@ def measure(
                 Row(
                     op, provider.name, mode, shape, str(dtype).removeprefix("torch."), device_name(device),
                     torch.get_num_threads(), torch.__version__, commit(), p20, p50, p80,
-                    best_peer / p50, floor * 1e3, floor * 1e3 / p50,
+                    best_peer / p50, floor * 1e3, floor * 1e3 / p50, peaks[provider.name],
                 )
             )  # fmt: skip
     return rows
