@@ -7,6 +7,8 @@ Every function has a plain-PyTorch reference, a C++ CPU kernel, a CUDA kernel an
 import os
 
 from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
+from .anchor_cross_attention import AttentionStats, anchor_cross_attention
+from .anchor_embedding import anchor_embedding
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
@@ -19,7 +21,10 @@ set_backend(os.environ.get("VPGFAST_BACKEND", "auto"))  # type: ignore[arg-type]
 __all__ = [
     "BACKENDS",
     "OPS",
+    "AttentionStats",
     "Backend",
+    "anchor_cross_attention",
+    "anchor_embedding",
     "backend",
     "dense_anchor_mask",
     "get_backend",

@@ -1,0 +1,148 @@
+// Products of small matrices that lie in the cache, and the transposition that they need. For kernels that make many of
+// them inside one parallel task, where a call of the BLAS would cost more than the product.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace vpgfast {
+
+// One vector register of 64 bytes (GCC's and Clang's vector extension; narrower machines use several).
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  static constexpr int64_t kWidth = 16;
+  typedef float type __attribute__((vector_size(64)));
+  typedef int32_t index __attribute__((vector_size(64)));
+  typedef float unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+};
+template <>
+struct Vector<double> {
+  static constexpr int64_t kWidth = 8;
+  typedef double type __attribute__((vector_size(64)));
+  typedef int64_t index __attribute__((vector_size(64)));
+  typedef double unaligned __attribute__((vector_size(64), aligned(8), may_alias));
+};
+
+template <typename T>
+constexpr int64_t padded(int64_t size) {
+  return (size + Vector<T>::kWidth - 1) / Vector<T>::kWidth * Vector<T>::kWidth;
+}
+
+#define VPGFAST_ALWAYS_INLINE inline __attribute__((always_inline))
+
+// c[m, n] = sum_k a[m, k] b[k, n] (+ c[m, n]) for a block of `rows` x `vectors` registers.
+template <int rows, int vectors, typename T>
+VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* c,
+                                      int64_t c_row, int64_t K, bool accumulate) {
+  using vector = typename Vector<T>::type;
+  using unaligned = typename Vector<T>::unaligned;
+  constexpr int64_t kWidth = Vector<T>::kWidth;
+  vector sum[rows][vectors];
+  for (int m = 0; m < rows; ++m) {
+    for (int n = 0; n < vectors; ++n) {
+      sum[m][n] = accumulate ? *reinterpret_cast<const unaligned*>(c + m * c_row + n * kWidth) : vector{};
+    }
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    vector right[vectors];
+    for (int n = 0; n < vectors; ++n) {
+      right[n] = *reinterpret_cast<const unaligned*>(b + k * b_row + n * kWidth);
+    }
+    for (int m = 0; m < rows; ++m) {
+      const T left = a[m * a_row + k * a_column];
+      for (int n = 0; n < vectors; ++n) {
+        sum[m][n] += left * right[n];
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m) {
+    for (int n = 0; n < vectors; ++n) {
+      *reinterpret_cast<unaligned*>(c + m * c_row + n * kWidth) = sum[m][n];
+    }
+  }
+}
+
+template <int vectors, typename T>
+VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b,
+                                        int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+  for (int64_t m = 0; m < M;) {
+    const int64_t left = M - m;
+    const T* from = a + m * a_row;
+    T* to = c + m * c_row;
+    // Seven and eight rows left are two blocks of about four: a single row would wait for its own sums.
+    const int64_t rows = left > 8 ? 6 : (left > 6 ? (left + 1) / 2 : left);
+    switch (rows) {
+      case 6:
+        gemm_block<6, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        break;
+      case 5:
+        gemm_block<5, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        break;
+      case 4:
+        gemm_block<4, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        break;
+      case 3:
+        gemm_block<3, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        break;
+      case 2:
+        gemm_block<2, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        break;
+      default:
+        gemm_block<1, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        break;
+    }
+    m += rows;
+  }
+}
+
+// c[M, N] = a[M, K] b[K, N], plus c where `accumulate`. N must be a multiple of the vector's width; the rows of b and c
+// lie b_row and c_row apart, the elements of a wherever its two strides say.
+template <typename T>
+VPGFAST_ALWAYS_INLINE void small_gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column,
+                                      const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+  constexpr int64_t kWidth = Vector<T>::kWidth;
+  int64_t n = 0;
+  for (; n + 2 * kWidth <= N; n += 2 * kWidth) {
+    gemm_columns<2>(M, K, a, a_row, a_column, b + n, b_row, c + n, c_row, accumulate);
+  }
+  for (; n < N; n += kWidth) {
+    gemm_columns<1>(M, K, a, a_row, a_column, b + n, b_row, c + n, c_row, accumulate);
+  }
+}
+
+// to[j, i] = from[i, j] for a square of one vector's width: each round shuffles the first half of the rows perfectly
+// into the second, which turns the index bits by one; after log2(width) rounds rows and columns have changed places.
+template <typename T>
+VPGFAST_ALWAYS_INLINE void transpose_square(const T* from, int64_t from_row, T* to, int64_t to_row) {
+  using vector = typename Vector<T>::type;
+  using unaligned = typename Vector<T>::unaligned;
+  constexpr int kWidth = Vector<T>::kWidth;
+  typename Vector<T>::index low, high;
+  for (int w = 0; w < kWidth; ++w) {
+    low[w] = w / 2 + w % 2 * kWidth;
+    high[w] = low[w] + kWidth / 2;
+  }
+  vector row[kWidth], next[kWidth];
+  for (int i = 0; i < kWidth; ++i) {
+    row[i] = *reinterpret_cast<const unaligned*>(from + i * from_row);
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < kWidth; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kWidth / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(row[i], row[i + kWidth / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(row[i], row[i + kWidth / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      row[i] = next[i];
+    }
+  }
+  for (int i = 0; i < kWidth; ++i) {
+    *reinterpret_cast<unaligned*>(to + i * to_row) = row[i];
+  }
+}
+
+}  // namespace vpgfast
