@@ -45,7 +45,7 @@ def separate(q_content: Tensor, q_pos: Tensor, k_content: Tensor, k_pos: Tensor,
 
 
 def sdpa(q_content: Tensor, q_pos: Tensor, k_content: Tensor, k_pos: Tensor, v: Tensor, inside: Tensor) -> Tensor:
-    """Fused attention; the statistics are further columns of the values: a clip's position, and whether it is inside."""
+    """Fused attention; the statistics are further columns of the values: clip positions, and what is inside."""
     B, H, f = *q_content.shape[:2], v.shape[3]
     q = torch.cat([q_content, q_pos], -1)
     k = torch.cat([k_content, k_pos.expand(B, -1, -1, -1)], -1)

@@ -106,9 +106,7 @@ def _forward(q_content, q_pos, k_content, k_pos, v, key_mask, intervals, out, ce
             kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, e, CLIPS, E, COMPUTE)
             logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, COMPUTE, PRECISION)
             p = tl.exp(logits - shift[:, None]) * inverse[:, None]
-            _store_rows(
-                weights + t, H.to(tl.int64) * Q * T, Q.to(tl.int64) * T, T, b, h, first, Q, T - t, p, QUERIES, CLIPS
-            )
+            _store_rows(weights + t, H * rows, rows, T, b, h, first, Q, T - t, p, QUERIES, CLIPS)
 
 
 @triton.jit
@@ -311,8 +309,9 @@ def backward(
     accumulate = torch.float64 if v.dtype == torch.float64 else torch.float32
     partial = v.new_empty(slots, H, T, e, dtype=accumulate) if shared else by_k_pos
     log_sum, mean = (v.new_empty(B, H, Q, dtype=accumulate) for _ in range(2))
+    grad_out = _whole_rows(grad_out)
     given = (
-        _whole_rows(grad_out), grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs,
+        grad_out, grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs,
         key_mask if key_mask is None else key_mask.contiguous().view(torch.uint8),
         intervals if intervals is None else intervals.contiguous(),
     )  # fmt: skip
@@ -321,12 +320,12 @@ def backward(
     with on_device(v):
         if B * H * Q:
             _backward_queries[(B * H, triton.cdiv(Q, QUERIES))](
-                *given, by_q_content, by_q_pos, log_sum, mean, *_strides(given[0], *inputs),
+                *given, by_q_content, by_q_pos, log_sum, mean, *_strides(grad_out, *inputs),
                 *_strides(by_q_content, by_q_pos), H, Q, T, d, e, f, **flags,
             )  # fmt: skip
         if B * H * T:
             _backward_keys[(triton.cdiv(T, flags["CLIPS"]), H, slots)](
-                *given, log_sum, mean, by_k_content, partial, by_v, *_strides(given[0], *inputs),
+                *given, log_sum, mean, by_k_content, partial, by_v, *_strides(grad_out, *inputs),
                 *_strides(by_k_content, partial, by_v), B, triton.cdiv(B, slots), H, Q, T, d, e, f, **flags,
             )  # fmt: skip
     if shared:

@@ -24,12 +24,27 @@ std::vector<T> anchor_frequencies(int64_t D, double temperature) {
   return of;
 }
 
+// Sines and cosines of all angles of one centre or width.
+template <typename T>
+inline __attribute__((always_inline)) void all_angles(T x, const T* __restrict frequencies, int32_t count,
+                                                      T* __restrict sines, T* __restrict cosines) {
+  const T largest = count > 0 ? std::abs(x) * std::max(frequencies[0], frequencies[count - 1]) : T{0};
+  if (largest <= static_cast<T>(kLargestAngle)) {
+    for (int32_t i = 0; i < count; ++i) {
+      sine_and_cosine(x * frequencies[i], sines[i], cosines[i]);
+    }
+  } else {
+    for (int32_t i = 0; i < count; ++i) {
+      sines[i] = std::sin(x * frequencies[i]);
+      cosines[i] = std::cos(x * frequencies[i]);
+    }
+  }
+}
+
 template <typename T, typename scalar_t>
 VPGFAST_MULTIVERSION void embed(T x, const T* __restrict frequencies, int32_t count, T* __restrict sines,
                                 T* __restrict cosines, scalar_t* __restrict out) {
-  for (int32_t i = 0; i < count; ++i) {
-    sine_and_cosine(x * frequencies[i], sines[i], cosines[i]);
-  }
+  all_angles(x, frequencies, count, sines, cosines);
   for (int32_t i = 0; i < count; ++i) {
     out[2 * i] = static_cast<scalar_t>(sines[i]);
     out[2 * i + 1] = static_cast<scalar_t>(cosines[i]);
@@ -37,18 +52,13 @@ VPGFAST_MULTIVERSION void embed(T x, const T* __restrict frequencies, int32_t co
 }
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION T embed_backward(T x, const T* __restrict frequencies, int32_t count, T* __restrict by_sine,
-                                      T* __restrict by_cosine, const scalar_t* __restrict grad) {
-  for (int32_t i = 0; i < count; ++i) {
-    by_sine[i] = static_cast<T>(grad[2 * i]);
-    by_cosine[i] = static_cast<T>(grad[2 * i + 1]);
-  }
+VPGFAST_MULTIVERSION T embed_backward(T x, const T* __restrict frequencies, int32_t count, T* __restrict sines,
+                                      T* __restrict cosines, const scalar_t* __restrict grad) {
+  all_angles(x, frequencies, count, sines, cosines);
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int32_t i = 0; i < count; ++i) {
-    T sine, cosine;
-    sine_and_cosine(x * frequencies[i], sine, cosine);
-    sum += (by_sine[i] * cosine - by_cosine[i] * sine) * frequencies[i];
+    sum += (static_cast<T>(grad[2 * i]) * cosines[i] - static_cast<T>(grad[2 * i + 1]) * sines[i]) * frequencies[i];
   }
   return sum;
 }
@@ -84,10 +94,10 @@ Tensor anchor_embedding_backward(const Tensor& grad_in, const Tensor& anchors_in
     const std::vector<T> frequencies = anchor_frequencies<T>(D, temperature);
     const int64_t half = D / 2, grain = std::max<int64_t>(1, kAnglesPerTask / std::max<int64_t>(1, half));
     torch::stable::parallel_for(0, 2 * anchors.size(0), grain, [&](int64_t begin, int64_t end) {
-      std::vector<T> by_sine(half / 2), by_cosine(half / 2);
+      std::vector<T> sines(half / 2), cosines(half / 2);
       for (int64_t k = begin; k < end; ++k) {
         const T sum = embed_backward(static_cast<T>(read<scalar_t>(anchors)[k]), frequencies.data(),
-                                     static_cast<int32_t>(half / 2), by_sine.data(), by_cosine.data(),
+                                     static_cast<int32_t>(half / 2), sines.data(), cosines.data(),
                                      read<scalar_t>(grad) + k * half);
         write<scalar_t>(grad_anchors)[k] = static_cast<scalar_t>(sum);
       }

@@ -48,8 +48,8 @@ inline double log1p_of_unit(double y) {
   return std::log1p(y);
 }
 
-// Sine and cosine, to 2e-7 for |x| up to 30,000; beyond that, and for NaN, increasingly coarse but never outside [-1,
-// 1].
+// Sine and cosine of |x| up to kLargestAngle, to 2e-7.
+constexpr double kLargestAngle = 3e4;
 inline __attribute__((always_inline)) void sine_and_cosine(float x, float& sine, float& cosine) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float n = (x * 0.636619772f + kRound) - kRound;

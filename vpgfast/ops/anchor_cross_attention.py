@@ -135,8 +135,8 @@ def _reference(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     compute = accumulate_dtype(v.dtype)
-    tensors = (q_content, q_pos, k_content, k_pos)
-    weights, _ = _attention(*(t.to(compute) for t in tensors), key_mask)
+    q_c, q_p, k_c, k_p = (t.to(compute) for t in (q_content, q_pos, k_content, k_pos))
+    weights, _ = _attention(q_c, q_p, k_c, k_p, key_mask)
     T = v.shape[2]
     centroid = (weights * torch.arange(T, device=v.device, dtype=compute)).sum(-1).mean(1)
     mass = centroid.new_empty(0)

@@ -16,8 +16,8 @@ from .temporal_iou import accumulate_dtype
 def anchor_embedding(anchors: Tensor, D: int, temperature: float = 10000.0) -> Tensor:
     """Sines and cosines of centre and width at D / 4 frequencies each.
 
-    Channel 2i of a half is ``sin(2 pi x / temperature^(2i / (D / 2)))``, channel 2i + 1 the cosine; the first half is of
-    x = centre, the second of x = width.
+    Channel 2i of a half is ``sin(2 pi x / temperature^(2i / (D / 2)))``, channel 2i + 1 the cosine; the first half is
+    of x = centre, the second of x = width.
 
     Source: DAB-DETR (Liu et al., ICLR 2022), section 4.2, on a line; SiamGTR, Eq. 6-7 (F_a).
 
@@ -61,7 +61,7 @@ def _reference(anchors: Tensor, D: int, temperature: float) -> Tensor:
 def _reference_backward(grad: Tensor, anchors: Tensor, temperature: float) -> Tensor:
     D = grad.shape[1]
     angles = _angles(anchors, D, temperature)
-    by_sine, by_cosine = grad.reshape(-1, 2, D // 4, 2).to(angles.dtype).unbind(-1)
+    by_sine, by_cosine = grad.reshape(anchors.shape[0], 2, D // 4, 2).to(angles.dtype).unbind(-1)
     by_angle = by_sine * angles.cos() - by_cosine * angles.sin()
     return (by_angle * frequencies(D, temperature, angles)).sum(-1).to(anchors.dtype)
 
