@@ -9,6 +9,8 @@ import os
 from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
 from .anchor_cross_attention import AttentionStats, anchor_cross_attention
 from .anchor_embedding import anchor_embedding
+from .ordered_suppression_scan import ordered_suppression_scan
+from .pairwise_relevance import pairwise_relevance
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
@@ -28,6 +30,8 @@ __all__ = [
     "backend",
     "dense_anchor_mask",
     "get_backend",
+    "ordered_suppression_scan",
+    "pairwise_relevance",
     "set_backend",
     "sparse_anchor_mask",
     "temporal_giou",
