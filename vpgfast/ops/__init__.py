@@ -7,6 +7,8 @@ Every function has a plain-PyTorch reference, a C++ CPU kernel, a CUDA kernel an
 import os
 
 from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
+from .proposal_conv import proposal_conv
+from .sample_proposals import sample_proposals
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
@@ -23,6 +25,8 @@ __all__ = [
     "backend",
     "dense_anchor_mask",
     "get_backend",
+    "proposal_conv",
+    "sample_proposals",
     "set_backend",
     "sparse_anchor_mask",
     "temporal_giou",
