@@ -35,24 +35,16 @@ struct Plan {
 // Kernel slices of output channels first .. first + plan.channels - 1 of [D, C, N], as rows n * plan.channels + d of
 // [plan.stride, C]; rows of channels beyond D are zero.
 template <typename scalar_t, typename T>
-VPGFAST_MULTIVERSION void kernel_row(const scalar_t* from, T* to, int64_t C, int64_t N) {
-  for (int64_t c = 0; c < C; ++c) {
-    to[c] = static_cast<T>(from[c * N]);
-  }
-}
-
-template <typename scalar_t, typename T>
 void kernel_slices(const scalar_t* weight, const Plan<T>& plan, int64_t first, T* slices) {
   const int64_t C = plan.C, N = plan.N;
   torch::stable::parallel_for(0, plan.channels, 16, [&](int64_t begin, int64_t end) {
     for (int64_t d = begin; d < end; ++d) {
+      if (first + d < plan.D) {
+        transpose(weight + (first + d) * C * N, N, slices + d * C, plan.channels * C, C, N);
+        continue;
+      }
       for (int64_t n = 0; n < N; ++n) {
-        T* row = slices + (n * plan.channels + d) * C;
-        if (first + d < plan.D) {
-          kernel_row(weight + (first + d) * C * N + n, row, C, N);
-        } else {
-          std::fill(row, row + C, T{0});
-        }
+        std::fill_n(slices + (n * plan.channels + d) * C, C, T{0});
       }
     }
   });
@@ -100,6 +92,7 @@ Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tenso
   check_dtype("proposal_conv", "weight", weight_in, x_in.scalar_type());
   const int64_t D = weight_in.size(0), N = weight_in.size(2);
   const Proposals proposals("proposal_conv", proposals_in, B, N, samples_per_bin);
+  check_values("proposal_conv", proposals, B);
   const Tensor x = torch::stable::contiguous(x_in), weight = torch::stable::contiguous(weight_in);
   std::optional<Tensor> bias;
   if (bias_in) {
@@ -154,6 +147,7 @@ std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const T
   check_dtype("proposal_conv_backward", "weight", weight_in, x_in.scalar_type());
   const int64_t D = weight_in.size(0), N = weight_in.size(2);
   const Proposals proposals("proposal_conv_backward", proposals_in, B, N, samples_per_bin);
+  check_values("proposal_conv_backward", proposals, B);
   const int64_t P = proposals.P;
   check_sizes("proposal_conv_backward", "grad", grad_in, {B, D, P});
   check_dtype("proposal_conv_backward", "grad", grad_in, x_in.scalar_type());

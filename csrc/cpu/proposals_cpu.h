@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/proposals.h"
 #include "common/sampling_points.h"
 #include "cpu/transpose.h"
 
@@ -39,36 +40,13 @@ int64_t row_stride(int64_t width) {
   return width * sizeof(T) % 4096 == 0 ? width + Channels<T>::kLanes : width;
 }
 
-// float64 [P, 2] or [B, P, 2], checked.
-struct Proposals {
-  Proposals(const char* op, const Tensor& proposals_in, int64_t B, int64_t num_samples, int64_t samples_per_bin)
-      : tensor(torch::stable::contiguous(proposals_in)), N(num_samples), per_bin(samples_per_bin) {
-    check_dtype(op, "proposals", tensor, ScalarType::Double);
-    each_video = tensor.dim() == 3;
-    if (each_video) {
-      check_sizes(op, "proposals", tensor, {B, -1, 2});
-    } else {
-      check_sizes(op, "proposals", tensor, {-1, 2});
-    }
-    STD_TORCH_CHECK(N >= 1 && per_bin >= 1, op, ": num_samples is ", N, " and samples_per_bin is ", per_bin,
-                    "; both must be 1 or more");
-    P = tensor.size(tensor.dim() - 2);
-    ends = read<double>(tensor);
-    for (int64_t p = 0; p < (each_video ? B * P : P); ++p) {
-      const double start = ends[2 * p], end = ends[2 * p + 1];
-      STD_TORCH_CHECK(std::isfinite(start) && std::isfinite(end) && start <= end, op, ": proposal ", p, " is (", start,
-                      ", ", end, "); it must be two finite numbers, its end not before its start");
-    }
+inline void check_values(const char* op, const Proposals& proposals, int64_t B) {
+  for (int64_t p = 0; p < (proposals.each_video ? B : 1) * proposals.P; ++p) {
+    const double start = proposals.ends[2 * p], end = proposals.ends[2 * p + 1];
+    STD_TORCH_CHECK(std::isfinite(start) && std::isfinite(end) && start <= end, op, ": proposal ", p, " is (", start,
+                    ", ", end, "); it must be two finite numbers, its end not before its start");
   }
-  const double* of_video(int64_t b) const {
-    return ends + (each_video ? 2 * b * P : 0);
-  }
-
-  Tensor tensor;
-  const double* ends;
-  bool each_video;
-  int64_t P, N, per_bin;
-};
+}
 
 template <typename T>
 struct Tap {
@@ -160,7 +138,7 @@ void for_blocks_of_lists(const Proposals& proposals, const RowLayout& layout, in
   for (int64_t b = first_batch; b < first_batch + batches; b += together) {
     for (int64_t first = 0; first < Q; first += block) {
       const int64_t last = std::min(first + block, Q);
-      make_lists(proposals, proposals.of_video(b), layout, first, last, lists);
+      make_lists(proposals, proposals.ends + (proposals.each_video ? 2 * b * proposals.P : 0), layout, first, last, lists);
       use(b, together, first, last - first, lists);
     }
   }

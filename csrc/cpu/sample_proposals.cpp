@@ -14,6 +14,7 @@ Tensor sample_proposals(const Tensor& x_in, const Tensor& proposals_in, int64_t 
   check_sizes("sample_proposals", "x", x_in, {-1, -1, -1});
   const int64_t B = x_in.size(0), C = x_in.size(1), clips = x_in.size(2);
   const Proposals proposals("sample_proposals", proposals_in, B, num_samples, samples_per_bin);
+  check_values("sample_proposals", proposals, B);
   const Tensor x = torch::stable::contiguous(x_in);
   const int64_t Q = num_samples * proposals.P;
   Tensor out = torch::stable::new_empty(x, {B, C, num_samples, proposals.P});
@@ -38,6 +39,7 @@ Tensor sample_proposals_backward(const Tensor& grad_in, const Tensor& proposals_
   check_sizes("sample_proposals_backward", "grad", grad_in, {-1, -1, -1, -1});
   const int64_t B = grad_in.size(0), C = grad_in.size(1), num_samples = grad_in.size(2);
   const Proposals proposals("sample_proposals_backward", proposals_in, B, num_samples, samples_per_bin);
+  check_values("sample_proposals_backward", proposals, B);
   check_sizes("sample_proposals_backward", "grad", grad_in, {B, C, num_samples, proposals.P});
   const Tensor grad = torch::stable::contiguous(grad_in);
   const int64_t Q = num_samples * proposals.P;

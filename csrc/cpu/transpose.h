@@ -36,46 +36,72 @@ inline __attribute__((always_inline)) void exchange_quarters(typename SquareBloc
   }
 }
 
+template <typename T, typename from_t>
+inline __attribute__((always_inline)) void load_row(const from_t* from, typename SquareBlock<T>::lanes_t& row) {
+  if constexpr (std::is_same_v<from_t, T>) {
+    std::memcpy(&row, from, sizeof(row));
+  } else {
+    T values[SquareBlock<T>::kSide];
+    for (int c = 0; c < SquareBlock<T>::kSide; ++c) {
+      values[c] = static_cast<T>(from[c]);
+    }
+    std::memcpy(&row, values, sizeof(row));
+  }
+}
+
+template <typename T, typename to_t>
+inline __attribute__((always_inline)) void store_row(const typename SquareBlock<T>::lanes_t& row, to_t* to) {
+  if constexpr (std::is_same_v<to_t, T>) {
+    std::memcpy(to, &row, sizeof(row));
+  } else {
+    T values[SquareBlock<T>::kSide];
+    std::memcpy(values, &row, sizeof(row));
+    for (int c = 0; c < SquareBlock<T>::kSide; ++c) {
+      to[c] = static_cast<to_t>(values[c]);
+    }
+  }
+}
+
+template <typename T, typename from_t, typename to_t>
+inline __attribute__((always_inline)) void transpose_block(const from_t* from, int64_t from_stride, to_t* to,
+                                                           int64_t to_stride) {
+  constexpr int kSide = SquareBlock<T>::kSide;
+  typename SquareBlock<T>::lanes_t rows[kSide];
+  for (int r = 0; r < kSide; ++r) {
+    load_row<T>(from + r * from_stride, rows[r]);
+  }
+  if constexpr (kSide == 8) {
+    exchange_quarters<T, 4>(rows);
+  }
+  exchange_quarters<T, 2>(rows);
+  exchange_quarters<T, 1>(rows);
+  for (int r = 0; r < kSide; ++r) {
+    store_row<T>(rows[r], to + r * to_stride);
+  }
+}
+
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns.
 template <typename from_t, typename to_t>
 VPGFAST_MULTIVERSION static void transpose(const from_t* from, int64_t from_stride, to_t* to, int64_t to_stride,
                                            int64_t rows, int64_t columns) {
   using T = accumulate_t<from_t>;
-  using Block = SquareBlock<T>;
-  constexpr int kSide = Block::kSide;
-  int64_t i = 0;
-  for (; i + kSide <= rows; i += kSide) {
-    int64_t j = 0;
-    for (; j + kSide <= columns; j += kSide) {
-      typename Block::lanes_t block[kSide];
-      for (int r = 0; r < kSide; ++r) {
-        T values[kSide];
-        for (int c = 0; c < kSide; ++c) {
-          values[c] = static_cast<T>(from[(i + r) * from_stride + j + c]);
-        }
-        std::memcpy(&block[r], values, sizeof(values));
-      }
-      if constexpr (kSide == 8) {
-        exchange_quarters<T, 4>(block);
-      }
-      exchange_quarters<T, 2>(block);
-      exchange_quarters<T, 1>(block);
-      for (int r = 0; r < kSide; ++r) {
-        T values[kSide];
-        std::memcpy(values, &block[r], sizeof(values));
-        for (int c = 0; c < kSide; ++c) {
-          to[(j + r) * to_stride + i + c] = static_cast<to_t>(values[c]);
-        }
+  constexpr int kSide = SquareBlock<T>::kSide;
+  const int64_t whole_rows = rows / kSide * kSide, whole_columns = columns / kSide * kSide;
+  if (from_stride > to_stride) {  // along the longer stride's rows: few pages at a time
+    for (int64_t i = 0; i < whole_rows; i += kSide) {
+      for (int64_t j = 0; j < whole_columns; j += kSide) {
+        transpose_block<T>(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
       }
     }
-    for (; j < columns; ++j) {
-      for (int r = 0; r < kSide; ++r) {
-        to[j * to_stride + i + r] = static_cast<to_t>(static_cast<T>(from[(i + r) * from_stride + j]));
+  } else {
+    for (int64_t j = 0; j < whole_columns; j += kSide) {
+      for (int64_t i = 0; i < whole_rows; i += kSide) {
+        transpose_block<T>(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
       }
     }
   }
-  for (; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
+  for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; ++i) {
       to[j * to_stride + i] = static_cast<to_t>(static_cast<T>(from[i * from_stride + j]));
     }
   }
