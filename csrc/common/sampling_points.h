@@ -29,7 +29,7 @@ struct SamplingPoints {
 // rule of BMN's mask, lower = trunc(t) and upper = ceil(t), by which t in (-1, 0) reads clip 0 whole.
 struct Neighbours {
   VPGFAST_HOST_DEVICE Neighbours(double t, int64_t T) : lower(0), lower_weight(0), upper_weight(0) {
-    if (!(t > -1 && t < static_cast<double>(T))) {  // also NaN, of a proposal whose length is no finite number
+    if (!(t > -1 && t < static_cast<double>(T)) || T == 0) {  // also NaN, of a proposal whose length is no finite number
       return;
     }
     lower = static_cast<int64_t>(t);

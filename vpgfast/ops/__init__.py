@@ -8,6 +8,7 @@ import os
 
 from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
 from .proposal_conv import proposal_conv
+from .proposal_grids import ProposalGrid, boundary_matching_grid, marn_stride, multi_scale_grid, sliding_windows
 from .sample_proposals import sample_proposals
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
@@ -22,12 +23,17 @@ __all__ = [
     "BACKENDS",
     "OPS",
     "Backend",
+    "ProposalGrid",
     "backend",
+    "boundary_matching_grid",
     "dense_anchor_mask",
     "get_backend",
+    "marn_stride",
+    "multi_scale_grid",
     "proposal_conv",
     "sample_proposals",
     "set_backend",
+    "sliding_windows",
     "sparse_anchor_mask",
     "temporal_giou",
     "temporal_iou",

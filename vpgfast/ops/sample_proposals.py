@@ -14,8 +14,8 @@ from ._registry import define, no_second_derivative
 def sample_proposals(x: Tensor, proposals: Tensor, num_samples: int, samples_per_bin: int = 1) -> Tensor:
     """Samples every proposal's features at ``num_samples`` places.
 
-    N * ``samples_per_bin`` points lie evenly from the proposal's start to its end, both included (a single point: in the
-    middle), and each output is the mean of ``samples_per_bin`` neighbouring points. A point at t is the linear
+    N * ``samples_per_bin`` points lie evenly from the proposal's start to its end, both included (a single point lies
+    in the middle), and each output is the mean of ``samples_per_bin`` neighbouring points. A point at t is the linear
     interpolation of the clips beside it: with lower = trunc(t) and fraction = t - lower, clip ``lower`` has weight
     1 - fraction and clip ceil(t) has weight ``fraction``, each where it is one of 0 ... T-1, else nothing. So within
     the video this is Eq. 5 of MARN; a point in (-1, 0) reads clip 0 whole, one in (T-1, T) fades, others outside are
