@@ -13,7 +13,8 @@ namespace vpgfast {
 // point at exactly -1 reads nothing and one just above it reads clip 0 whole, so the last bit matters there.
 struct SamplingPoints {
   VPGFAST_HOST_DEVICE SamplingPoints(double start, double end, int64_t count)
-      : first(count == 1 ? (start + end) / 2 : start), step(count == 1 ? 0.0 : (end - start) / (count - 1)) {}
+      : first(count == 1 ? (start + end) / 2 : start), step(count == 1 ? 0.0 : (end - start) / (count - 1)) {
+  }
   VPGFAST_HOST_DEVICE double operator[](int64_t m) const {
 #if defined(__CUDA_ARCH__)
     return __dadd_rn(first, __dmul_rn(static_cast<double>(m), step));
@@ -29,7 +30,8 @@ struct SamplingPoints {
 // rule of BMN's mask, lower = trunc(t) and upper = ceil(t), by which t in (-1, 0) reads clip 0 whole.
 struct Neighbours {
   VPGFAST_HOST_DEVICE Neighbours(double t, int64_t T) : lower(0), lower_weight(0), upper_weight(0) {
-    if (!(t > -1 && t < static_cast<double>(T)) || T == 0) {  // also NaN, of a proposal whose length is no finite number
+    if (!(t > -1 && t < static_cast<double>(T)) ||
+        T == 0) {  // also NaN, of a proposal whose length is no finite number
       return;
     }
     lower = static_cast<int64_t>(t);

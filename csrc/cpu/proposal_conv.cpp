@@ -124,13 +124,12 @@ Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tenso
         matrix_product(torch::stable::narrow(const_cast<Tensor&>(rows), 0, b * clips, videos * clips),
                        torch::stable::transpose(slices, 0, 1),
                        torch::stable::narrow(const_cast<Tensor&>(product), 0, 0, videos * clips));
-        for_blocks_of_lists<T>(proposals, plan.layout(), b, videos,
-                               [&](int64_t video, int64_t count_videos, int64_t first, int64_t count,
-                                   const TapLists<T>& lists) {
-                                 gather(lists, first, count, read<T>(product) + (video - b) * video_stride,
-                                        video_stride, count_videos, channels, bias_values.data(),
-                                        write<scalar_t>(out) + (video * D + d) * P, D, P);
-                               });
+        for_blocks_of_lists<T>(
+            proposals, plan.layout(), b, videos,
+            [&](int64_t video, int64_t count_videos, int64_t first, int64_t count, const TapLists<T>& lists) {
+              gather(lists, first, count, read<T>(product) + (video - b) * video_stride, video_stride, count_videos,
+                     channels, bias_values.data(), write<scalar_t>(out) + (video * D + d) * P, D, P);
+            });
       }
     }
   });
@@ -138,9 +137,9 @@ Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tenso
 }
 
 // Gradients by x and by the weight; one that is not asked for is empty.
-std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const Tensor& x_in,
-                                                  const Tensor& proposals_in, const Tensor& weight_in,
-                                                  int64_t samples_per_bin, bool by_x, bool by_weight) {
+std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& proposals_in,
+                                                  const Tensor& weight_in, int64_t samples_per_bin, bool by_x,
+                                                  bool by_weight) {
   check_sizes("proposal_conv_backward", "x", x_in, {-1, -1, -1});
   const int64_t B = x_in.size(0), C = x_in.size(1), clips = x_in.size(2);
   check_sizes("proposal_conv_backward", "weight", weight_in, {-1, C, -1});
@@ -190,8 +189,8 @@ std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const T
           product<T>(part, slices, torch::stable::narrow(grad_rows, 0, b * clips, videos * clips), d > 0);
         }
         if (by_weight) {
-          product<T>(torch::stable::transpose(part, 0, 1),
-                     torch::stable::narrow(rows, 0, b * clips, videos * clips), grad_slices, b > 0);
+          product<T>(torch::stable::transpose(part, 0, 1), torch::stable::narrow(rows, 0, b * clips, videos * clips),
+                     grad_slices, b > 0);
         }
       }
       if (by_weight) {

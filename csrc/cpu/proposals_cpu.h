@@ -138,7 +138,8 @@ void for_blocks_of_lists(const Proposals& proposals, const RowLayout& layout, in
   for (int64_t b = first_batch; b < first_batch + batches; b += together) {
     for (int64_t first = 0; first < Q; first += block) {
       const int64_t last = std::min(first + block, Q);
-      make_lists(proposals, proposals.ends + (proposals.each_video ? 2 * b * proposals.P : 0), layout, first, last, lists);
+      make_lists(proposals, proposals.ends + (proposals.each_video ? 2 * b * proposals.P : 0), layout, first, last,
+                 lists);
       use(b, together, first, last - first, lists);
     }
   }

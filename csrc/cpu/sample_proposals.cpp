@@ -25,11 +25,11 @@ Tensor sample_proposals(const Tensor& x_in, const Tensor& proposals_in, int64_t 
     channels_last(read<scalar_t>(x), B, C, clips, write<T>(rows), layout.clip_stride);
     const std::vector<T> no_bias(padded<T>(C));
     const int64_t video_stride = clips * layout.clip_stride;
-    for_blocks_of_lists<T>(proposals, layout, 0, B, [&](int64_t b, int64_t batches, int64_t first, int64_t count,
-                                                        const TapLists<T>& lists) {
-      gather(lists, first, count, read<T>(rows) + b * video_stride, video_stride, batches, C, no_bias.data(),
-             write<scalar_t>(out) + b * C * Q, C, Q);
-    });
+    for_blocks_of_lists<T>(proposals, layout, 0, B,
+                           [&](int64_t b, int64_t batches, int64_t first, int64_t count, const TapLists<T>& lists) {
+                             gather(lists, first, count, read<T>(rows) + b * video_stride, video_stride, batches, C,
+                                    no_bias.data(), write<scalar_t>(out) + b * C * Q, C, Q);
+                           });
   });
   return out;
 }
@@ -49,11 +49,11 @@ Tensor sample_proposals_backward(const Tensor& grad_in, const Tensor& proposals_
     const RowLayout layout = layout_of<T>(clips, C);
     const Tensor rows = torch::stable::new_zeros(grad, {B * clips, layout.clip_stride}, accumulate_dtype(grad));
     const int64_t video_stride = clips * layout.clip_stride;
-    for_blocks_of_lists<T>(proposals, layout, 0, B, [&](int64_t b, int64_t batches, int64_t first, int64_t count,
-                                                        const TapLists<T>& lists) {
-      scatter(lists, first, count, read<scalar_t>(grad) + b * C * Q, C, Q, batches, C,
-              write<T>(rows) + b * video_stride, video_stride);
-    });
+    for_blocks_of_lists<T>(proposals, layout, 0, B,
+                           [&](int64_t b, int64_t batches, int64_t first, int64_t count, const TapLists<T>& lists) {
+                             scatter(lists, first, count, read<scalar_t>(grad) + b * C * Q, C, Q, batches, C,
+                                     write<T>(rows) + b * video_stride, video_stride);
+                           });
     channels_first(read<T>(rows), layout.clip_stride, B, C, clips, write<scalar_t>(grad_x));
   });
   return grad_x;

@@ -18,7 +18,8 @@ struct SquareBlock {
   typedef index_t indices_t __attribute__((vector_size(32)));
 };
 
-// Exchanges the off-diagonal quarters of every 2 half x 2 half block; halves of side / 2, ..., 2, 1 make a transposition.
+// Exchanges the off-diagonal quarters of every 2 half x 2 half block; halves of side / 2, ..., 2, 1 make a
+// transposition.
 template <typename T, int half>
 inline __attribute__((always_inline)) void exchange_quarters(typename SquareBlock<T>::lanes_t* rows) {
   constexpr int kSide = SquareBlock<T>::kSide;

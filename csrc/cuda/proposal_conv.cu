@@ -1,7 +1,7 @@
 // proposal_conv on CUDA. See vpgfast/ops/proposal_conv.py for what it computes.
 //
-// As on the CPU: all clips are convolved with all N kernel slices by one matrix product (cuBLAS, in the tensors' dtype),
-// then each proposal's output is a sum of a few rows of it, formed in float32.
+// As on the CPU: all clips are convolved with all N kernel slices by one matrix product (cuBLAS, in the tensors'
+// dtype), then each proposal's output is a sum of a few rows of it, formed in float32.
 
 #include <optional>
 

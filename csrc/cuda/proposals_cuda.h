@@ -25,8 +25,8 @@ struct SortedTap {
   T weight;
 };
 
-// For every point two taps: the row it reads, (video * sample_rows + n) * clips + clip, and with what weight. A tap that
-// reads nothing has the row behind the last.
+// For every point two taps: the row it reads, (video * sample_rows + n) * clips + clip, and with what weight. A tap
+// that reads nothing has the row behind the last.
 template <typename T>
 __global__ static void make_taps(const double* ends, int64_t proposals, int64_t N, int64_t per_bin, int64_t clips,
                                  int64_t P, bool row_per_sample, int64_t no_row, int64_t* rows, T* weights) {
@@ -79,9 +79,9 @@ struct TapsOfRows {
     Tensor row_of_tap = empty(8 * taps);
     const Tensor weights = empty(8 * taps);
     if (taps > 0) {
-      make_taps<T><<<blocks_for(taps / 2), kThreads, 0, stream>>>(proposals.ends, videos * P, N, proposals.per_bin, clips,
-                                                                  P, row_per_sample, rows, write<int64_t>(row_of_tap),
-                                                                  write<T>(weights));
+      make_taps<T><<<blocks_for(taps / 2), kThreads, 0, stream>>>(proposals.ends, videos * P, N, proposals.per_bin,
+                                                                  clips, P, row_per_sample, rows,
+                                                                  write<int64_t>(row_of_tap), write<T>(weights));
       check_launch(op);
     }
     Tensor order;

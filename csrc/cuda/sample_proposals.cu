@@ -43,9 +43,9 @@ __global__ void sample(const scalar_t* x, const double* ends, scalar_t* out, int
 
 // A warp adds up the gradient of one clip of one channel.
 template <typename scalar_t>
-__global__ void sample_backward(const scalar_t* grad, const int64_t* starts, const SortedTap<accumulate_t<scalar_t>>* taps,
-                                int64_t video_rows, scalar_t* grad_x, int64_t B, int64_t C, int64_t clips, int64_t lists,
-                                int64_t per_bin) {
+__global__ void sample_backward(const scalar_t* grad, const int64_t* starts,
+                                const SortedTap<accumulate_t<scalar_t>>* taps, int64_t video_rows, scalar_t* grad_x,
+                                int64_t B, int64_t C, int64_t clips, int64_t lists, int64_t per_bin) {
   using T = accumulate_t<scalar_t>;
   const int lane = threadIdx.x % kWarp;
   for (int64_t index = first_index() / kWarp; index < B * C * clips; index += index_stride() / kWarp) {
@@ -72,9 +72,9 @@ Tensor sample_proposals(const Tensor& x_in, const Tensor& proposals_in, int64_t 
   const int64_t work = B * ((C + kChannels - 1) / kChannels) * num_samples * proposals.P;
   if (work > 0) {
     dispatch_floating("sample_proposals", x.scalar_type(), [&]<typename scalar_t>() {
-      sample<<<blocks_for(work), kThreads, 0, current_stream(x)>>>(
-          read<scalar_t>(x), proposals.ends, write<scalar_t>(out), B, C, clips, num_samples, proposals.P,
-          samples_per_bin, proposals.each_video);
+      sample<<<blocks_for(work), kThreads, 0, current_stream(x)>>>(read<scalar_t>(x), proposals.ends,
+                                                                   write<scalar_t>(out), B, C, clips, num_samples,
+                                                                   proposals.P, samples_per_bin, proposals.each_video);
       check_launch("sample_proposals");
     });
   }
