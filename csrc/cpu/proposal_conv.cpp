@@ -106,10 +106,10 @@ Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tenso
     using T = accumulate_t<scalar_t>;
     const ScalarType dtype = accumulate_dtype(x);
     const Plan<T> plan(B, C, clips, D, N);
-    const Tensor rows = torch::stable::new_empty(x, {B * clips, C}, dtype);
+    Tensor rows = torch::stable::new_empty(x, {B * clips, C}, dtype);
     channels_last(read<scalar_t>(x), B, C, clips, write<T>(rows), C);
     const Tensor slices = torch::stable::new_empty(x, {plan.stride, C}, dtype);
-    const Tensor product = torch::stable::new_empty(x, {plan.videos * clips, plan.stride}, dtype);
+    Tensor product = torch::stable::new_empty(x, {plan.videos * clips, plan.stride}, dtype);
     const int64_t video_stride = clips * plan.stride;
     for (int64_t d = 0; d < D; d += plan.channels) {
       const int64_t channels = std::min(plan.channels, D - d);
@@ -121,9 +121,8 @@ Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tenso
       }
       for (int64_t b = 0; b < B; b += plan.videos) {
         const int64_t videos = std::min(plan.videos, B - b);
-        matrix_product(torch::stable::narrow(const_cast<Tensor&>(rows), 0, b * clips, videos * clips),
-                       torch::stable::transpose(slices, 0, 1),
-                       torch::stable::narrow(const_cast<Tensor&>(product), 0, 0, videos * clips));
+        matrix_product(torch::stable::narrow(rows, 0, b * clips, videos * clips),
+                       torch::stable::transpose(slices, 0, 1), torch::stable::narrow(product, 0, 0, videos * clips));
         for_blocks_of_lists<T>(
             proposals, plan.layout(), b, videos,
             [&](int64_t video, int64_t count_videos, int64_t first, int64_t count, const TapLists<T>& lists) {
