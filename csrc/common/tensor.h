@@ -25,6 +25,10 @@ using torch::stable::Tensor;
 template <typename scalar_t>
 using accumulate_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
+inline ScalarType accumulate_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // Calls f.template operator()<scalar_t>() with the C++ type of `dtype`.
 template <typename F>
 void dispatch_floating(const char* op, ScalarType dtype, F&& f) {

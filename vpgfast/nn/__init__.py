@@ -1,5 +1,6 @@
-"""The ops as modules, to put in the place of what published grounding code has. See docs/drop_in.md."""
+"""The ops as modules, to put in the place of what published grounding code has (docs/drop_in.md). Needs torch alone."""
 
 from .anchor_cross_attention import AnchorCrossAttention
+from .boundary_matching import BoundaryMatching
 
-__all__ = ["AnchorCrossAttention"]
+__all__ = ["AnchorCrossAttention", "BoundaryMatching"]

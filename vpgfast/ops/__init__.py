@@ -11,6 +11,9 @@ from .anchor_cross_attention import AttentionStats, anchor_cross_attention
 from .anchor_embedding import anchor_embedding
 from .ordered_suppression_scan import ordered_suppression_scan
 from .pairwise_relevance import pairwise_relevance
+from .proposal_conv import proposal_conv
+from .proposal_grids import ProposalGrid, boundary_matching_grid, marn_stride, multi_scale_grid, sliding_windows
+from .sample_proposals import sample_proposals
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
@@ -25,14 +28,21 @@ __all__ = [
     "OPS",
     "AttentionStats",
     "Backend",
+    "ProposalGrid",
     "anchor_cross_attention",
     "anchor_embedding",
     "backend",
+    "boundary_matching_grid",
     "dense_anchor_mask",
     "get_backend",
+    "marn_stride",
+    "multi_scale_grid",
     "ordered_suppression_scan",
     "pairwise_relevance",
+    "proposal_conv",
+    "sample_proposals",
     "set_backend",
+    "sliding_windows",
     "sparse_anchor_mask",
     "temporal_giou",
     "temporal_iou",

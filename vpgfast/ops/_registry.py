@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,23 +89,22 @@ def float32_under_autocast(name: str) -> None:
         torch.library.register_autocast(f"vpgfast::{name}", device, torch.float32)
 
 
-def autocast_dtype_under_autocast(name: str, arguments: int) -> None:
-    """Run an op in the autocast region's own dtype, as matrix products are: its first ``arguments`` inputs are cast."""
-
-    def in_its_dtype(device: str, key: torch._C.DispatchKey) -> Callable[..., Any]:
-        def kernel(*args: Any) -> Any:
-            dtype = torch.get_autocast_dtype(device)
-            cast = (a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-                return overload(*islice(cast, arguments), *args[arguments:])
-
-        return kernel
-
+def autocast_like_conv(name: str) -> None:
+    """Run an op in the autocast region's dtype, as torch's convolutions and matrix products are; float64 stays."""
     overload = getattr(torch.ops.vpgfast, name).default
-    for device, key in (("cpu", torch._C.DispatchKey.AutocastCPU), ("cuda", torch._C.DispatchKey.AutocastCUDA)):
-        kernel = in_its_dtype(device, key)
-        overload.py_impl(key)(kernel)  # under torch.compile, which traces in Python
-        _definitions.impl(name, kernel, key.name)
+    for device in ("cpu", "cuda"):
+        key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+
+        def run(*args: Any, device: str = device, key: Any = key) -> Any:
+            def cast(arg: Any) -> Any:
+                eligible = isinstance(arg, torch.Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+                return arg.to(torch.get_autocast_dtype(device)) if eligible and arg.device.type == device else arg
+
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+                return overload(*map(cast, args))
+
+        overload.py_impl(key)(run)  # for torch.compile and torch.export
+        _definitions.impl(name, run, key.name)
 
 
 def build_info() -> dict[str, Any]:

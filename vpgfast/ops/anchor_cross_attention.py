@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_floating, check_same_device, check_shape
-from ._registry import autocast_dtype_under_autocast, define, no_second_derivative
+from ._registry import autocast_like_conv, define, no_second_derivative
 from .temporal_iou import accumulate_dtype, check_intervals
 
 
@@ -97,7 +97,7 @@ def anchor_cross_attention(
         check_same_device("intervals", intervals, "q_content", q_content)
         if intervals.requires_grad:
             raise ValueError("intervals requires a gradient, which it does not get; pass intervals.detach()")
-        intervals = intervals.to(torch.float64)  # exact positions, whatever autocast does to the rest
+        intervals = intervals.to(torch.float64)  # exact positions; autocast leaves float64 alone
     out, centroid, mass, weights = torch.ops.vpgfast.anchor_cross_attention(
         q_content, q_pos, k_content, k_pos, v, key_mask, intervals, need_weights
     )
@@ -241,5 +241,5 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("vpgfast::anchor_cross_attention", _backward, setup_context=_save)
-autocast_dtype_under_autocast("anchor_cross_attention", arguments=5)
+autocast_like_conv("anchor_cross_attention")
 no_second_derivative("anchor_cross_attention_backward")
