@@ -89,6 +89,15 @@ def float32_under_autocast(name: str) -> None:
         torch.library.register_autocast(f"vpgfast::{name}", device, torch.float32)
 
 
+def in_autocast_dtype(*tensors: Any) -> tuple[Any, ...]:
+    """The floating tensors of a matrix product in the dtype that an autocast region in force asks for, as ``conv2d``."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
 def build_info() -> dict[str, Any]:
     """What the last build left: ``torch``, ``mode``, ``built``, ``not_built`` (name -> reason); maybe nothing."""
     path = PACKAGE / "_build_info.json"
