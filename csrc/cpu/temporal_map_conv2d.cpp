@@ -6,13 +6,13 @@
 // sub-kernels whose 8 x 8 patch of the input holds a valid cell.
 //
 // Everything is channels-last, so that a frequency's products are one matrix product over all tiles. The 64
-// frequencies are the pairs (u, v) of 8 points an axis, and all work goes by rows u of 8 frequencies: what lies in
-// memory at a time is the transformed kernel of one u, and the patches of a chunk of tiles, which stay in the cache.
+// frequencies are the pairs (u, v) of 8 points an axis. Work goes by two rows u of them at a time: what lies in memory
+// is the transformed kernel of 16 frequencies, and the patches of a chunk of tiles, which stay in the cache.
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "common/aten.h"
@@ -22,55 +22,179 @@
 namespace vpgfast {
 namespace {
 
-constexpr int32_t kTile = 4;                   // output cells of a tile, along an axis
-constexpr int32_t kTaps = 5;                   // taps of a sub-kernel
+constexpr int32_t kTile = 4;                    // output cells of a tile, along an axis
+constexpr int32_t kTaps = 5;                    // taps of a sub-kernel
 constexpr int32_t kPoints = kTile + kTaps - 1;  // input cells of a patch, and products, along an axis
-constexpr int64_t kChunkElements = 1 << 21;    // of the transformed patches of a chunk of tiles
-constexpr int32_t kLanes = 16;                 // channels of a block
-constexpr int32_t kCellBlock = 64;
+constexpr int32_t kPasses = kPoints / 2;        // two rows of frequencies each
+constexpr int32_t kFrequencies = 2 * kPoints;   // of a pass
+constexpr int64_t kChunkElements = 1 << 21;     // of the transformed patches of a chunk of tiles
+constexpr int32_t kLanes = 16;                  // numbers of channels are rounded up to a multiple of this, with zeros
+constexpr int32_t kCellBlock = 64;              // cells that are moved from one layout to the other at a time
+
+// ---- The transforms ------------------------------------------------------------------------------------------------
 
 // Multiplying the polynomials of a row of `kTile` cells and one of `kTaps` taps by their values at `kPoints` points
-// (Toom and Cook), transposed: output = sum_f output[f][.] * (kernel[f] . taps) * (input[f] . patch).
-// The points are those whose powers are exact in binary and close to one: float32's error is the least with them.
-struct Transform {
-  double input[kPoints][kPoints] = {};
-  double kernel[kPoints][kTaps] = {};
-  double output[kPoints][kTile] = {};
+// (Toom and Cook), transposed: output = sum_f kOutput[f][.] * (kKernel[f] . taps) * (kInput[f] . patch).
+// float32's error is the least with points that are close to one and exact in binary. Infinity is the last.
+constexpr double kPoint[kPoints - 1] = {1, -1, 2, -2, 0.5, -0.5, 0};
+
+template <int32_t kSides>
+struct Matrix {
+  static constexpr int32_t kSide = kSides;
+  double at[kPoints][kSides] = {};
 };
 
-constexpr Transform make_transform() {
-  constexpr double points[kPoints - 1] = {1, -1, 2, -2, 0.5, -0.5, 0};  // and infinity, the last
-  Transform t;
+// Powers of the points, as many as there are cells or taps.
+template <int32_t kSide>
+constexpr Matrix<kSide> powers() {
+  Matrix<kSide> matrix;
+  for (int32_t f = 0; f < kPoints - 1; ++f) {
+    double power = 1;
+    for (int32_t i = 0; i < kSide; ++i) {
+      matrix.at[f][i] = power;
+      power *= kPoint[f];
+    }
+  }
+  matrix.at[kPoints - 1][kSide - 1] = 1;
+  return matrix;
+}
+
+// Coefficients of the product of (x - point) over all points but f.
+constexpr Matrix<kPoints> products_of_the_others() {
+  Matrix<kPoints> matrix;
   for (int32_t f = 0; f < kPoints; ++f) {
-    const bool infinite = f == kPoints - 1;
-    double polynomial[kPoints] = {1};  // the product of (x - p) over the other points
-    double norm = 1;
+    double* row = matrix.at[f];
+    row[0] = 1;
     for (int32_t j = 0, degree = 0; j < kPoints - 1; ++j) {
       if (j == f) {
         continue;
       }
       ++degree;
       for (int32_t i = degree; i >= 0; --i) {
-        polynomial[i] = (i > 0 ? polynomial[i - 1] : 0) - (i < degree ? points[j] * polynomial[i] : 0);
+        row[i] = (i > 0 ? row[i - 1] : 0) - (i < degree ? kPoint[j] * row[i] : 0);
       }
-      norm *= infinite ? 1 : points[f] - points[j];
-    }
-    for (int32_t i = 0; i < kPoints; ++i) {
-      t.input[f][i] = polynomial[i];
-    }
-    double power = 1;
-    for (int32_t i = 0; i < kTaps; ++i) {
-      t.kernel[f][i] = infinite ? (i == kTaps - 1) : power / norm;
-      if (i < kTile) {
-        t.output[f][i] = infinite ? (i == kTile - 1) : power;
-      }
-      power *= infinite ? 1 : points[f];
     }
   }
-  return t;
+  return matrix;
 }
 
-constexpr Transform kTransform = make_transform();
+// Powers over the value of that product at the point itself (Lagrange).
+constexpr Matrix<kTaps> kernel_matrix() {
+  Matrix<kTaps> matrix = powers<kTaps>();
+  for (int32_t f = 0; f < kPoints - 1; ++f) {
+    double norm = 1;
+    for (int32_t j = 0; j < kPoints - 1; ++j) {
+      norm *= j == f ? 1 : kPoint[f] - kPoint[j];
+    }
+    for (double& value : matrix.at[f]) {
+      value /= norm;
+    }
+  }
+  return matrix;
+}
+
+constexpr Matrix<kPoints> kInput = products_of_the_others();
+constexpr Matrix<kTaps> kKernel = kernel_matrix();
+constexpr Matrix<kTile> kOutput = powers<kTile>();
+
+// kLanes channels (GCC's and Clang's vector extension), at any address.
+template <typename T>
+struct Lanes {
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+// Two rows of the frequencies of a square of cells, taps or results, each of which points at its channels:
+// to[u][v] = sum_ij kMatrix[u][i] kMatrix[v][j] cells[i][j], for u = 2 kPass and the next.
+template <typename T, const auto& kMatrix, int32_t kPass>
+VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels, T* to, int64_t stride) {
+  using lanes = typename Lanes<T>::type;
+  constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
+  for (int64_t first = 0; first < channels; first += kLanes) {
+    lanes columns[2][kSide];
+#pragma GCC unroll 8
+    for (int32_t j = 0; j < kSide; ++j) {
+      lanes sums[2] = {};
+#pragma GCC unroll 8
+      for (int32_t i = 0; i < kSide; ++i) {
+        const T factors[2] = {static_cast<T>(kMatrix.at[2 * kPass][i]), static_cast<T>(kMatrix.at[2 * kPass + 1][i])};
+        if (factors[0] != 0 || factors[1] != 0) {  // known when compiled
+          const lanes cell = *reinterpret_cast<const lanes*>(cells[i * kSide + j] + first);
+          sums[0] += factors[0] != 0 ? factors[0] * cell : lanes{};
+          sums[1] += factors[1] != 0 ? factors[1] * cell : lanes{};
+        }
+      }
+      columns[0][j] = sums[0];
+      columns[1][j] = sums[1];
+    }
+#pragma GCC unroll 2
+    for (int32_t u = 0; u < 2; ++u) {
+#pragma GCC unroll 8
+      for (int32_t v = 0; v < kPoints; ++v) {
+        lanes sum = {};
+#pragma GCC unroll 8
+        for (int32_t j = 0; j < kSide; ++j) {
+          const T factor = static_cast<T>(kMatrix.at[v][j]);
+          sum += factor != 0 ? factor * columns[u][j] : lanes{};
+        }
+        *reinterpret_cast<lanes*>(to + (u * kPoints + v) * stride + first) = sum;
+      }
+    }
+  }
+}
+
+// The transpose of that: cells[i][j] += sum_uv kMatrix[u][i] kMatrix[v][j] from[u][v]. The first pass, which has no
+// zero factor, sets them.
+template <typename T, const auto& kMatrix, int32_t kPass>
+VPGFAST_MULTIVERSION void from_frequencies(const T* from, int64_t stride, int64_t channels, T* const* cells) {
+  using lanes = typename Lanes<T>::type;
+  constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
+  for (int64_t first = 0; first < channels; first += kLanes) {
+    lanes columns[2][kSide] = {};
+#pragma GCC unroll 2
+    for (int32_t u = 0; u < 2; ++u) {
+#pragma GCC unroll 8
+      for (int32_t v = 0; v < kPoints; ++v) {
+        const lanes product = *reinterpret_cast<const lanes*>(from + (u * kPoints + v) * stride + first);
+#pragma GCC unroll 8
+        for (int32_t j = 0; j < kSide; ++j) {
+          const T factor = static_cast<T>(kMatrix.at[v][j]);
+          columns[u][j] += factor != 0 ? factor * product : lanes{};
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int32_t i = 0; i < kSide; ++i) {
+#pragma GCC unroll 8
+      for (int32_t j = 0; j < kSide; ++j) {
+        const T factors[2] = {static_cast<T>(kMatrix.at[2 * kPass][i]), static_cast<T>(kMatrix.at[2 * kPass + 1][i])};
+        lanes* cell = reinterpret_cast<lanes*>(cells[i * kSide + j] + first);
+        if (factors[0] != 0 || factors[1] != 0) {
+          const lanes sum = (factors[0] != 0 ? factors[0] * columns[0][j] : lanes{}) +
+                            (factors[1] != 0 ? factors[1] * columns[1][j] : lanes{});
+          *cell = kPass == 0 ? sum : *cell + sum;
+        }
+      }
+    }
+  }
+}
+
+// Calls f.template operator()<pass>().
+template <typename F>
+void dispatch_pass(int32_t pass, const F& f) {
+  static_assert(kPasses == 4);
+  switch (pass) {
+    case 0:
+      return f.template operator()<0>();
+    case 1:
+      return f.template operator()<1>();
+    case 2:
+      return f.template operator()<2>();
+    default:
+      return f.template operator()<3>();
+  }
+}
+
+// ---- What there is to compute --------------------------------------------------------------------------------------
 
 // The cells of a mask in reading order, and where each stands among them (-1: not in the mask).
 struct Cells {
@@ -187,11 +311,15 @@ struct Tiles {
 
 // ---- Moving between torch's layout and ours -------------------------------------------------------------------------
 
-// to[cell][channel] = from(channel, cell), a block of cells of a block of channels.
+int64_t padded(int64_t channels) {
+  return (channels + kLanes - 1) / kLanes * kLanes;
+}
+
+// to[cell][channel] = from(channel, cell), a block of cells of kLanes channels; zero where there are fewer channels.
 template <typename Source, typename T>
 VPGFAST_MULTIVERSION void pack_block(const Source& from, int64_t first, int64_t last, int64_t channel, int32_t width,
                                      T* to, int64_t channels) {
-  T block[kLanes][kCellBlock];
+  T block[kLanes][kCellBlock] = {};
   for (int64_t start = first; start < last; start += kCellBlock) {
     const int32_t cells = static_cast<int32_t>(std::min<int64_t>(kCellBlock, last - start));
     for (int32_t c = 0; c < width; ++c) {
@@ -200,7 +328,7 @@ VPGFAST_MULTIVERSION void pack_block(const Source& from, int64_t first, int64_t 
       }
     }
     for (int32_t p = 0; p < cells; ++p) {
-      for (int32_t c = 0; c < width; ++c) {
+      for (int32_t c = 0; c < kLanes; ++c) {
         to[(start + p) * channels + channel + c] = block[c][p];
       }
     }
@@ -257,182 +385,6 @@ struct Dense {
   }
 };
 
-// ---- The transforms ------------------------------------------------------------------------------------------------
-
-template <typename T>
-struct Coefficients {
-  T input[kPoints][kPoints], kernel[kPoints][kTaps], output[kPoints][kTile];
-};
-
-template <typename T>
-constexpr Coefficients<T> rounded() {
-  Coefficients<T> c = {};
-  for (int32_t f = 0; f < kPoints; ++f) {
-    for (int32_t i = 0; i < kPoints; ++i) {
-      c.input[f][i] = static_cast<T>(kTransform.input[f][i]);
-      if (i < kTaps) {
-        c.kernel[f][i] = static_cast<T>(kTransform.kernel[f][i]);
-      }
-      if (i < kTile) {
-        c.output[f][i] = static_cast<T>(kTransform.output[f][i]);
-      }
-    }
-  }
-  return c;
-}
-
-template <typename T>
-constexpr Coefficients<T> kCoefficients = rounded<T>();
-
-constexpr int32_t kStrip = 64;  // channels transformed at a time: the patch's columns stay in the first cache
-
-// Row u of the frequencies of a patch of kSide x kSide cells, each of which points at its channels:
-// to[v] = sum_ij matrix[u][i] matrix[v][j] cells[i][j].
-template <typename T, int32_t kSide>
-VPGFAST_MULTIVERSION void to_frequencies(const T (&matrix)[kPoints][kSide], int32_t u, const T* const* cells,
-                                         int64_t channels, T* to, int64_t v_stride) {
-  T columns[kSide][kStrip];
-  for (int64_t first = 0; first < channels; first += kStrip) {
-    const int32_t width = static_cast<int32_t>(std::min<int64_t>(kStrip, channels - first));
-    for (int32_t j = 0; j < kSide; ++j) {
-      T* column = columns[j];
-      std::fill(column, column + kStrip, T{0});
-      for (int32_t i = 0; i < kSide; ++i) {
-        const T factor = matrix[u][i];
-        const T* cell = cells[i * kSide + j] + first;
-        if (factor != 0) {
-          for (int32_t c = 0; c < width; ++c) {
-            column[c] += factor * cell[c];
-          }
-        }
-      }
-    }
-    for (int32_t v = 0; v < kPoints; ++v) {
-      T sums[kStrip] = {};
-      for (int32_t j = 0; j < kSide; ++j) {
-        const T factor = matrix[v][j];
-        for (int32_t c = 0; c < kStrip; ++c) {
-          sums[c] += factor * columns[j][c];
-        }
-      }
-      std::copy(sums, sums + width, to + v * v_stride + first);
-    }
-  }
-}
-
-// Adds what row u of the frequencies gives to the 4 x 4 cells of a tile: result[i][j] += sum_v output[u][i]
-// output[v][j] products[v]. The first row, whose factors are all 1, sets them.
-template <typename T>
-VPGFAST_MULTIVERSION void from_frequencies(int32_t u, const T* products, int64_t v_stride, int64_t channels,
-                                           T* results) {
-  const auto& output = kCoefficients<T>.output;
-  for (int64_t first = 0; first < channels; first += kStrip) {
-    const int32_t width = static_cast<int32_t>(std::min<int64_t>(kStrip, channels - first));
-    for (int32_t j = 0; j < kTile; ++j) {
-      T sums[kStrip] = {};
-      for (int32_t v = 0; v < kPoints; ++v) {
-        const T factor = output[v][j];
-        const T* product = products + v * v_stride + first;
-        if (factor != 0) {
-          for (int32_t c = 0; c < width; ++c) {
-            sums[c] += factor * product[c];
-          }
-        }
-      }
-      for (int32_t i = 0; i < kTile; ++i) {
-        const T factor = output[u][i];
-        T* result = results + (i * kTile + j) * channels + first;
-        if (u == 0) {
-          std::copy(sums, sums + width, result);
-        } else if (factor != 0) {
-          for (int32_t c = 0; c < width; ++c) {
-            result[c] += factor * sums[c];
-          }
-        }
-      }
-    }
-  }
-}
-
-// Which of the k taps of an axis tap r of sub-kernel a is; -1: none. Neighbours share a place, which the first one has.
-inline int32_t tap_of(int32_t a, int32_t r, int32_t k) {
-  const int32_t tap = a * kTile + r;
-  return tap < k && (a == 0 || r > 0) ? tap : -1;
-}
-
-// Row u of the frequencies of the kernel between one input channel and all output channels.
-// taps [k][k][channels] (`flipped`: in reverse order); to [sub-kernel][v][.][channels].
-template <typename T>
-VPGFAST_MULTIVERSION void kernel_to_frequencies(int32_t u, const T* taps, bool flipped, int32_t k, int32_t per_axis,
-                                                int64_t channels, T* to, int64_t v_stride) {
-  const auto& kernel = kCoefficients<T>.kernel;
-  for (int64_t first = 0; first < channels; first += kStrip) {
-    const int32_t width = static_cast<int32_t>(std::min<int64_t>(kStrip, channels - first));
-    for (int32_t a = 0; a < per_axis; ++a) {
-      for (int32_t b = 0; b < per_axis; ++b) {
-        T columns[kTaps][kStrip] = {};
-        for (int32_t s = 0; s < kTaps; ++s) {
-          for (int32_t r = 0; r < kTaps; ++r) {
-            const int32_t i = tap_of(a, r, k), j = tap_of(b, s, k);
-            const T factor = kernel[u][r];
-            if (i >= 0 && j >= 0 && factor != 0) {
-              const int32_t tap = flipped ? k * k - 1 - (i * k + j) : i * k + j;
-              const T* values = taps + tap * channels + first;
-              for (int32_t c = 0; c < width; ++c) {
-                columns[s][c] += factor * values[c];
-              }
-            }
-          }
-        }
-        T* sub_kernel = to + (a * per_axis + b) * kPoints * v_stride;
-        for (int32_t v = 0; v < kPoints; ++v) {
-          T sums[kStrip] = {};
-          for (int32_t s = 0; s < kTaps; ++s) {
-            for (int32_t c = 0; c < kStrip; ++c) {
-              sums[c] += kernel[v][s] * columns[s][c];
-            }
-          }
-          std::copy(sums, sums + width, sub_kernel + v * v_stride + first);
-        }
-      }
-    }
-  }
-}
-
-// The transpose of that: adds to the gradient of the taps what row u of their frequencies' gradients gives.
-template <typename T>
-VPGFAST_MULTIVERSION void kernel_from_frequencies(int32_t u, const T* frequencies, int64_t v_stride, int32_t k,
-                                                  int32_t per_axis, int64_t channels, T* taps) {
-  const auto& kernel = kCoefficients<T>.kernel;
-  for (int64_t first = 0; first < channels; first += kStrip) {
-    const int32_t width = static_cast<int32_t>(std::min<int64_t>(kStrip, channels - first));
-    for (int32_t a = 0; a < per_axis; ++a) {
-      for (int32_t b = 0; b < per_axis; ++b) {
-        const T* sub_kernel = frequencies + (a * per_axis + b) * kPoints * v_stride + first;
-        for (int32_t s = 0; s < kTaps; ++s) {
-          T sums[kStrip] = {};
-          for (int32_t v = 0; v < kPoints; ++v) {
-            const T factor = kernel[v][s];
-            for (int32_t c = 0; c < width; ++c) {
-              sums[c] += factor * sub_kernel[v * v_stride + c];
-            }
-          }
-          for (int32_t r = 0; r < kTaps; ++r) {
-            const int32_t i = tap_of(a, r, k), j = tap_of(b, s, k);
-            const T factor = kernel[u][r];
-            if (i >= 0 && j >= 0) {
-              T* values = taps + (i * k + j) * channels + first;
-              for (int32_t c = 0; c < width; ++c) {
-                values[c] = (u == 0 ? T{0} : values[c]) + factor * sums[c];
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
 // ---- The convolution ------------------------------------------------------------------------------------------------
 
 // A part of the rows (video, tile) of a group; rows of all groups lie one after the other.
@@ -450,11 +402,8 @@ struct Chunk {
   }
 };
 
-int64_t rows_of_chunk(int64_t channels) {
-  return std::max<int64_t>(64, kChunkElements / (kPoints * std::max<int64_t>(1, channels)));
-}
-
-std::vector<Chunk> cut(const Tiles& tiles, int64_t batch, int64_t most_rows) {
+std::vector<Chunk> cut(const Tiles& tiles, int64_t batch, int64_t channels) {
+  const int64_t most_rows = std::max<int64_t>(64, kChunkElements / (kFrequencies * std::max<int64_t>(1, channels)));
   std::vector<Chunk> chunks;
   for (const Tiles::Group& group : tiles.groups) {
     const int64_t rows = group.count * batch, parts = (rows + most_rows - 1) / most_rows;
@@ -466,69 +415,105 @@ std::vector<Chunk> cut(const Tiles& tiles, int64_t batch, int64_t most_rows) {
   return chunks;
 }
 
-// Row u of the frequencies of a chunk's patches, [v][row][channel]. packed: [video][listed cell][channel];
-// `cells(tile)` are the indices of the cells of a patch.
-template <typename T, int32_t kSide, typename CellsOf>
-void patches_to_frequencies(const T (&matrix)[kPoints][kSide], int32_t u, const Chunk& chunk, const T* packed,
-                            int64_t listed, int64_t channels, const T* zeros, const CellsOf& cells_of, T* to) {
-  torch::stable::parallel_for(0, chunk.rows, 1, [&](int64_t begin, int64_t end) {
-    const T* cells[kSide * kSide];
-    for (int64_t row = begin; row < end; ++row) {
-      const int32_t* indices = cells_of(chunk.tile(row));
-      const T* video = packed + chunk.video(row) * listed * channels;
-      for (int32_t i = 0; i < kSide * kSide; ++i) {
-        cells[i] = indices[i] < 0 ? zeros : video + indices[i] * channels;
-      }
-      to_frequencies<T, kSide>(matrix, u, cells, channels, to + row * channels, chunk.rows * channels);
-    }
-  });
-}
-
-// taps: [input channel][k][k][output channel]. Returns the 4 x 4 cells of every tile, [row][16][output channel].
-template <typename T>
-Tensor convolve(const Tensor& packed, const Tensor& taps, bool flipped, const Tiles& tiles, int32_t k) {
-  const int64_t batch = packed.size(0), listed = packed.size(1), in = packed.size(2), out = taps.size(2);
-  const int64_t frequencies = kPoints * tiles.sub_kernels;
-  Tensor results = torch::stable::new_empty(packed, {batch * tiles.count, kTile * kTile, out});
-  Tensor kernel = torch::stable::new_empty(packed, {frequencies, in, out});
-  const int64_t most_rows = rows_of_chunk(std::max(in, out));
-  const std::vector<Chunk> chunks = cut(tiles, batch, most_rows);
+int64_t longest(const std::vector<Chunk>& chunks) {
   int64_t rows = 0;
   for (const Chunk& chunk : chunks) {
     rows = std::max(rows, chunk.rows);
   }
-  Tensor patches = torch::stable::new_empty(packed, {kPoints, rows, in});
-  Tensor products = torch::stable::new_empty(packed, {kPoints, rows, out});
-  const std::vector<T> zeros(in);
-  T* U = write<T>(kernel);
-  T* V = write<T>(patches);
-  T* M = write<T>(products);
-  T* Y = write<T>(results);
+  return rows;
+}
 
-  for (int32_t u = 0; u < kPoints; ++u) {
+// [frequency][row][column], without gaps.
+template <typename T>
+Tensor matrices(T* data, int64_t rows, int64_t columns, const Tensor& like) {
+  return view_of(data, {kFrequencies, rows, columns}, {rows * columns, columns, 1}, like);
+}
+
+// The frequencies of a pass of a chunk's patches, [frequency][row][channel]. packed: [video][listed cell][channel];
+// `cells_of(tile)` are the positions in that list of the cells of a patch.
+template <typename T, const auto& kMatrix, typename CellsOf>
+void patches_to_frequencies(int32_t pass, const Chunk& chunk, const Tensor& packed, const T* zeros,
+                            const CellsOf& cells_of, T* to) {
+  constexpr int32_t kCells = kMatrix.kSide * kMatrix.kSide;
+  const int64_t listed = packed.size(1), channels = packed.size(2);
+  torch::stable::parallel_for(0, chunk.rows, 1, [&](int64_t begin, int64_t end) {
+    const T* cells[kCells];
+    for (int64_t row = begin; row < end; ++row) {
+      const int32_t* positions = cells_of(chunk.tile(row));
+      const T* video = read<T>(packed) + chunk.video(row) * listed * channels;
+      for (int32_t i = 0; i < kCells; ++i) {
+        cells[i] = positions[i] < 0 ? zeros : video + positions[i] * channels;
+      }
+      dispatch_pass(pass, [&]<int32_t kPass>() {
+        to_frequencies<T, kMatrix, kPass>(cells, channels, to + row * channels, chunk.rows * channels);
+      });
+    }
+  });
+}
+
+// Calls work(sub-kernel, pointers to the 5 x 5 taps of it among those of `kernel`), [k][k][channels]. Neighbouring
+// sub-kernels share a row of taps, which is the first one's; `none` stands for a tap that is not there.
+template <typename T, typename Work>
+void over_sub_kernels(T* kernel, bool reversed, int32_t k, int32_t per_axis, int64_t channels, T* none,
+                      const Work& work) {
+  const auto tap_of = [k](int32_t a, int32_t r) {
+    const int32_t tap = a * kTile + r;
+    return tap < k && (a == 0 || r > 0) ? tap : -1;
+  };
+  T* taps[kTaps * kTaps];
+  for (int32_t s = 0; s < per_axis * per_axis; ++s) {
+    for (int32_t i = 0; i < kTaps * kTaps; ++i) {
+      const int32_t r = tap_of(s / per_axis, i / kTaps), c = tap_of(s % per_axis, i % kTaps);
+      const int32_t tap = reversed ? k * k - 1 - (r * k + c) : r * k + c;
+      taps[i] = r < 0 || c < 0 ? none : kernel + tap * channels;
+    }
+    work(s, taps);
+  }
+}
+
+// kernel: [input channel][k * k][output channel]. Returns the 4 x 4 cells of every tile, [row][16][output channel].
+template <typename T>
+Tensor convolve(const Tensor& packed, const Tensor& kernel, bool reversed, const Tiles& tiles, int32_t k) {
+  const int64_t batch = packed.size(0), in = packed.size(2), out = kernel.size(2);
+  const std::vector<Chunk> chunks = cut(tiles, batch, std::max(in, out));
+  const Tensor results = torch::stable::new_empty(packed, {batch * tiles.count, kTile * kTile, out});
+  const Tensor U = torch::stable::new_empty(packed, {tiles.sub_kernels, kFrequencies, in, out});
+  const Tensor V = torch::stable::new_empty(packed, {kFrequencies, longest(chunks), in});
+  const Tensor M = torch::stable::new_empty(packed, {kFrequencies, longest(chunks), out});
+  std::vector<T> zeros(std::max(in, out));
+
+  for (int32_t pass = 0; pass < kPasses; ++pass) {
     torch::stable::parallel_for(0, in, 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
-        kernel_to_frequencies(u, read<T>(taps) + c * k * k * out, flipped, k, tiles.per_axis, out, U + c * out,
-                              in * out);
+        T* taps_of_channel = write<T>(kernel) + c * k * k * out;
+        over_sub_kernels(taps_of_channel, reversed, k, tiles.per_axis, out, zeros.data(), [&](int32_t s, T** taps) {
+          dispatch_pass(pass, [&]<int32_t kPass>() {
+            to_frequencies<T, kKernel, kPass>(taps, out, write<T>(U) + (s * kFrequencies * in + c) * out, in * out);
+          });
+        });
       }
     });
     for (const Chunk& chunk : chunks) {
-      const Tensor product = view_of(M, {kPoints, chunk.rows, out}, {chunk.rows * out, out, 1}, packed);
-      bool add = false;
-      for (const int32_t s : chunk.group->sub_kernels) {
-        const auto cells_of = [&](int64_t tile) { return tiles.input(tile, s); };
-        patches_to_frequencies<T, kPoints>(kCoefficients<T>.input, u, chunk, read<T>(packed), listed, in, zeros.data(),
-                                           cells_of, V);
-        cpu_bmm(product, view_of(V, {kPoints, chunk.rows, in}, {chunk.rows * in, in, 1}, packed),
-                view_of(U + s * kPoints * in * out, {kPoints, in, out}, {in * out, out, 1}, packed), add);
-        add = true;
+      const Tensor products = matrices(write<T>(M), chunk.rows, out, packed);
+      const std::vector<int32_t>& sub_kernels = chunk.group->sub_kernels;
+      for (const int32_t s : sub_kernels) {
+        patches_to_frequencies<T, kInput>(
+            pass, chunk, packed, zeros.data(), [&](int64_t tile) { return tiles.input(tile, s); }, write<T>(V));
+        cpu_bmm(products, matrices(write<T>(V), chunk.rows, in, packed),
+                matrices(write<T>(U) + s * kFrequencies * in * out, in, out, packed), s != sub_kernels.front());
       }
-      if (!add) {
-        std::fill(M, M + kPoints * chunk.rows * out, T{0});
+      if (sub_kernels.empty()) {  // a tile that no valid cell reaches
+        std::fill_n(write<T>(M), products.numel(), T{0});
       }
       torch::stable::parallel_for(0, chunk.rows, 1, [&](int64_t begin, int64_t end) {
+        T* cells[kTile * kTile];
         for (int64_t row = begin; row < end; ++row) {
-          from_frequencies(u, M + row * out, chunk.rows * out, out, Y + (chunk.place() + row) * kTile * kTile * out);
+          for (int64_t i = 0; i < kTile * kTile; ++i) {
+            cells[i] = write<T>(results) + ((chunk.place() + row) * kTile * kTile + i) * out;
+          }
+          dispatch_pass(pass, [&]<int32_t kPass>() {
+            from_frequencies<T, kOutput, kPass>(read<T>(M) + row * out, chunk.rows * out, out, cells);
+          });
         }
       });
     }
@@ -536,46 +521,50 @@ Tensor convolve(const Tensor& packed, const Tensor& taps, bool flipped, const Ti
   return results;
 }
 
-// The gradient of the taps, [input channel][k][k][output channel], from the packed input and the packed gradient.
+// The gradient of the kernel, [input channel][k * k][output channel], from the packed input and the packed gradient.
 template <typename T>
-Tensor convolve_backward_taps(const Tensor& packed, const Tensor& grad, const Tiles& tiles, int32_t k) {
-  const int64_t batch = packed.size(0), listed = packed.size(1), in = packed.size(2), out = grad.size(2);
-  const int64_t results = grad.size(1);
-  Tensor taps = torch::stable::new_empty(packed, {in, k * k, out});
-  Tensor kernel = torch::stable::new_empty(packed, {kPoints * tiles.sub_kernels, in, out});
-  const std::vector<Chunk> chunks = cut(tiles, batch, rows_of_chunk(std::max(in, out)));
-  int64_t rows = 0;
-  for (const Chunk& chunk : chunks) {
-    rows = std::max(rows, chunk.rows);
-  }
-  Tensor patches = torch::stable::new_empty(packed, {kPoints, rows, in});
-  Tensor products = torch::stable::new_empty(packed, {kPoints, rows, out});
+Tensor convolve_backward_kernel(const Tensor& packed, const Tensor& grad, const Tiles& tiles, int32_t k) {
+  const int64_t batch = packed.size(0), in = packed.size(2), out = grad.size(2);
+  const std::vector<Chunk> chunks = cut(tiles, batch, std::max(in, out));
+  const Tensor kernel = torch::stable::new_empty(packed, {in, k * k, out});
+  const Tensor U = torch::stable::new_empty(packed, {tiles.sub_kernels, kFrequencies, in, out});
+  const Tensor V = torch::stable::new_empty(packed, {kFrequencies, longest(chunks), in});
+  const Tensor M = torch::stable::new_empty(packed, {kFrequencies, longest(chunks), out});
   const std::vector<T> zeros(std::max(in, out));
-  T* U = write<T>(kernel);
-  T* V = write<T>(patches);
-  T* M = write<T>(products);
 
-  for (int32_t u = 0; u < kPoints; ++u) {
-    torch::stable::zero_(kernel);
+  for (int32_t pass = 0; pass < kPasses; ++pass) {
+    std::vector<bool> begun(tiles.sub_kernels, false);
     for (const Chunk& chunk : chunks) {
-      patches_to_frequencies<T, kTile>(kCoefficients<T>.output, u, chunk, read<T>(grad), results, out, zeros.data(),
-                                       [&](int64_t tile) { return tiles.output(tile); }, M);
-      const Tensor product = view_of(M, {kPoints, chunk.rows, out}, {chunk.rows * out, out, 1}, packed);
+      patches_to_frequencies<T, kOutput>(
+          pass, chunk, grad, zeros.data(), [&](int64_t tile) { return tiles.output(tile); }, write<T>(M));
+      const Tensor products = matrices(write<T>(M), chunk.rows, out, packed);
       for (const int32_t s : chunk.group->sub_kernels) {
-        const auto cells_of = [&](int64_t tile) { return tiles.input(tile, s); };
-        patches_to_frequencies<T, kPoints>(kCoefficients<T>.input, u, chunk, read<T>(packed), listed, in, zeros.data(),
-                                           cells_of, V);
-        cpu_bmm(view_of(U + s * kPoints * in * out, {kPoints, in, out}, {in * out, out, 1}, packed),
-                view_of(V, {kPoints, in, chunk.rows}, {chunk.rows * in, 1, in}, packed), product, true);
+        patches_to_frequencies<T, kInput>(
+            pass, chunk, packed, zeros.data(), [&](int64_t tile) { return tiles.input(tile, s); }, write<T>(V));
+        const Tensor transposed =
+            view_of(write<T>(V), {kFrequencies, in, chunk.rows}, {chunk.rows * in, 1, in}, packed);
+        cpu_bmm(matrices(write<T>(U) + s * kFrequencies * in * out, in, out, packed), transposed, products, begun[s]);
+        begun[s] = true;
+      }
+    }
+    for (int32_t s = 0; s < tiles.sub_kernels; ++s) {
+      if (!begun[s]) {  // no tile uses it
+        std::fill_n(write<T>(U) + s * kFrequencies * in * out, kFrequencies * in * out, T{0});
       }
     }
     torch::stable::parallel_for(0, in, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> unused(out);
       for (int64_t c = begin; c < end; ++c) {
-        kernel_from_frequencies(u, U + c * out, in * out, k, tiles.per_axis, out, write<T>(taps) + c * k * k * out);
+        T* taps_of_channel = write<T>(kernel) + c * k * k * out;
+        over_sub_kernels(taps_of_channel, false, k, tiles.per_axis, out, unused.data(), [&](int32_t s, T** taps) {
+          dispatch_pass(pass, [&]<int32_t kPass>() {
+            from_frequencies<T, kKernel, kPass>(read<T>(U) + (s * kFrequencies * in + c) * out, in * out, out, taps);
+          });
+        });
       }
     });
   }
-  return taps;
+  return kernel;
 }
 
 // Writes the tiles into a map [video][channel][cell], with zero outside the mask:
@@ -641,7 +630,7 @@ void unpack_tiles(const Tensor& results, const Tiles& tiles, const Cells& cells,
     }
   }
   over_blocks(batch, map, channels, [&](int64_t b, int64_t first, int64_t last, int64_t channel, int32_t width) {
-    unpack_block(read<T>(results), places.data() + b * map, epilogue, first, last, channel, width, channels,
+    unpack_block(read<T>(results), places.data() + b * map, epilogue, first, last, channel, width, padded(channels),
                  write<scalar_t>(to) + b * channels * map, map);
   });
 }
@@ -653,25 +642,28 @@ Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> sizes) {
 
 template <typename T, typename scalar_t>
 Tensor pack_map(const Tensor& x, const Cells& cells) {
-  const int64_t batch = x.size(0), channels = x.size(1), map = x.size(2) * x.size(3);
-  Tensor packed = new_compute<T>(x, {batch, cells.count(), channels});
+  const int64_t batch = x.size(0), channels = x.size(1), map = x.size(2) * x.size(3), row = padded(channels);
+  Tensor packed = new_compute<T>(x, {batch, cells.count(), row});
   over_blocks(batch, cells.count(), channels, [&](int64_t b, int64_t first, int64_t last, int64_t c, int32_t width) {
     const Listed<scalar_t, T> from{read<scalar_t>(x) + b * channels * map, cells.list.data(), map};
-    pack_block(from, first, last, c, width, write<T>(packed) + b * cells.count() * channels, channels);
+    pack_block(from, first, last, c, width, write<T>(packed) + b * cells.count() * row, row);
   });
   return packed;
 }
 
-// The kernel [D][C][k][k] as [C][k][k][D], or, `transposed`, as [D][k][k][C].
+// The kernel [D][C][k][k] as [C][k * k][D], or, `transposed`, as [D][k * k][C].
 template <typename T, typename scalar_t>
-Tensor pack_taps(const Tensor& weight, bool transposed) {
+Tensor pack_kernel(const Tensor& weight, bool transposed) {
   const int64_t D = weight.size(0), C = weight.size(1), taps = weight.size(2) * weight.size(3);
   const int64_t images = transposed ? D : 1, cells = transposed ? taps : C * taps, channels = transposed ? C : D;
-  Tensor packed = new_compute<T>(weight, {transposed ? D : C, taps, channels});
+  const int64_t in = transposed ? D : C, row = padded(channels);
+  Tensor packed = new_compute<T>(weight, {padded(in), taps, row});
+  T* to = write<T>(packed);
   over_blocks(images, cells, channels, [&](int64_t d, int64_t first, int64_t last, int64_t channel, int32_t width) {
     const Dense<scalar_t, T> from{read<scalar_t>(weight) + d * C * taps, cells};
-    pack_block(from, first, last, channel, width, write<T>(packed) + d * cells * channels, channels);
+    pack_block(from, first, last, channel, width, to + d * cells * row, row);
   });
+  std::fill(to + in * taps * row, to + padded(in) * taps * row, T{0});
   return packed;
 }
 
@@ -719,7 +711,7 @@ Tensor temporal_map_conv2d(const Tensor& x_in, const Tensor& weight_in, const st
   dispatch_floating(kOp, x.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
     const Tensor results = convolve<compute>(pack_map<compute, scalar_t>(x, in_cells),
-                                             pack_taps<compute, scalar_t>(weight, false), false, tiles,
+                                             pack_kernel<compute, scalar_t>(weight, false), false, tiles,
                                              static_cast<int32_t>(k));
     const std::vector<compute> scale = scale_of<compute>(in_cells, out_cells, k, padding, normalize);
     unpack_tiles<compute, scalar_t>(results, tiles, out_cells,
@@ -758,12 +750,12 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
     using compute = accumulate_t<scalar_t>;
     const std::vector<compute> scale = scale_of<compute>(in_cells, out_cells, k, padding, normalize);
     const int64_t listed = out_cells.count();
-    Tensor packed = new_compute<compute>(x, {B, listed, D});
+    Tensor packed = new_compute<compute>(x, {B, listed, padded(D)});
     over_blocks(B, listed, D, [&](int64_t b, int64_t first, int64_t last, int64_t channel, int32_t width) {
       const Incoming<scalar_t, compute> from{read<scalar_t>(grad) + b * D * map,
                                              out ? read<scalar_t>(*out) + b * D * map : nullptr, out_cells.list.data(),
                                              scale.data(), map};
-      pack_block(from, first, last, channel, width, write<compute>(packed) + b * listed * D, D);
+      pack_block(from, first, last, channel, width, write<compute>(packed) + b * listed * padded(D), padded(D));
     });
     if (needs_bias) {
       const compute* rows = read<compute>(packed);
@@ -771,7 +763,7 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
         std::vector<double> sums(end - begin);
         for (int64_t row = 0; row < B * listed; ++row) {
           for (int64_t d = begin; d < end; ++d) {
-            sums[d - begin] += rows[row * D + d];
+            sums[d - begin] += rows[row * padded(D) + d];
           }
         }
         std::transform(sums.begin(), sums.end(), write<scalar_t>(grad_bias) + begin,
@@ -780,7 +772,7 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
     }
     if (needs_weight && grad_weight.numel() > 0) {
       const Tiles tiles(in_cells, out_cells, k, padding);
-      const Tensor taps = convolve_backward_taps<compute>(pack_map<compute, scalar_t>(x, in_cells), packed, tiles,
+      const Tensor kernel = convolve_backward_kernel<compute>(pack_map<compute, scalar_t>(x, in_cells), packed, tiles,
                                                           static_cast<int32_t>(k));
       std::vector<int64_t> places(C * k * k);
       for (size_t i = 0; i < places.size(); ++i) {
@@ -788,13 +780,13 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
       }
       const Epilogue<compute, scalar_t> plain{nullptr, nullptr, false};
       over_blocks(1, C * k * k, D, [&](int64_t, int64_t first, int64_t last, int64_t channel, int32_t width) {
-        unpack_block(read<compute>(taps), places.data(), plain, first, last, channel, width, D,
+        unpack_block(read<compute>(kernel), places.data(), plain, first, last, channel, width, padded(D),
                      write<scalar_t>(grad_weight), C * k * k);
       });
     }
     if (needs_x && grad_x.numel() > 0) {  // the same convolution of the gradient, kernel reversed, masks exchanged
       const Tiles tiles(out_cells, in_cells, k, k - 1 - padding);
-      const Tensor results = convolve<compute>(packed, pack_taps<compute, scalar_t>(weight, true), true, tiles,
+      const Tensor results = convolve<compute>(packed, pack_kernel<compute, scalar_t>(weight, true), true, tiles,
                                                static_cast<int32_t>(k));
       unpack_tiles<compute, scalar_t>(results, tiles, in_cells, {nullptr, nullptr, false}, grad_x);
     }
