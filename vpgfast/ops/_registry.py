@@ -89,13 +89,22 @@ def float32_under_autocast(name: str) -> None:
         torch.library.register_autocast(f"vpgfast::{name}", device, torch.float32)
 
 
-def in_autocast_dtype(*tensors: Any) -> tuple[Any, ...]:
-    """The floating tensors of a matrix product in the dtype that an autocast region in force asks for, as ``conv2d``."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+def autocast_like_conv(name: str) -> None:
+    """Run an op in the autocast region's dtype, as torch's convolutions and matrix products are; float64 stays."""
+    overload = getattr(torch.ops.vpgfast, name).default
+    for device in ("cpu", "cuda"):
+        key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+
+        def run(*args: Any, device: str = device, key: Any = key) -> Any:
+            def cast(arg: Any) -> Any:
+                eligible = isinstance(arg, torch.Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+                return arg.to(torch.get_autocast_dtype(device)) if eligible and arg.device.type == device else arg
+
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+                return overload(*map(cast, args))
+
+        overload.py_impl(key)(run)  # for torch.compile and torch.export
+        _definitions.impl(name, run, key.name)
 
 
 def build_info() -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
-from ._registry import define, in_autocast_dtype, no_second_derivative
+from ._checks import FLOATING, check_floating, check_same_device, check_shape
+from ._registry import autocast_like_conv, define, no_second_derivative
 
 
 def temporal_map_conv2d(
@@ -81,11 +81,12 @@ def temporal_map_conv2d(
                 raise ValueError(f"{name} has dtype {mask.dtype}; it must be bool")
     if bias is not None:
         check_shape("bias", bias, (D,))
-    x, weight, bias = in_autocast_dtype(x, weight, bias)
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_same_device(name, parameter, "x", x)
-            if parameter.dtype != x.dtype:
+            if parameter.dtype not in FLOATING or (
+                parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)  # which casts them all
+            ):
                 raise ValueError(f"{name} has dtype {parameter.dtype}; it must be {x.dtype}, that of x")
     return torch.ops.vpgfast.temporal_map_conv2d(
         x, weight, bias, in_mask, out_mask, padding, activation == "relu", normalize
@@ -161,11 +162,12 @@ def _scale(in_mask: Tensor | None, x: Tensor, k: int, padding: int) -> Tensor:
     return torch.where(count > 0, 1 / count.clamp(min=1).to(x.dtype), 0)
 
 
-def _padded_input(x: Tensor, in_mask: Tensor | None, padding: int) -> Tensor:
+def _channels_last(x: Tensor, mask: Tensor | None, padding: int) -> Tensor:
+    """[B, T + 2 padding, T + 2 padding, C] in the dtype to accumulate in, zero outside the mask."""
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    if in_mask is not None:
-        wide = torch.where(in_mask, wide, 0)
-    return torch.nn.functional.pad(wide, [padding] * 4)
+    if mask is not None:
+        wide = torch.where(mask, wide, 0)
+    return torch.nn.functional.pad(wide, [padding] * 4).permute(0, 2, 3, 1).contiguous()
 
 
 def _reference(
@@ -179,21 +181,20 @@ def _reference(
     normalize: bool,
 ) -> Tensor:
     k, T = weight.shape[2], out_size(x.shape[2], weight.shape[2], padding)
-    padded = _padded_input(x, in_mask, padding)
-    out = padded.new_zeros(x.shape[0], weight.shape[0], T, T)
+    padded = _channels_last(x, in_mask, padding)
+    out = padded.new_zeros(x.shape[0], T, T, weight.shape[0])
     for r in range(k):
         for s in range(k):
-            taps = padded[:, :, r : r + T, s : s + T]
-            out += torch.einsum("bcij,dc->bdij", taps, weight[:, :, r, s].to(padded.dtype))
+            out += padded[:, r : r + T, s : s + T] @ weight[:, :, r, s].to(padded.dtype).T
     if bias is not None:
-        out += bias[:, None, None]
+        out += bias
     if relu:
         out = out.relu()
     if normalize:
-        out *= _scale(in_mask, padded.new_empty(x.shape), k, padding)
+        out *= _scale(in_mask, padded.new_empty(x.shape), k, padding)[:, :, None]
     if out_mask is not None:
-        out = torch.where(out_mask, out, 0)
-    return out.to(x.dtype)
+        out = torch.where(out_mask[:, :, None], out, 0)
+    return out.permute(0, 3, 1, 2).to(x.dtype).contiguous()
 
 
 def _reference_backward(
@@ -210,31 +211,24 @@ def _reference_backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     k, T = weight.shape[2], out_size(x.shape[2], weight.shape[2], padding)
-    padded = _padded_input(x, in_mask, padding)
-    grad = grad.to(padded.dtype)
     if out is not None:  # of a ReLU
         grad = torch.where(out <= 0, 0, grad)
+    padded, results = _channels_last(x, in_mask, padding), _channels_last(grad, out_mask, 0)
     if normalize:
-        grad = grad * _scale(in_mask, padded.new_empty(x.shape), k, padding)
-    if out_mask is not None:
-        grad = torch.where(out_mask, grad, 0)
+        results = results * _scale(in_mask, padded.new_empty(x.shape), k, padding)[:, :, None]
 
-    grad_padded, grad_weight = torch.zeros_like(padded), weight.new_empty(weight.shape)
+    grad_padded, grad_weight = torch.zeros_like(padded), torch.zeros_like(weight, dtype=padded.dtype)
     for r in range(k):
         for s in range(k):
             if needs_x:
-                grad_padded[:, :, r : r + T, s : s + T] += torch.einsum(
-                    "bdij,dc->bcij", grad, weight[:, :, r, s].to(grad.dtype)
-                )
+                grad_padded[:, r : r + T, s : s + T] += results @ weight[:, :, r, s].to(padded.dtype)
             if needs_weight:
-                taps = padded[:, :, r : r + T, s : s + T]
-                grad_weight[:, :, r, s] = torch.einsum("bdij,bcij->dc", grad, taps).to(weight.dtype)
-    grad_x = torch.nn.functional.pad(grad_padded, [-padding] * 4)
+                taps = padded[:, r : r + T, s : s + T]
+                grad_weight[:, :, r, s] = results.flatten(0, 2).T @ taps.flatten(0, 2)
+    grad_x = torch.nn.functional.pad(grad_padded.permute(0, 3, 1, 2), [-padding] * 4)
     if in_mask is not None:
         grad_x = torch.where(in_mask, grad_x, 0)
-    grads = (grad_x, grad_weight, grad.sum((0, 2, 3)))
-    needed = (needs_x, needs_weight, needs_bias)
-    return _only(grads, needed, x)
+    return _only((grad_x, grad_weight, results.sum((0, 1, 2))), (needs_x, needs_weight, needs_bias), x)
 
 
 def _only(grads: tuple[Tensor, ...], needed: tuple[bool, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,4 +279,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("vpgfast::temporal_map_conv2d", _backward, setup_context=_save)
+autocast_like_conv("temporal_map_conv2d")
 no_second_derivative("temporal_map_conv2d_backward")
