@@ -28,6 +28,7 @@ constexpr int32_t kPoints = kTile + kTaps - 1;  // input cells of a patch, and p
 constexpr int32_t kPasses = kPoints / 2;        // two rows of frequencies each
 constexpr int32_t kFrequencies = 2 * kPoints;   // of a pass
 constexpr int64_t kChunkElements = 1 << 21;     // of the transformed patches of a chunk of tiles
+constexpr int64_t kElementsPerTask = 1 << 15;   // below which a second thread is not worth waking
 constexpr int32_t kLanes = 16;                  // numbers of channels are rounded up to a multiple of this, with zeros
 constexpr int32_t kCellBlock = 64;              // cells that are moved from one layout to the other at a time
 
@@ -340,7 +341,8 @@ template <typename Work>
 void over_blocks(int64_t images, int64_t cells, int64_t channels, const Work& work) {
   constexpr int64_t kCells = 16 * kCellBlock;
   const int64_t cell_blocks = (cells + kCells - 1) / kCells, channel_blocks = (channels + kLanes - 1) / kLanes;
-  torch::stable::parallel_for(0, images * cell_blocks * channel_blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (kLanes * std::clamp<int64_t>(cells, 1, kCells)));
+  torch::stable::parallel_for(0, images * cell_blocks * channel_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t image = index / (cell_blocks * channel_blocks), first = index / channel_blocks % cell_blocks * kCells;
       const int64_t channel = index % channel_blocks * kLanes;
@@ -423,6 +425,11 @@ int64_t longest(const std::vector<Chunk>& chunks) {
   return rows;
 }
 
+// Rows whose `kFrequencies` frequencies a task transforms.
+int64_t rows_per_task(int64_t channels) {
+  return std::max<int64_t>(1, kElementsPerTask / (kFrequencies * std::max<int64_t>(1, channels)));
+}
+
 // [frequency][row][column], without gaps.
 template <typename T>
 Tensor matrices(T* data, int64_t rows, int64_t columns, const Tensor& like) {
@@ -436,7 +443,7 @@ void patches_to_frequencies(int32_t pass, const Chunk& chunk, const Tensor& pack
                             const CellsOf& cells_of, T* to) {
   constexpr int32_t kCells = kMatrix.kSide * kMatrix.kSide;
   const int64_t listed = packed.size(1), channels = packed.size(2);
-  torch::stable::parallel_for(0, chunk.rows, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, chunk.rows, rows_per_task(channels), [&](int64_t begin, int64_t end) {
     const T* cells[kCells];
     for (int64_t row = begin; row < end; ++row) {
       const int32_t* positions = cells_of(chunk.tile(row));
@@ -483,7 +490,7 @@ Tensor convolve(const Tensor& packed, const Tensor& kernel, bool reversed, const
   std::vector<T> zeros(std::max(in, out));
 
   for (int32_t pass = 0; pass < kPasses; ++pass) {
-    torch::stable::parallel_for(0, in, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, in, rows_per_task(tiles.sub_kernels * out), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         T* taps_of_channel = write<T>(kernel) + c * k * k * out;
         over_sub_kernels(taps_of_channel, reversed, k, tiles.per_axis, out, zeros.data(), [&](int32_t s, T** taps) {
@@ -505,7 +512,7 @@ Tensor convolve(const Tensor& packed, const Tensor& kernel, bool reversed, const
       if (sub_kernels.empty()) {  // a tile that no valid cell reaches
         std::fill_n(write<T>(M), products.numel(), T{0});
       }
-      torch::stable::parallel_for(0, chunk.rows, 1, [&](int64_t begin, int64_t end) {
+      torch::stable::parallel_for(0, chunk.rows, rows_per_task(out), [&](int64_t begin, int64_t end) {
         T* cells[kTile * kTile];
         for (int64_t row = begin; row < end; ++row) {
           for (int64_t i = 0; i < kTile * kTile; ++i) {
@@ -552,7 +559,7 @@ Tensor convolve_backward_kernel(const Tensor& packed, const Tensor& grad, const 
         std::fill_n(write<T>(U) + s * kFrequencies * in * out, kFrequencies * in * out, T{0});
       }
     }
-    torch::stable::parallel_for(0, in, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, in, rows_per_task(tiles.sub_kernels * out), [&](int64_t begin, int64_t end) {
       std::vector<T> unused(out);
       for (int64_t c = begin; c < end; ++c) {
         T* taps_of_channel = write<T>(kernel) + c * k * k * out;
