@@ -1,8 +1,8 @@
 """temporal_map_conv2d in Triton. See ``vpgfast/ops/temporal_map_conv2d.py`` for what it computes.
 
 An implicit matrix product: a block of rows (listed cell, video) times a block of output channels, summed over the taps
-and the input channels. A tap that no row of the block finds valid is skipped. Maps are channels-last inside. The list of
-cells stays on the device, padded with -1; blocks past its end leave at once, so that the host never waits for a mask.
+and the input channels. A tap that no row of the block finds valid is skipped. Maps are channels-last inside. The list
+of cells stays on the device, padded with -1; blocks past its end leave at once: the host never waits for a mask.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from vpgfast.ops.temporal_map_conv2d import out_size, valid_taps
 
 from ._launch import on_device
 
-BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_CHANNELS = 128, 128, 64
-BLOCK_WEIGHT = 128  # output and input channels of a block of the kernel's gradient
-BLOCK_SUM = 64  # rows that it adds at a time
+BLOCK = 128  # of rows and of channels of a block of results
+BYTES_SUMMED = 128  # of a row or column of its factors at a time: more would not fit into shared memory
+WARPS = 8
 
 
 @triton.jit
@@ -146,12 +146,12 @@ def _convolve(
     if out.numel():
         cells, _ = _list_cells(out_mask, T, x)
         mask, has_mask = _bytes(in_mask, x)
-        rows, columns = _block(T * T * B, BLOCK_ROWS), _block(D, BLOCK_COLUMNS)
+        rows, columns = _block(T * T * B, BLOCK), _block(D, BLOCK)
         with on_device(x):
             _forward[(triton.cdiv(T * T * B, rows), triton.cdiv(D, columns))](
                 x, kernel, x if bias is None else bias, mask, cells, x if scale is None else scale, out, B, C, D, H, T,
                 T * T, k, padding, bias is not None, has_mask, scale is not None, relu, _precision(x), rows, columns,
-                _block(C, BLOCK_CHANNELS))  # fmt: skip
+                _block(C, BYTES_SUMMED // x.element_size()), num_warps=WARPS)  # fmt: skip
     return out.permute(0, 3, 1, 2).contiguous()
 
 
@@ -211,11 +211,12 @@ def backward(
         if by_tap.numel() and grad.numel():
             cells, count = _list_cells(out_mask, T, x)
             mask, has_mask = _bytes(in_mask, x)
-            columns, channels = _block(D, BLOCK_WEIGHT), _block(C, BLOCK_WEIGHT)
+            columns, channels = _block(D, BLOCK), _block(C, BLOCK)
             with on_device(x):
                 _backward_weight[(k * k, triton.cdiv(D, columns), triton.cdiv(C, channels))](
                     results, _channels_last(x), mask, cells, count, by_tap, B, C, D, H, T, T * T, k, padding, has_mask,
-                    _precision(x), _block(T * T * B, BLOCK_SUM), columns, channels)  # fmt: skip
+                    _precision(x), _block(T * T * B, BYTES_SUMMED // results.element_size()), columns, channels,
+                    num_warps=WARPS)  # fmt: skip
         grad_weight = by_tap.permute(2, 3, 0, 1).contiguous()
     if needs_bias:
         grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(x.dtype)

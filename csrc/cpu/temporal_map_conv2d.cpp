@@ -1,9 +1,9 @@
 // temporal_map_conv2d on the CPU. See vpgfast/ops/temporal_map_conv2d.py for what it computes.
 //
 // Winograd's algorithm F(4x4, 5x5): a tile of 4 x 4 output cells, and a kernel of 5 x 5 taps, need 8 x 8 = 64 products
-// ("frequencies") where the sum itself has 16 * 25. A wider kernel is cut into sub-kernels, 4 taps apart, whose products
-// are added up frequency by frequency. Only tiles with a cell of the output mask are computed, and of those only the
-// sub-kernels whose 8 x 8 patch of the input holds a valid cell.
+// ("frequencies") where the sum itself has 16 * 25. A wider kernel is cut into sub-kernels, 4 taps apart, whose
+// products are added up frequency by frequency. Only tiles with a cell of the output mask are computed, and of those
+// only the sub-kernels whose 8 x 8 patch of the input holds a valid cell.
 //
 // Everything is channels-last, so that a frequency's products are one matrix product over all tiles. The 64
 // frequencies are the pairs (u, v) of 8 points an axis. Work goes by two rows u of them at a time: what lies in memory
@@ -253,7 +253,8 @@ struct Tiles {
   };
 
   Tiles(const Cells& in, const Cells& out, int64_t k, int64_t padding)
-      : per_axis(static_cast<int32_t>(std::max<int64_t>(1, (k + kTile - 2) / kTile))), sub_kernels(per_axis * per_axis) {
+      : per_axis(static_cast<int32_t>(std::max<int64_t>(1, (k + kTile - 2) / kTile))),
+        sub_kernels(per_axis * per_axis) {
     using Patch = std::vector<int32_t>;
     std::map<std::vector<int32_t>, std::vector<std::pair<Patch, Patch>>> by_sub_kernels;
     for (int32_t top = 0; top < out.T; top += kTile) {
@@ -344,7 +345,8 @@ void over_blocks(int64_t images, int64_t cells, int64_t channels, const Work& wo
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (kLanes * std::clamp<int64_t>(cells, 1, kCells)));
   torch::stable::parallel_for(0, images * cell_blocks * channel_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t image = index / (cell_blocks * channel_blocks), first = index / channel_blocks % cell_blocks * kCells;
+      const int64_t image = index / (cell_blocks * channel_blocks),
+                    first = index / channel_blocks % cell_blocks * kCells;
       const int64_t channel = index % channel_blocks * kLanes;
       work(image, first, std::min(first + kCells, cells), channel,
            static_cast<int32_t>(std::min<int64_t>(kLanes, channels - channel)));
@@ -717,9 +719,9 @@ Tensor temporal_map_conv2d(const Tensor& x_in, const Tensor& weight_in, const st
   const Tiles tiles(in_cells, out_cells, k, padding);
   dispatch_floating(kOp, x.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
-    const Tensor results = convolve<compute>(pack_map<compute, scalar_t>(x, in_cells),
-                                             pack_kernel<compute, scalar_t>(weight, false), false, tiles,
-                                             static_cast<int32_t>(k));
+    const Tensor results =
+        convolve<compute>(pack_map<compute, scalar_t>(x, in_cells), pack_kernel<compute, scalar_t>(weight, false),
+                          false, tiles, static_cast<int32_t>(k));
     const std::vector<compute> scale = scale_of<compute>(in_cells, out_cells, k, padding, normalize);
     unpack_tiles<compute, scalar_t>(results, tiles, out_cells,
                                     {bias ? read<scalar_t>(*bias) : nullptr, scale.data(), relu}, out);
@@ -780,7 +782,7 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
     if (needs_weight && grad_weight.numel() > 0) {
       const Tiles tiles(in_cells, out_cells, k, padding);
       const Tensor kernel = convolve_backward_kernel<compute>(pack_map<compute, scalar_t>(x, in_cells), packed, tiles,
-                                                          static_cast<int32_t>(k));
+                                                              static_cast<int32_t>(k));
       std::vector<int64_t> places(C * k * k);
       for (size_t i = 0; i < places.size(); ++i) {
         places[i] = static_cast<int64_t>(i);
@@ -793,8 +795,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
     }
     if (needs_x && grad_x.numel() > 0) {  // the same convolution of the gradient, kernel reversed, masks exchanged
       const Tiles tiles(out_cells, in_cells, k, k - 1 - padding);
-      const Tensor results = convolve<compute>(packed, pack_kernel<compute, scalar_t>(weight, true), true, tiles,
-                                               static_cast<int32_t>(k));
+      const Tensor results =
+          convolve<compute>(packed, pack_kernel<compute, scalar_t>(weight, true), true, tiles, static_cast<int32_t>(k));
       unpack_tiles<compute, scalar_t>(results, tiles, in_cells, {nullptr, nullptr, false}, grad_x);
     }
   });

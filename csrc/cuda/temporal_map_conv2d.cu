@@ -173,8 +173,8 @@ struct Taps {
     const Tensor columns = torch::stable::new_empty(x, {rows(), count});
     if (rows() > 0) {
       gather_taps<scalar_t><<<blocks_for(rows() * count), kThreads, 0, current_stream(x)>>>(
-          read<scalar_t>(x), valid_cells(mask), read<int64_t>(cells), cells.size(0), first, count, x.size(1),
-          x.size(2), out_T, k, padding, reversed, write<scalar_t>(columns));
+          read<scalar_t>(x), valid_cells(mask), read<int64_t>(cells), cells.size(0), first, count, x.size(1), x.size(2),
+          out_T, k, padding, reversed, write<scalar_t>(columns));
     }
     return columns;
   }
@@ -291,8 +291,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
     }
     if (grad_bias.numel() > 0) {
       const unsigned blocks = blocks_for(D * kThreads);
-      sum_channels<scalar_t><<<blocks, kThreads, 0, stream>>>(read<scalar_t>(grad), B, D, map,
-                                                              write<scalar_t>(grad_bias));
+      sum_channels<scalar_t>
+          <<<blocks, kThreads, 0, stream>>>(read<scalar_t>(grad), B, D, map, write<scalar_t>(grad_bias));
     }
     if (grad_weight.numel() > 0 && grad.numel() > 0) {
       const Taps read_taps{x, in_mask, list_cells(out_mask, out_T, x), out_T, k, padding, false};
@@ -317,7 +317,7 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
       const Tensor swapped = torch::stable::new_empty(x, {C, D * taps});
       if (swapped.numel() > 0) {
         swap_channels<scalar_t><<<blocks_for(swapped.numel()), kThreads, 0, stream>>>(read<scalar_t>(weight), D, C,
-                                                                                     taps, write<scalar_t>(swapped));
+                                                                                      taps, write<scalar_t>(swapped));
       }
       const Taps written{grad, out_mask, list_cells(in_mask, T, x), T, k, k - 1 - padding, true};
       convolve<scalar_t>(written, swapped, std::nullopt, std::nullopt, false, grad_x);

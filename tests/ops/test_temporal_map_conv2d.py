@@ -255,7 +255,12 @@ def test_registration() -> None:
 def test_compiles_without_graph_break() -> None:
     x, weight, bias, in_mask, out_mask = random_case((2, 3, 4, 5, 3, 1), torch.float32)
     check_compiles(
-        lambda x, w, b, mi, mo: temporal_map_conv2d(x, w, b, mi, mo, 1, "relu", True), x, weight, bias, in_mask, out_mask
+        lambda x, w, b, mi, mo: temporal_map_conv2d(x, w, b, mi, mo, 1, "relu", True),
+        x,
+        weight,
+        bias,
+        in_mask,
+        out_mask,
     )
 
 

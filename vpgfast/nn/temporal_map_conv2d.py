@@ -50,15 +50,14 @@ class TemporalMapConv2d(nn.Module):
         channels = [in_channels, *hidden_sizes]
         layers = zip(channels[:-1], channels[1:], kernel_sizes, paddings, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(c, d, k, padding=padding) for c, d, k, padding in layers)
-        self.normalize = normalize
+        self.paddings, self.normalize = tuple(paddings), normalize
         for layer, reached in enumerate([masks[0][0], *(out_mask for _, out_mask in masks)]):
             self.register_buffer(f"mask{layer}", reached, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, T] to [B, hidden_sizes[-1], T, T]; what ``x`` holds outside the mask has no effect."""
-        for layer, conv in enumerate(self.convs):
+        for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
+            assert isinstance(conv, nn.Conv2d)
             masks = self.get_buffer(f"mask{layer}"), self.get_buffer(f"mask{layer + 1}")
-            x = ops.temporal_map_conv2d(
-                x, conv.weight, conv.bias, *masks, conv.padding[0], activation="relu", normalize=self.normalize
-            )
+            x = ops.temporal_map_conv2d(x, conv.weight, conv.bias, *masks, padding, "relu", self.normalize)
         return x

@@ -1,8 +1,9 @@
-"""2D-TAN's convolution over the map of moments: only the cells that count are computed, only the valid ones are read."""
+"""2D-TAN's convolution over the map of moments: only cells that count are computed, only valid ones are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -121,7 +122,7 @@ def temporal_map_masks(
     kernel_sizes, paddings = list(kernel_sizes), list(paddings)
     if len(kernel_sizes) != len(paddings) or not kernel_sizes:
         raise ValueError(
-            f"kernel_sizes is {kernel_sizes} and paddings {paddings}; they must be one of each a layer, one layer or more"
+            f"kernel_sizes is {kernel_sizes} and paddings {paddings}; it must be one of each a layer, and one or more"
         )
     sizes = [T]
     for k, padding in zip(kernel_sizes, paddings, strict=True):
@@ -138,7 +139,7 @@ def temporal_map_masks(
     for k, padding in zip(reversed(kernel_sizes), reversed(paddings), strict=True):
         needed.insert(0, valid_taps(needed[0], k, k - 1 - padding) > 0)
     used = [a & b for a, b in zip(reached, needed, strict=True)]
-    return list(zip(used[:-1], used[1:], strict=True))
+    return list(pairwise(used))
 
 
 def valid_taps(mask: Tensor, k: int, padding: int) -> Tensor:
