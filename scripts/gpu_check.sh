@@ -28,7 +28,7 @@ step() { # name, seconds, command...
 
 step build 120 "$python" -m pip install --no-build-isolation --no-deps -e .
 step doctor 30 "$python" -m vpgfast.doctor
-step tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/ops tests/models
+step tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/ops tests/nn tests/models
 # The sanitizer slows kernels down a hundredfold: a selection that launches every CUDA kernel once.
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do

@@ -2,5 +2,6 @@
 
 from .anchor_cross_attention import AnchorCrossAttention
 from .boundary_matching import BoundaryMatching
+from .temporal_map_conv2d import TemporalMapConv2d
 
-__all__ = ["AnchorCrossAttention", "BoundaryMatching"]
+__all__ = ["AnchorCrossAttention", "BoundaryMatching", "TemporalMapConv2d"]

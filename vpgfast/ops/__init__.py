@@ -17,6 +17,7 @@ from .sample_proposals import sample_proposals
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
+from .temporal_map_conv2d import temporal_map_conv2d, temporal_map_masks
 from .temporal_map_max_pool import dense_anchor_mask, sparse_anchor_mask, temporal_map_max_pool
 from .temporal_nms import temporal_nms
 
@@ -48,6 +49,8 @@ __all__ = [
     "temporal_iou",
     "temporal_iou_map",
     "temporal_map_bce",
+    "temporal_map_conv2d",
+    "temporal_map_masks",
     "temporal_map_max_pool",
     "temporal_nms",
 ]

@@ -1,0 +1,63 @@
+"""2D-TAN's temporal adjacent network: a stack of convolutions over the map of moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vpgfast import ops
+
+
+class TemporalMapConv2d(nn.Module):
+    """2D-TAN's ``MapConv``, computing only what reaches a valid moment of the result.
+
+    Every layer is ``relu(conv2d(x))`` times, with ``normalize``, one over the number of valid taps; the mask grows with
+    every layer. The parameters have the names of 2D-TAN's (``convs.0.weight``, ...), so a released ``map_layer`` loads
+    as it is, and the result equals 2D-TAN's at every cell of ``mask``. Everywhere else it is zero, where 2D-TAN's
+    holds numbers that its prediction layer masks away.
+
+    Source: 2D-TAN (Zhang et al., AAAI 2020), section 3.3 and its released code.
+
+    Args:
+        mask: bool [T, T], the valid moments (``dense_anchor_mask``, ``sparse_anchor_mask``).
+        in_channels: of the map.
+        hidden_sizes: output channels of each layer; 2D-TAN: 512 each.
+        kernel_sizes: of each layer; 2D-TAN: four times 9 (ActivityNet), eight times 5 (Charades, TACoS).
+        paddings: of each layer; together they keep the map's size. 2D-TAN: 16 at the first layer, then 0.
+        normalize: divide by the number of valid taps, as 2D-TAN; its successor MS-2D-TAN does not.
+
+    Raises:
+        ValueError: lists of different lengths, or kernels and paddings that do not keep the map's size.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor,
+        in_channels: int,
+        hidden_sizes: Sequence[int],
+        kernel_sizes: Sequence[int],
+        paddings: Sequence[int],
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(hidden_sizes) != len(kernel_sizes):
+            raise ValueError(
+                f"hidden_sizes is {list(hidden_sizes)} and kernel_sizes {list(kernel_sizes)}; "
+                "they must be one of each a layer"
+            )
+        masks = ops.temporal_map_masks(mask, kernel_sizes, paddings)
+        channels = [in_channels, *hidden_sizes]
+        layers = zip(channels[:-1], channels[1:], kernel_sizes, paddings, strict=True)
+        self.convs = nn.ModuleList(nn.Conv2d(c, d, k, padding=padding) for c, d, k, padding in layers)
+        self.paddings, self.normalize = tuple(paddings), normalize
+        for layer, reached in enumerate([masks[0][0], *(out_mask for _, out_mask in masks)]):
+            self.register_buffer(f"mask{layer}", reached, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, T] to [B, hidden_sizes[-1], T, T]; what ``x`` holds outside the mask has no effect."""
+        for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
+            assert isinstance(conv, nn.Conv2d)
+            masks = self.get_buffer(f"mask{layer}"), self.get_buffer(f"mask{layer + 1}")
+            x = ops.temporal_map_conv2d(x, conv.weight, conv.bias, *masks, padding, "relu", self.normalize)
+        return x
