@@ -71,7 +71,7 @@ def _table() -> tuple[list[str], bool]:
     width = max(map(len, OPS))
     lines = [f"{'op':{width}}  " + "  ".join(f"{device:9}" for device in DEVICES)]
     notes: dict[str, None] = {}
-    for name, op in OPS.items():
+    for name, op in sorted(OPS.items()):
         row = []
         for device in DEVICES:
             chosen = implementation(op, device, ops.get_backend())

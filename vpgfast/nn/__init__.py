@@ -3,5 +3,6 @@
 from .anchor_cross_attention import AnchorCrossAttention
 from .boundary_matching import BoundaryMatching
 from .temporal_map_conv2d import TemporalMapConv2d
+from .temporal_map_max_pool import TemporalMapMaxPool
 
-__all__ = ["AnchorCrossAttention", "BoundaryMatching", "TemporalMapConv2d"]
+__all__ = ["AnchorCrossAttention", "BoundaryMatching", "TemporalMapConv2d", "TemporalMapMaxPool"]
