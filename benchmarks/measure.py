@@ -37,10 +37,12 @@ class Row:
 
     op: str
     provider: str
+    role: str  # field (what published code does) | plain (PyTorch as well as we can write it) | ours
     mode: str  # forward | forward+backward
     shape: str
     dtype: str
     device: str
+    on: str  # cpu | cuda
     threads: int
     torch: str
     commit: str
@@ -63,6 +65,11 @@ class Provider:
     name: str
     function: Callable[..., Tensor]
     is_ours: bool = False
+    is_fields: bool = False  # what published code of the field does, as opposed to the best plain PyTorch
+
+    @property
+    def role(self) -> str:
+        return "ours" if self.is_ours else "field" if self.is_fields else "plain"
 
 
 def synchronize(device: torch.device) -> None:
@@ -218,8 +225,8 @@ def measure(
             p20, p50, p80 = percentiles[provider.name]
             rows.append(
                 Row(
-                    op, provider.name, mode, shape, str(dtype).removeprefix("torch."), device_name(device),
-                    torch.get_num_threads(), torch.__version__, commit(), p20, p50, p80,
+                    op, provider.name, provider.role, mode, shape, str(dtype).removeprefix("torch."), device_name(device),
+                    device.type, torch.get_num_threads(), torch.__version__, commit(), p20, p50, p80,
                     best_peer / p50, floor * 1e3, floor * 1e3 / p50, peaks[provider.name],
                 )
             )  # fmt: skip

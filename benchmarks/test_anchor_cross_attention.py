@@ -88,7 +88,7 @@ def test_anchor_cross_attention(shape: tuple[int, ...], shared: bool, device: to
     providers = [
         Provider("separate products", lambda *tensors: separate(*tensors, inside)),
         Provider("separate, compiled", lambda *tensors: compiled(*tensors, inside)),
-        Provider("concatenated", lambda *tensors: concatenated(*tensors, inside)),
+        Provider("concatenated", lambda *tensors: concatenated(*tensors, inside), is_fields=True),
         Provider("SDPA", lambda *tensors: sdpa(*tensors, inside)),
         Provider("vpgfast", ours, is_ours=True),
     ]

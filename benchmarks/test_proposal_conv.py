@@ -157,7 +157,7 @@ def test_proposal_conv(
     if has_dense:
         every = Taps.of(cells, T, N * per_bin).to(device).mask(T, N)
         listed = None if whole else (grid.cells[:, 0] * grid.shape[1] + grid.cells[:, 1]).to(device)
-        providers = [Provider("mask and Conv3d", dense(every, N, listed))]
+        providers = [Provider("mask and Conv3d", dense(every, N, listed), is_fields=True)]
         if not whole:
             providers.append(Provider("mask and Conv3d, list", dense(taps.mask(T, N), N, None)))
     if N * per_bin <= 8:  # a loop over 96 points takes seconds to compile and to run
@@ -204,7 +204,7 @@ def test_sample_proposals(
     providers = []
     if has_dense:
         mask = taps.mask(T, N)
-        providers = [Provider("mask", lambda x: torch.matmul(x, mask).unflatten(2, (N, P)))]
+        providers = [Provider("mask", lambda x: torch.matmul(x, mask).unflatten(2, (N, P)), is_fields=True)]
     providers += [
         Provider("plain", plain),
         Provider("plain, compiled", torch.compile(plain)),

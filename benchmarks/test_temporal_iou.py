@@ -40,7 +40,7 @@ def test_temporal_iou(L: int, N: int, M: int, device: torch.device, record) -> N
     ours = Provider("vpgfast", temporal_iou, is_ours=True)
     shape = f"L={L} N={N} M={M}"
     moved = 4 * L * (N * M + 2 * N + 2 * M)
-    forward = [Provider("NumPy loop", numpy_loop), *peers, ours]
+    forward = [Provider("NumPy loop", numpy_loop, is_fields=True), *peers, ours]
     record(measure("temporal_iou", shape, forward, [a, b], floor_bytes={"forward": moved}))
     both = {"forward+backward": 2 * moved}  # NumPy has no gradient
     record(measure("temporal_iou", shape, [*peers, ours], [a, b], floor_bytes=both))

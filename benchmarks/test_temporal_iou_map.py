@@ -38,7 +38,7 @@ def test_temporal_iou_map(B: int, M: int, T: int, device: torch.device, record) 
     spans = torch.rand(B, M, 2, generator=torch.Generator().manual_seed(0)).sort(-1).values.to(device)
     compiled = torch.compile(broadcast)
     providers = [
-        Provider("NumPy, a map a sentence", lambda s: numpy_per_sentence(s, T)),
+        Provider("NumPy, a map a sentence", lambda s: numpy_per_sentence(s, T), is_fields=True),
         Provider("broadcast", lambda s: broadcast(s, T)),
         Provider("broadcast, compiled", lambda s: compiled(s, T)),
         Provider("vpgfast", lambda s: temporal_iou_map(s, T), is_ours=True),

@@ -41,7 +41,7 @@ def test_temporal_map_bce(B: int, M: int, T: int, layers: tuple[int, ...], devic
     weight = mask.float()
     compiled = torch.compile(with_logits)
     providers = [
-        Provider("target map", lambda z: target_map(z, spans, weight)),
+        Provider("target map", lambda z: target_map(z, spans, weight), is_fields=True),
         Provider("with logits", lambda z: with_logits(z, spans, weight)),
         Provider("with logits, compiled", lambda z: compiled(z, spans, weight)),
         Provider("vpgfast", lambda z: temporal_map_bce(z, spans, mask), is_ours=True),

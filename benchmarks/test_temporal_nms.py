@@ -53,7 +53,7 @@ def test_temporal_nms(L: int, N: int, top_k: int, device: torch.device, record) 
     spans = torch.rand(L, N, 2, generator=generator).sort(-1).values.to(device)
     scores = torch.randn(L, N, generator=generator).to(device)
     providers = [
-        Provider("loop a sentence", lambda a, s: loop_per_sentence(a, s, 0.5, top_k)),
+        Provider("loop a sentence", lambda a, s: loop_per_sentence(a, s, 0.5, top_k), is_fields=True),
         Provider("IoU step by step", lambda a, s: iou_matrix(a, s, 0.5, top_k)),
         Provider("vpgfast", lambda a, s: temporal_nms(a, s, 0.5, top_k), is_ours=True),
     ]

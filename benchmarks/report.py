@@ -1,0 +1,217 @@
+"""Draws the bar chart and writes the tables from stored rows: ``python -m benchmarks.report``.
+
+Reads ``benchmarks/results/*.json`` and nothing else; writes ``docs/benchmarks.md``, ``docs/images/benchmarks.png`` and
+the table between the marks in ``README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+CHART = Path("docs/images/benchmarks.png")
+PAGE = Path("docs/benchmarks.md")
+BEGIN, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<!-- /benchmarks -->"
+MODES = ("forward", "forward+backward")
+
+# The papers' own shapes, one for each op: what the README and the chart show. Every other shape is in docs/benchmarks.md.
+HEADLINES = {
+    "proposal_conv": ("MARN ActivityNet", "MARN Charades"),
+    "temporal_map_max_pool": ("B=16 C=512 T=32",),
+    "temporal_map_conv2d": (),
+    "temporal_iou_map": ("B=32 M=8 T=64",),
+    "temporal_map_bce": ("B=32 M=8 T=64",),
+    "temporal_nms": ("L=32 N=1104 top_k=5",),
+    "anchor_cross_attention": ("B=32 H=8 Q=5 T=256 d=32 one k_pos",),
+    "ordered_suppression_scan": ("F: B=4 M=8 D=512 T=32",),
+    "pairwise_relevance": ("N=1344 M=42 H=512",),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape in one mode: our row, the field's and the best plain one, where there are such."""
+
+    op: str
+    shape: str
+    mode: str
+    ours: dict
+    field: dict | None
+    plain: dict | None
+
+    @property
+    def over_field(self) -> float | None:
+        return self.field["p50_ms"] / self.ours["p50_ms"] if self.field else None
+
+    @property
+    def over_plain(self) -> float | None:
+        return self.plain["p50_ms"] / self.ours["p50_ms"] if self.plain else None
+
+
+def cases_of(rows: Iterable[dict]) -> list[Case]:
+    """Rows grouped by op, shape and mode, in the order of the rows."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in rows:
+        if row["mode"] in MODES:
+            groups.setdefault((row["op"], row["shape"], row["mode"]), []).append(row)
+    cases = []
+    for (op, shape, mode), group in groups.items():
+        by_role = {role: [row for row in group if row["role"] == role] for role in ("ours", "field", "plain")}
+        if by_role["ours"]:
+            best = {r: min(g, key=lambda row: row["p50_ms"]) if g else None for r, g in by_role.items()}
+            assert best["ours"] is not None
+            cases.append(Case(op, shape, mode, best["ours"], best["field"], best["plain"]))
+    return cases
+
+
+def times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}x" if ratio < 20 else f"{ratio:.0f}x"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def headline(cases: Sequence[Case]) -> list[tuple[Case, Case | None]]:
+    """For each op at its paper's shape: forward, and forward+backward where it was measured."""
+    by_key = {(case.op, case.shape, case.mode): case for case in cases}
+    shown = []
+    for op, shapes in HEADLINES.items():
+        for shape in shapes:
+            if forward := by_key.get((op, shape, MODES[0])):
+                shown.append((forward, by_key.get((op, shape, MODES[1]))))
+    return shown
+
+
+def readme_table(cases: Sequence[Case]) -> str:
+    lines = [
+        "| op | shape | forward | over the field's code | over the best plain PyTorch | forward+backward | field | plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for forward, both in headline(cases):
+        cells = [f"`{forward.op}`", forward.shape, f"{_number(forward.ours['p50_ms'])} ms"]
+        cells += [times(forward.over_field), times(forward.over_plain)]
+        if both is None:
+            cells += ["", "", ""]
+        else:
+            cells += [f"{_number(both.ours['p50_ms'])} ms", times(both.over_field), times(both.over_plain)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    threads = ", ".join(sorted({str(row["threads"]) for row in rows}))
+    versions = ", ".join(sorted({row["torch"] for row in rows}))
+    lines = [
+        f"## {device}",
+        "",
+        f"torch {versions}, {threads} threads, float32 unless said otherwise, measured at {commits}. Medians.",
+        "",
+    ]
+    op = ""
+    for case in cases:
+        if case.op != op:
+            op = case.op
+            lines += [
+                "" if lines[-1].startswith("|") else "",
+                f"### `{op}`",
+                "",
+                "| shape | mode | ours, ms | of floor | field's, ms | over it | best plain, ms | which | over it "
+                "| peak MiB: ours, field's, plain |",
+                "|---|---|---|---|---|---|---|---|---|---|",
+            ]
+        peaks = ", ".join(
+            _number(row["peak_mib"]) or "-" if row else "-" for row in (case.ours, case.field, case.plain)
+        )
+        field, plain = case.field, case.plain
+        shape = case.shape + ("" if case.ours["dtype"] == "float32" else f" {case.ours['dtype']}")
+        cells = [shape, case.mode, _number(case.ours["p50_ms"]), f"{100 * case.ours['share_of_floor']:.0f}%"]
+        cells += [_number(field["p50_ms"]) if field else "", times(case.over_field)]
+        cells += [_number(plain["p50_ms"]) if plain else "", plain["provider"] if plain else "", times(case.over_plain)]
+        lines.append("| " + " | ".join([*cells, peaks]) + " |")
+    return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1])
+
+
+def draw(cases: Sequence[Case], device: str, path: Path) -> None:
+    """Horizontal bars, forward+backward where it exists: how many times faster than the field's code, and than PyTorch."""
+    chosen = [both or forward for forward, both in headline(cases)]
+    figure, axes = plt.subplots(figsize=(9, 0.62 * len(chosen) + 1.6), layout="constrained")
+    height = 0.38
+    for position, case in enumerate(chosen):
+        bars = ((-height / 2, case.over_field, "#7a9cc6"), (height / 2, case.over_plain, "#1f4e8c"))
+        for offset, ratio, colour in bars:
+            if ratio is not None:
+                axes.barh(position + offset, ratio, height, color=colour, left=0)
+                axes.text(ratio * 1.04, position + offset, times(ratio), va="center", fontsize=9)
+    labels = [f"{case.op}\n{case.shape}" + ("" if case.mode == MODES[1] else ", forward") for case in chosen]
+    axes.set_yticks(range(len(chosen)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlim(0.5, 1.6 * max(r for case in chosen for r in (case.over_field, case.over_plain) if r is not None))
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1x", "2x", "5x", "10x", "20x", "50x", "100x"])
+    axes.minorticks_off()
+    axes.set_xlabel("times faster, forward and backward (logarithmic)")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in ("#7a9cc6", "#1f4e8c")]
+    figure.legend(
+        handles, ["than the field's code", "than the best plain PyTorch"], loc="outside upper center", ncols=2
+    )
+    axes.set_title(device, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=130)
+    os.replace(temporary, path)
+    plt.close(figure)
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of stored rows (default: %(default)s)")
+    folder = parser.parse_args().results
+    files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not files:
+        raise SystemExit(f"no stored rows in {folder}; run `pytest benchmarks` first")
+    sections, cpu = [], None
+    for rows in files.values():
+        device, cases = rows[0]["device"], cases_of(rows)
+        sections.append(page([row for row in rows if row["mode"] in MODES], cases, device))
+        if rows[0]["on"] == "cpu":
+            cpu = device, cases
+    if not any(rows[0]["on"] == "cuda" for rows in files.values()):
+        sections.append("## GPU\n\nNot measured: no GPU has been available yet (benchmarks/results/README.md).")
+    about = (
+        "# Measured speed\n\nWritten by `python -m benchmarks.report` from the rows in `benchmarks/results/`; how they are "
+        "measured: [benchmarks/results/README.md](../benchmarks/results/README.md).\n\n![chart](images/benchmarks.png)\n"
+    )
+    write(ROOT / PAGE, "\n\n".join([about.rstrip(), *sections]) + "\n")
+    if cpu is not None:
+        draw(cpu[1], cpu[0], ROOT / CHART)
+        readme = (ROOT / "README.md").read_text()
+        before, _, rest = readme.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        if not rest or not after:
+            raise SystemExit(f"README.md has no lines {BEGIN} and {END} to write the table between")
+        write(ROOT / "README.md", f"{before}{BEGIN}\n{cpu[0]}, medians:\n\n{readme_table(cpu[1])}\n{END}{after}")
+    print(f"wrote {PAGE}, {CHART} and the table in README.md")
+
+
+if __name__ == "__main__":
+    main()
