@@ -25,7 +25,7 @@ PAGE = Path("docs/benchmarks.md")
 BEGIN, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<!-- /benchmarks -->"
 MODES = ("forward", "forward+backward")
 
-# The papers' own shapes, one for each op: what the README and the chart show. Every other shape is in docs/benchmarks.md.
+# The papers' own shapes: what the README and the chart show. Every other shape is in docs/benchmarks.md.
 HEADLINES = {
     "proposal_conv": ("MARN ActivityNet", "MARN Charades"),
     "temporal_map_max_pool": ("B=16 C=512 T=32",),
@@ -96,8 +96,9 @@ def headline(cases: Sequence[Case]) -> list[tuple[Case, Case | None]]:
 
 def readme_table(cases: Sequence[Case]) -> str:
     lines = [
-        "| op | shape | forward | over the field's code | over the best plain PyTorch | forward+backward | field | plain |",
+        "| | | forward | | | forward and backward | | |",
         "|---|---|---|---|---|---|---|---|",
+        "| op | shape | vpgfast | over the field | over PyTorch | vpgfast | over the field | over PyTorch |",
     ]
     for forward, both in headline(cases):
         cells = [f"`{forward.op}`", forward.shape, f"{_number(forward.ours['p50_ms'])} ms"]
@@ -125,7 +126,7 @@ def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
         if case.op != op:
             op = case.op
             lines += [
-                "" if lines[-1].startswith("|") else "",
+                "",
                 f"### `{op}`",
                 "",
                 "| shape | mode | ours, ms | of floor | field's, ms | over it | best plain, ms | which | over it "
@@ -145,7 +146,7 @@ def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
 
 
 def draw(cases: Sequence[Case], device: str, path: Path) -> None:
-    """Horizontal bars, forward+backward where it exists: how many times faster than the field's code, and than PyTorch."""
+    """Bars, forward+backward where it exists: how many times faster than the field's code, and than plain PyTorch."""
     chosen = [both or forward for forward, both in headline(cases)]
     figure, axes = plt.subplots(figsize=(9, 0.62 * len(chosen) + 1.6), layout="constrained")
     height = 0.38
@@ -198,8 +199,9 @@ def main() -> None:
     if not any(rows[0]["on"] == "cuda" for rows in files.values()):
         sections.append("## GPU\n\nNot measured: no GPU has been available yet (benchmarks/results/README.md).")
     about = (
-        "# Measured speed\n\nWritten by `python -m benchmarks.report` from the rows in `benchmarks/results/`; how they are "
-        "measured: [benchmarks/results/README.md](../benchmarks/results/README.md).\n\n![chart](images/benchmarks.png)\n"
+        "# Measured speed\n\nWritten by `python -m benchmarks.report` from the rows in `benchmarks/results/`; how they "
+        "are measured: [benchmarks/results/README.md](../benchmarks/results/README.md).\n\n"
+        "![Bars: how many times faster than the field's code and than plain PyTorch](images/benchmarks.png)\n"
     )
     write(ROOT / PAGE, "\n\n".join([about.rstrip(), *sections]) + "\n")
     if cpu is not None:

@@ -26,20 +26,20 @@ step() { # name, seconds, command...
   fi
 }
 
-step build 120 "$python" -m pip install --no-build-isolation --no-deps -e .
+step build 130 "$python" -m pip install --no-build-isolation --no-deps -e .
 step doctor 30 "$python" -m vpgfast.doctor
 step tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/ops tests/nn tests/models
 # The sanitizer slows kernels down a hundredfold: a selection that launches every CUDA kernel once.
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -x \
-      -p no:cacheprovider tests/ops -m gpu -k "cuda and (gradcheck or no_valid_cell or masks) or fuzz and nms and cuda"
+      -p no:cacheprovider tests/ops -m gpu -k "cuda and (gradcheck or no_valid_cell or masks or nms)"
   done
 else
   echo "== sanitizer: compute-sanitizer not found, not run"
   status=1
 fi
 export VPGFAST_BENCHMARK_RESULTS=$out
-step benchmarks 170 "$python" -m pytest -m gpu -q -s -p no:cacheprovider benchmarks
+step benchmarks 160 "$python" -m pytest -m gpu -q -s -p no:cacheprovider benchmarks
 tail -n 60 "$out/benchmarks.txt"
 exit $status
