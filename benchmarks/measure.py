@@ -226,7 +226,8 @@ def measure(
             rows.append(
                 Row(
                     op, provider.name, provider.role, mode, shape, str(dtype).removeprefix("torch."),
-                    device_name(device), device.type, torch.get_num_threads(), torch.__version__, commit(), p20, p50, p80,
+                    device_name(device), device.type, torch.get_num_threads(), torch.__version__, commit(),
+                    p20, p50, p80,
                     best_peer / p50, floor * 1e3, floor * 1e3 / p50, peaks[provider.name],
                 )
             )  # fmt: skip

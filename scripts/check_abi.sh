@@ -18,11 +18,18 @@ from vpgfast.ops._registry import MISSING, PACKAGE
 assert "_C" not in MISSING, MISSING
 for library in PACKAGE.glob("_C*.so"):  # _C_cuda too: it must load beside any torch
     importlib.import_module(f"vpgfast.{library.name.split('.')[0]}")
-x = torch.randn(2, 3, 9)
-with ops.backend("cpp"):
-    ours = ops.temporal_map_max_pool(x)
-with ops.backend("reference"):
-    assert torch.equal(ours, ops.temporal_map_max_pool(x))
+x, spans, heads = torch.randn(2, 3, 9), torch.tensor([[0.0, 4.0], [2.5, 8.0]]), torch.randn(2, 3, 4, 5)
+calls = {
+    "temporal_map_max_pool": lambda: ops.temporal_map_max_pool(x),
+    "proposal_conv": lambda: ops.proposal_conv(x, spans.repeat(5, 1), torch.ones(4, 3, 2)),  # calls mm.out
+    "temporal_map_conv2d": lambda: ops.temporal_map_conv2d(x[..., None] * x[:, :, None], torch.ones(4, 3, 5, 5)),  # baddbmm
+    "anchor_cross_attention": lambda: ops.anchor_cross_attention(heads, heads, heads, heads, heads)[0],
+}
+for name, call in calls.items():
+    with ops.backend("cpp"):
+        ours = call()
+    with ops.backend("reference"):
+        torch.testing.assert_close(ours, call(), rtol=1e-4, atol=1e-4, msg=lambda m: f"{name}: {m}")
 registered = [key for key in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key("vpgfast::temporal_nms", key)]
 print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: kernels for {' and '.join(registered)} registered, CPU equal")
 CHECK

@@ -1,0 +1,61 @@
+"""Tables come from stored rows and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from benchmarks import report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def row(provider: str, role: str, mode: str, ms: float, **changes: object) -> dict:
+    named = {"op": "temporal_map_bce", "shape": "B=32 M=8 T=64", "dtype": "float32", "device": "d", "on": "cpu"}
+    return named | {
+        "provider": provider, "role": role, "mode": mode, "p50_ms": ms, "share_of_floor": 0.5, "peak_mib": ms * 10,
+        "commit": "abc", "threads": 2, "torch": "2.13",
+    } | changes  # fmt: skip
+
+
+ROWS = [
+    row("ours", "ours", "forward", 2.0),
+    row("field", "field", "forward", 30.0),
+    row("slow", "plain", "forward", 9.0),
+    row("fast", "plain", "forward", 5.0),
+    row("ours", "ours", "forward+backward", 4.0),
+    row("fast", "plain", "forward+backward", 6.0, peak_mib=None),
+    row("loader", "ours", "training", 6.0),
+]
+
+
+def test_ratios_are_those_of_the_rows() -> None:
+    forward, both = report.cases_of(ROWS)
+    assert (forward.over_field, forward.over_plain) == (15.0, 2.5)
+    assert (both.over_field, both.over_plain) == (None, 1.5)
+    assert "| `temporal_map_bce` | B=32 M=8 T=64 | 2 ms | 15.0x | 2.5x | 4 ms |  | 1.5x |" in report.readme_table(
+        [forward, both]
+    )
+    page = report.page(ROWS, [forward, both], "a machine")
+    assert "| B=32 M=8 T=64 | forward | 2 | 50% | 30 | 15.0x | 5 | fast | 2.5x | 20, 300, 50 |" in page
+    assert "| B=32 M=8 T=64 | forward+backward | 4 | 50% |  |  | 6 | fast | 1.5x | 40, -, - |" in page
+
+
+def test_draws_a_chart(tmp_path: Path) -> None:
+    report.draw(report.cases_of(ROWS), "a machine", tmp_path / "chart.png")
+    assert matplotlib.image.imread(tmp_path / "chart.png").shape[1] > 800
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_what_is_written_is_what_is_stored(name: str) -> None:
+    """`python -m benchmarks.report` was run after the last measurement."""
+    for path in sorted(report.RESULTS.glob("*.json")):
+        rows = json.loads(path.read_text())
+        cases, device = report.cases_of(rows), rows[0]["device"]
+        timed = [row for row in rows if row["mode"] in report.MODES]
+        table = report.readme_table(cases) if name == "README.md" else report.page(timed, cases, device)
+        if name != "README.md" or rows[0]["on"] == "cpu":
+            assert table in (ROOT / name).read_text()
