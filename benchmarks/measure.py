@@ -27,7 +27,7 @@ if platform.libc_ver()[0] == "glibc":
     _malloc(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS_PER_CASE = 2.0
+SECONDS_PER_CASE = 1.0
 ROUNDS = (5, 200)  # fewest and most
 
 
