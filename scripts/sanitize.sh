@@ -33,6 +33,7 @@ export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:detect_stack_use_after_retur
 export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
 "$python" -c '
 import os
+import torch
 import vpgfast._C as library
 assert library.__file__.startswith(os.getcwd()), f"{library.__file__} is not the library that was just built"
 '

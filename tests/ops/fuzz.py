@@ -31,7 +31,7 @@ class Case:
     tolerance: dict[str, Any] = field(default_factory=dict)  # for `compare`
 
     def __str__(self) -> str:
-        values = {k: v for k, v in zip(self.function.__code__.co_freevars, self._closure(), strict=True)}
+        values = dict(zip(self.function.__code__.co_freevars, self._closure(), strict=True))
         options = {k: v for k, v in values.items() if not isinstance(v, Draw | Tensor)}
         inputs = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}/{list(t.stride())}" for t in self.inputs]
         return f"inputs (shape/strides) {', '.join(inputs)}; {options}"
@@ -256,7 +256,7 @@ def proposal_conv(draw: Draw) -> Case:
     B, C, D, size, P = (draw.size(n) for n in (3, 20, 140, 30, 150))
     N, per_bin = draw.integer(1, 6), draw.integer(1, 4)
     # Where the samples come first their product runs in the tensors' dtype: not as exact in 16 bits.
-    dtype = draw.dtype(WIDE_DTYPES if 2 * P < size else DTYPES)
+    dtype = draw.dtype(WIDE_DTYPES if size > 2 * P else DTYPES)
     weight = draw.numbers(D, C, N) / max(1, C * N) ** 0.5
     inputs = [draw.numbers(B, C, size), weight, *([draw.numbers(D)] if draw.chance(0.7) else [])]
     inputs = [draw.layout(t.to(dtype)) for t in inputs]
@@ -305,7 +305,7 @@ def anchor_embedding(draw: Draw) -> Case:
 
 
 def without_gradient(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Backward starts from a probability rounded to the inputs' dtype; where p is near 1, 16 bits leave 1 - p unknown."""
+    """Backward starts from the rounded probability p: where that is near 1, 16 bits say little of 1 - p."""
     return tuple(t.detach() for t in inputs)
 
 
