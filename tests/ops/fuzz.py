@@ -41,11 +41,12 @@ class Case:
 
 
 class Draw:
-    """Random choices, all from one seed. ``finite`` leaves out NaN and infinities."""
+    """Random choices, all from one seed. ``finite`` leaves out NaN and infinities, ``factor`` makes larger sizes."""
 
-    def __init__(self, seed: int, finite: bool = False) -> None:
+    def __init__(self, seed: int, finite: bool = False, factor: int = 1) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.finite = finite
+        self.factor = factor
 
     def integer(self, low: int, high: int) -> int:
         """From ``low`` to ``high``, both included."""
@@ -58,8 +59,8 @@ class Draw:
         return options[self.integer(0, len(options) - 1)]
 
     def size(self, most: int) -> int:
-        """Zero and one more often than their share."""
-        return self.integer(0, 1) if self.chance(0.12) else self.integer(1, most)
+        """Up to ``most``, zero and one more often than their share."""
+        return self.integer(0, 1) if self.chance(0.12) else self.integer(1, most * self.factor)
 
     def dtype(self, options: Sequence[torch.dtype] = DTYPES) -> torch.dtype:
         return self.choice(options)

@@ -7,6 +7,7 @@ case alone.
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 import torch
@@ -43,12 +44,44 @@ def test_fuzz(device: str, backend: str, op: str) -> None:
 def test_deterministic(device: str, backend: str, op: str) -> None:
     """Of every op and its backward: the same bits again, and on one and two threads, and every output written."""
     for seed in SEEDS[:10]:
-        case = CASES[op](Draw(seed, finite=True))
+        case = CASES[op](Draw(seed, finite=True, factor=3))
         try:
             with ops.backend(backend):  # type: ignore[arg-type]
                 check_deterministic(case.function, *on(device, case))
         except AssertionError as error:
             raise AssertionError(f"{op}, VPGFAST_FUZZ_SEED={seed}: {case}\n{error}") from error
+
+
+def outputs(case: Case) -> list[Tensor]:
+    """The result and its gradients."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in case.inputs]
+    out = case.function(*leaves)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    grads = torch.autograd.grad(out.sum(), wanted, allow_unused=True) if out.requires_grad else ()
+    return [out.detach(), *(grad for grad in grads if grad is not None)]
+
+
+def test_from_four_threads_at_once() -> None:
+    """Every op and its backward, on different inputs at the same time: the bits of running one after the other."""
+    cases = [draw(Draw(seed, finite=True, factor=2)) for draw in CASES.values() for seed in range(6)]
+    expected = [outputs(case) for case in cases]
+    failures: list[str] = []
+
+    def work(number: int) -> None:
+        order = torch.randperm(4 * len(cases), generator=torch.Generator().manual_seed(number)) % len(cases)
+        for index in order.tolist():
+            try:
+                if not all(map(torch.equal, outputs(cases[index]), expected[index])):
+                    failures.append(f"differs: {cases[index]}")
+            except Exception as error:
+                failures.append(f"{error!r}: {cases[index]}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
 
 
 class Record(TorchDispatchMode):
@@ -68,11 +101,7 @@ def test_every_registered_op_is_fuzzed() -> None:
     with Record() as record:
         for draw in CASES.values():
             for seed in range(10):
-                case = draw(Draw(seed))
-                leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in case.inputs]
-                out = case.function(*leaves)
-                if out.requires_grad:
-                    out.sum().backward()
+                outputs(draw(Draw(seed)))
     assert record.called == set(ops.OPS)
 
 
