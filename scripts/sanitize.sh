@@ -30,7 +30,8 @@ flags+=" -O1 -g1 -fno-omit-frame-pointer -march=native -DVPGFAST_SINGLE_VERSION"
 VPGFAST_BUILD=cpu VPGFAST_CXXFLAGS="$flags" "$python" setup.py --quiet build_ext --inplace
 
 export LD_PRELOAD="$preload"
-export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=1:strict_init_order=1"  # Python leaks
+# Python leaks on purpose; gcc 12 misaligns wide vectors on the stack that finds uses after a return (gcc bug 110027).
+export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:strict_init_order=1:detect_stack_use_after_return=0"
 export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
 "$python" -c '
 import os
@@ -42,6 +43,6 @@ assert library.__file__.startswith(os.getcwd()), f"{library.__file__} is not the
 # What is compiled by torch, interpreted by Triton or run in a process of its own says nothing about the kernels.
 echo "== testing"
 skipped="triton or compile or registration or memory or export or environment or without_any_library"
-# Without capturing, so that a report is seen.
-"$python" -m pytest tests/ops -p no:cacheprovider --capture=no -q -m "not slow and not gpu" -k "not ($skipped)" "$@"
+# Not captured and with no handler of Python's own, so that a report is seen.
+"$python" -m pytest tests/ops -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not gpu" -k "not ($skipped)" "$@"
 echo "== no errors"
