@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test lint sanitize benchmarks clean
 .DEFAULT_GOAL := demo
 
 # Rebuilt when the kernels or the metadata change. torch first, by version: the kernels are built against it.
@@ -24,6 +24,9 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
+
+sanitize: .venv/.ready
+	scripts/sanitize.sh
 
 benchmarks: .venv/.ready
 	$(BIN)/python -m pytest benchmarks

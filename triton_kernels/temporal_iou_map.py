@@ -15,8 +15,9 @@ BLOCK = 1024
 
 @triton.jit(do_not_specialize=["T"])  # a T of 1 would become a constant without methods
 def _forward(spans, out, T, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    cell = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    parts = tl.cdiv(T.to(tl.int64) * T, BLOCK)  # one axis for all blocks: the others end at 65,535
+    row, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    cell = part * BLOCK + tl.arange(0, BLOCK)
     i, j = cell // T, cell % T
     iou = cell_iou(spans, row, i, j, T, COMPUTE)
     value = tl.where(j >= i, iou, 0.0).to(out.dtype.element_ty)
@@ -29,5 +30,5 @@ def forward(spans: Tensor, T: int) -> Tensor:
     out = torch.empty(B, M, T, T, dtype=spans.dtype, device=spans.device)
     if out.numel():
         with on_device(spans):
-            _forward[(B * M, triton.cdiv(T * T, BLOCK))](spans, out, T, COMPUTE=compute_dtype(spans), BLOCK=BLOCK)
+            _forward[(B * M * triton.cdiv(T * T, BLOCK),)](spans, out, T, COMPUTE=compute_dtype(spans), BLOCK=BLOCK)
     return out

@@ -14,11 +14,18 @@ BLOCK = 1024
 
 
 @triton.jit
+def _place(T, BLOCK: tl.constexpr):
+    """Map of this block and its part of it. One axis for all blocks: the others end at 65,535."""
+    parts = tl.cdiv(T.to(tl.int64) * T, BLOCK)
+    return tl.program_id(0) // parts, tl.program_id(0) % parts
+
+
+@triton.jit
 def _cells(spans, mask, sentences, row, part, M, T, mask_B, mask_M, MIN_IOU: tl.constexpr, SCALE: tl.constexpr,
            HAS_SENTENCES: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Positions of a block's cells in their map, whether they are on it, whether they count, and their targets."""
     size = T.to(tl.int64)
-    cell = part.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    cell = part * BLOCK + tl.arange(0, BLOCK)
     i, j = cell // size, cell % size
     inside = cell < size * size
     b, m = row // M, row % M
@@ -34,21 +41,20 @@ def _cells(spans, mask, sentences, row, part, M, T, mask_B, mask_M, MIN_IOU: tl.
 def _forward(logits, spans, mask, sentences, sums, counted, M, T, mask_B, mask_M,
              MIN_IOU: tl.constexpr, SCALE: tl.constexpr, HAS_SENTENCES: tl.constexpr,
              COMPUTE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, part = _place(T, BLOCK)
     cell, inside, counts, target = _cells(spans, mask, sentences, row, part, M, T, mask_B, mask_M, MIN_IOU, SCALE,
                                           HAS_SENTENCES, COMPUTE, BLOCK)  # fmt: skip
     z = tl.load(logits + row * T * T + cell, mask=inside, other=0).to(COMPUTE)
     loss = tl.where(z < 0, 0.0, z) - z * target + tl.log(1.0 + tl.exp(-tl.abs(z)))
-    block = row * tl.num_programs(1) + part
-    tl.store(sums + block, tl.sum(tl.where(counts, loss, 0.0)))
-    tl.store(counted + block, tl.sum(counts.to(tl.int32)))
+    tl.store(sums + tl.program_id(0), tl.sum(tl.where(counts, loss, 0.0)))
+    tl.store(counted + tl.program_id(0), tl.sum(counts.to(tl.int32)))
 
 
 @triton.jit(do_not_specialize=["M", "T", "mask_B", "mask_M"])
 def _backward(grad_loss, logits, spans, mask, sentences, count, grad, M, T, mask_B, mask_M,
               MIN_IOU: tl.constexpr, SCALE: tl.constexpr, HAS_SENTENCES: tl.constexpr,
              COMPUTE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, part = _place(T, BLOCK)
     cell, inside, counts, target = _cells(spans, mask, sentences, row, part, M, T, mask_B, mask_M, MIN_IOU, SCALE,
                                           HAS_SENTENCES, COMPUTE, BLOCK)  # fmt: skip
     z = tl.load(logits + row * T * T + cell, mask=inside, other=0).to(COMPUTE)
@@ -75,7 +81,7 @@ def forward(
         return logits.new_zeros(()), logits.new_zeros((), dtype=torch.int64)
     logits, spans = logits.contiguous(), spans.contiguous()
     masks = _arguments(mask, sentence_mask)
-    grid = (B * M, triton.cdiv(T * T, BLOCK))
+    grid = (B * M * triton.cdiv(T * T, BLOCK),)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     sums = torch.empty(grid, dtype=wide, device=logits.device)
     counted = torch.empty(grid, dtype=torch.int32, device=logits.device)
@@ -102,7 +108,7 @@ def backward(
     if logits.numel():
         masks = _arguments(mask, sentence_mask)
         with on_device(logits):
-            _backward[(B * M, triton.cdiv(T * T, BLOCK))](
+            _backward[(B * M * triton.cdiv(T * T, BLOCK),)](
                 grad_loss.contiguous(), logits, spans, *masks[:2], count, grad, M, T, *mask.shape[:2], min_iou,
                 1 / (max_iou - min_iou), masks[2], compute_dtype(logits), BLOCK)  # fmt: skip
     return grad

@@ -33,6 +33,7 @@ struct AnchorAttention {
     check_sizes(op, "v", v_in, {-1, -1, -1, -1});
     B = q_content_in.size(0), H = q_content_in.size(1), Q = q_content_in.size(2), d = q_content_in.size(3);
     T = v_in.size(2), e = q_pos_in.size(3), f = v_in.size(3);
+    STD_TORCH_CHECK(T < (int64_t{1} << 31), op, ": T is ", T, "; it must be below 2^31");
     check_sizes(op, "q_pos", q_pos_in, {B, H, Q, e});
     check_sizes(op, "k_content", k_content_in, {B, H, T, d});
     check_sizes(op, "k_pos", k_pos_in, {k_pos_in.size(0) == 1 ? 1 : B, H, T, e});

@@ -137,7 +137,8 @@ inline ClipRange clips_inside(const double* interval, int64_t clips) {
 template <typename T>
 struct Scratch {
   Scratch(int64_t queries, int64_t clips, int64_t key_width, int64_t v_width, bool backward)
-      : at_once(std::clamp<int64_t>(kLogits / std::max<int64_t>(1, clips), 1, std::min(kQueries, queries))),
+      : at_once(
+            std::clamp<int64_t>(kLogits / std::max<int64_t>(1, clips), 1, std::clamp<int64_t>(queries, 1, kQueries))),
         row(padded<T>(clips)),
         key_row(padded<T>(key_width)),
         v_row(padded<T>(v_width)),

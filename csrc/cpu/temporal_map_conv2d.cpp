@@ -30,6 +30,7 @@ constexpr int32_t kFrequencies = 2 * kPoints;   // of a pass
 constexpr int64_t kChunkElements = 1 << 21;     // of the transformed patches of a chunk of tiles
 constexpr int64_t kElementsPerTask = 1 << 15;   // below which a second thread is not worth waking
 constexpr int32_t kLanes = 16;                  // numbers of channels are rounded up to a multiple of this, with zeros
+constexpr int64_t kLargestSide = 46341;         // above any map's or kernel's: its square is counted in 32 bits
 constexpr int32_t kCellBlock = 64;              // cells that are moved from one layout to the other at a time
 
 // ---- The transforms ------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ void dispatch_pass(int32_t pass, const F& f) {
 // The cells of a mask in reading order, and where each stands among them (-1: not in the mask).
 struct Cells {
   Cells(const std::optional<Tensor>& mask_in, int64_t size) : T(static_cast<int32_t>(size)) {
-    STD_TORCH_CHECK(size < 46341, "temporal_map_conv2d: a map of ", size, " clips is too large");
+    STD_TORCH_CHECK(size < kLargestSide, "temporal_map_conv2d: a map of ", size, " clips is too large");
     const std::optional<Tensor> mask = mask_in ? std::optional(torch::stable::contiguous(*mask_in)) : std::nullopt;
     const bool* valid = mask ? read<bool>(*mask) : nullptr;
     index.assign(size * size, -1);
@@ -704,6 +705,7 @@ Tensor temporal_map_conv2d(const Tensor& x_in, const Tensor& weight_in, const st
   check_sizes(kOp, "weight", weight_in, {-1, C, k, k});
   check_dtype(kOp, "weight", weight_in, x_in.scalar_type());
   STD_TORCH_CHECK(k >= 1 && padding >= 0 && out_T >= 0, kOp, ": the kernel does not fit");
+  STD_TORCH_CHECK(k < kLargestSide, kOp, ": a kernel of ", k, " taps a side is too large");
   check_mask(kOp, "in_mask", in_mask, T);
   check_mask(kOp, "out_mask", out_mask, out_T);
   std::optional<Tensor> bias;

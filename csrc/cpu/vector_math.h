@@ -13,7 +13,7 @@ namespace vpgfast {
 inline __attribute__((always_inline)) float exp_of_nonpositive(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   x = x < -87.0f ? -87.0f : x;
-  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float rounded = x * 1.44269504f + kRound, n = rounded - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts (Cody and Waite)
   float p = 1.0f / 5040;
   p = p * r + 1.0f / 720;
@@ -23,7 +23,9 @@ inline __attribute__((always_inline)) float exp_of_nonpositive(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  // n stands in the last bits of `rounded`; a conversion to an integer would be undefined for NaN.
+  const uint32_t exponent = std::bit_cast<uint32_t>(rounded) - std::bit_cast<uint32_t>(kRound) + 127;
+  return p * std::bit_cast<float>(exponent << 23);
 }
 
 inline double exp_of_nonpositive(double x) {

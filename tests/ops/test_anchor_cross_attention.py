@@ -181,22 +181,6 @@ def test_many_queries_and_long_videos(device: str, backend: str) -> None:
 
 
 @implementations()
-def test_fuzz(device: str, backend: str) -> None:
-    generator = torch.Generator().manual_seed(51)
-    for seed in range(60):
-        limits = (6, 4, 12, 150, 40, 40, 40)
-        shape = tuple(int(torch.randint(1, limit, (), generator=generator)) for limit in limits)
-        flags = torch.rand(4, generator=generator) < 0.5
-        mask, intervals = (t.to(device) for t in extras_for(shape, seed))
-        inputs = [t.to(device) for t in inputs_for(shape, one_k_pos=bool(flags[0]), seed=seed)]
-        function = joined(mask if flags[1] else None, intervals if flags[2] else None, bool(flags[3]))
-        try:
-            compare(function, inputs, backend)
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}, shape {shape}, flags {flags.tolist()}") from error
-
-
-@implementations()
 def test_gradcheck(device: str, backend: str) -> None:
     shape = (2, 2, 2, 3, 2, 2, 2)
     inputs = [t.to(device).requires_grad_() for t in inputs_for(shape, one_k_pos=True)]

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from .grid import (
     implementations,
     layouts,
 )
+from .memory import linux_only, stages
 from .test_sample_proposals import bin_mask, random_proposals
 
 # B, C, D, T, P, N, samples per bin
@@ -118,27 +118,6 @@ def check_16_bit_products(proposals: Tensor, inputs: list[Tensor], per_bin: int,
     for a, b in zip(ours, theirs, strict=True):
         scale = float(b.detach().abs().max()) if b.numel() else 1.0
         torch.testing.assert_close(a.double(), b, rtol=0, atol=16 * torch.finfo(out.dtype).eps * max(scale, 1e-6))
-
-
-@implementations()
-def test_fuzz(device: str, backend: str) -> None:
-    for seed in range(50):
-        generator = torch.Generator().manual_seed(seed)
-        limits = ((0, 4), (0, 20), (0, 150), (0, 30), (0, 150), (1, 7), (1, 5))
-        shape = tuple(int(torch.randint(low, high, (), generator=generator)) for low, high in limits)
-        each_video = seed % 3 == 0
-        proposals = random_proposals(*((shape[0], shape[4]) if each_video else (shape[4],)), T=shape[3], seed=seed)
-        inputs = [t.to(device) for t in random_case(shape, torch.float32, seed)]
-        inputs = inputs[:2] if seed % 4 == 0 else inputs
-        proposals = proposals.to(device)
-
-        def conv(x: Tensor, w: Tensor, b: Tensor | None = None, p: Tensor = proposals, k: int = shape[6]) -> Tensor:
-            return torch.ops.vpgfast.proposal_conv(x, p, w, b, k)
-
-        try:
-            compare(conv, inputs, backend)
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}: {shape}, each_video {each_video}") from error
 
 
 @pytest.mark.parametrize("each_video", [False, True], ids=["shared", "each_video"])
@@ -261,45 +240,34 @@ def test_a_batch_of_bad_values_stays_where_it_is() -> None:
     assert x.grad[1].isfinite().all()
 
 
-MEMORY = """
-import ctypes, pathlib, torch
-from vpgfast.ops import proposal_conv
-torch.set_num_threads(2)
-def status(field):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-T, P, C, D, N = 100_000, 500_000, 16, 16, 4
-start = torch.rand(P) * T
-proposals = torch.stack([start, start + torch.rand(P) * 100], 1)
-x, weight = torch.randn(1, C, T, requires_grad=True), torch.randn(D, C, N, requires_grad=True)
-small = proposal_conv(x[:, :, :9], proposals[:9] / T, weight)  # whatever is loaded and started once
-small.backward(torch.ones_like(small))
-x.grad = weight.grad = None
-grad = torch.ones(1, D, P)
-ctypes.CDLL(None).malloc_trim(0)
-pathlib.Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
-out = proposal_conv(x, proposals, weight)
-forward = status("VmHWM") - before
-out.backward(grad)
-print(forward, status("VmHWM") - before)
-point = 123_456
-a, b = proposals[point].tolist()
-positions = [a + (b - a) / 3 * n for n in range(4)]
-by_hand = sum(
-    ((1 - t % 1) * x[0, :, int(t)] + (t % 1) * (x[0, :, int(t) + 1] if int(t) + 1 < T else 0)) @ weight[:, :, n].T
-    for n, t in enumerate(positions)
-)
-torch.testing.assert_close(out[0, :, point], by_hand, rtol=1e-3, atol=1e-3)
-"""
+def a_long_list() -> Iterator[None]:
+    T, P, C, D, N = 100_000, 500_000, 16, 16, 4
+    start = torch.rand(P) * T
+    proposals = torch.stack([start, start + torch.rand(P) * 100], 1)
+    x, weight = torch.randn(1, C, T, requires_grad=True), torch.randn(D, C, N, requires_grad=True)
+    small = proposal_conv(x[:, :, :9], proposals[:9] / T, weight)  # whatever is loaded and started once
+    small.backward(torch.ones_like(small))
+    x.grad = weight.grad = None
+    grad = torch.ones(1, D, P)
+    yield
+    out = proposal_conv(x, proposals, weight)
+    yield
+    out.backward(grad)
+    yield
+    point = 123_456
+    a, b = proposals[point].tolist()
+    positions = [a + (b - a) / 3 * n for n in range(4)]
+    by_hand = sum(
+        ((1 - t % 1) * x[0, :, int(t)] + (t % 1) * (x[0, :, int(t) + 1] if int(t) + 1 < T else 0)) @ weight[:, :, n].T
+        for n, t in enumerate(positions)
+    )
+    torch.testing.assert_close(out[0, :, point], by_hand, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's counters of memory")
+@linux_only
 def test_memory_grows_with_inputs_and_outputs_alone() -> None:
     """100,000 clips and 500,000 proposals; a dense sample mask would take 800 GB."""
-    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    forward, both = map(float, result.stdout.split())
+    forward, both = (stage.peak for stage in stages(a_long_list))
     mib = 4 / 2**20
     inputs, outputs = (16 * 100_000 + 2 * 500_000) * mib, 16 * 500_000 * mib
     assert outputs < forward < 3 * (inputs + outputs), f"forward took {forward} MiB for {inputs} in, {outputs} out"

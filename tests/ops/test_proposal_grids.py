@@ -133,7 +133,9 @@ def test_windows_by_hand() -> None:
         (lambda: boundary_matching_grid(-1), "max_duration is -1|T is -1"),
         (lambda: boundary_matching_grid(4, 5), "max_duration is 5; it must be from 1 to T = 4"),
         (lambda: boundary_matching_grid(4, 0), "max_duration is 0"),
-        (lambda: boundary_matching_grid(4, 4, -0.1), r"boundary_ratio is -0.1; it must be 0 or more"),
+        (lambda: boundary_matching_grid(-1), "T is -1"),
+        (lambda: boundary_matching_grid(4, 4, -0.1), r"boundary_ratio is -0.1; it must be a number, 0 or more"),
+        (lambda: boundary_matching_grid(4, 4, float("nan")), "boundary_ratio is nan"),
         (lambda: boundary_matching_grid(4, layout="end_start"), "layout is 'end_start'"),  # type: ignore[arg-type]
         (lambda: multi_scale_grid(-2, [1]), "T is -2"),
         (lambda: multi_scale_grid(4, [0, 2]), r"scales is \[0, 2\]"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -88,23 +87,6 @@ def test_ops_run_without_any_library_and_need_torch_alone() -> None:
     assert modules == "[]"
     assert "_C" in error
     assert "pip install" in error
-
-
-def test_kernels_run_from_several_threads_at_once() -> None:
-    x = torch.randn(8, 32, 33)
-    expected, failures = ops.temporal_map_max_pool(x), []
-
-    def work() -> None:
-        for _ in range(20):
-            if not torch.equal(ops.temporal_map_max_pool(x), expected):
-                failures.append(1)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
 
 
 class Moments(torch.nn.Module):

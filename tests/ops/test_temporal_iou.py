@@ -123,15 +123,6 @@ def test_grid_element_wise(device: str, backend: str, function, dtype: torch.dty
     compare(lambda a, b: function(a, b, pairwise=False), [a, b], backend)
 
 
-@implementations()
-def test_fuzz(device: str, backend: str) -> None:
-    generator = torch.Generator().manual_seed(21)
-    for seed in range(80):
-        L, N, M = (int(torch.randint(0, high, (), generator=generator)) for high in (4, 60, 60))
-        a, b = (t.to(device) for t in random_pair(((L,), N, M), torch.float64, seed))
-        compare(temporal_giou if seed % 2 else temporal_iou, [a, b], backend)
-
-
 def test_broadcasting_and_mixed_dtypes() -> None:
     a, _ = random_pair(((3, 1), 4, 1), torch.float32)
     b, _ = random_pair(((2,), 5, 1), torch.float64)

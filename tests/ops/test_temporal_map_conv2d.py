@@ -115,25 +115,6 @@ def test_layouts(device: str, backend: str, layout: str) -> None:
 
 
 @implementations()
-def test_fuzz(device: str, backend: str) -> None:
-    generator = torch.Generator().manual_seed(23)
-
-    def number(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=generator))
-
-    for seed in range(50):
-        k, padding = number(1, 11), number(0, 9)
-        shape = (number(0, 4), number(0, 36), number(0, 36), max(number(0, 14), k - 1 - 2 * padding), k, padding)
-        x, weight, bias, in_mask, out_mask = (t.to(device) for t in random_case(shape, seed=seed))
-        masks = (in_mask if seed % 3 else None, out_mask if seed % 4 else None)
-        options: tuple[Any, ...] = (padding, "relu" if seed % 2 else None, seed % 5 < 3)
-        try:
-            compare(lambda *t, m=masks, o=options: temporal_map_conv2d(*t, *m, *o), [x, weight, bias], backend)
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}, shape {shape}, options {options}: {error}") from None
-
-
-@implementations()
 def test_more_rows_than_a_chunk_holds(device: str, backend: str) -> None:
     x, weight, bias, *_ = (t.to(device) for t in random_case((6, 512, 4, 14, 5, 8)))
     compare(lambda *t: temporal_map_conv2d(*t, padding=8), [x, weight, bias], backend)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from .grid import (
     implementations,
     layouts,
 )
+from .memory import linux_only, stages
 
 SHAPES = [(2, 3, 16), (1, 1, 1), (2, 5, 7), (3, 2, 33), (0, 3, 4), (2, 0, 4), (2, 3, 0), (1, 2, 130)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -130,19 +132,6 @@ def test_special_values(device: str, backend: str, dtype: torch.dtype, special: 
         compare(lambda x: temporal_map_max_pool(x, spans), [x.to(device)], backend)
 
 
-@implementations()
-def test_fuzz(device: str, backend: str) -> None:
-    generator = torch.Generator().manual_seed(20)
-    for seed in range(60):
-        B, C, T, P = (
-            int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, 4), (0, 6), (1, 90), (0, 80))
-        )
-        x = random_x((B, C, T), torch.float32, seed).to(device)
-        spans = random_span_list(P, T, seed).to(device)
-        compare(temporal_map_max_pool, [x], backend, exact=True)
-        compare(lambda x, spans=spans: temporal_map_max_pool(x, spans), [x], backend, exact=True)
-
-
 def test_map_and_list_agree() -> None:
     x = random_x((2, 3, 12), torch.float32)
     mask = sparse_anchor_mask(12, (3, 2))
@@ -165,6 +154,40 @@ def test_deterministic_and_fully_written(device: str, backend: str) -> None:
     with ops.backend(backend):
         check_deterministic(temporal_map_max_pool, x)
         check_deterministic(lambda x: temporal_map_max_pool(x, spans), x)
+
+
+CHANNELS, CLIPS, LISTED = 16, 100_000, 500_000
+
+
+def a_long_list() -> Iterator[None]:
+    """Spans of every length, up to the whole video."""
+    x, spans = random_x((1, CHANNELS, CLIPS), torch.float32).requires_grad_(), random_span_list(LISTED, CLIPS)
+    temporal_map_max_pool(x[:, :, :9], spans[:9] // CLIPS).sum().backward()  # whatever is loaded and started once
+    x.grad = None
+    grad = torch.ones(1, CHANNELS, LISTED)
+    yield
+    out = temporal_map_max_pool(x, spans)
+    yield
+    out.backward(grad)
+    yield
+    assert x.grad is not None
+    assert x.grad.sum() == CHANNELS * LISTED
+    for p in (0, 123_456, LISTED - 1):
+        first, last = spans[p].tolist()
+        assert torch.equal(out[:, :, p], x[:, :, first : last + 1].amax(2))
+
+
+@linux_only
+def test_any_length_in_bounded_memory_and_time() -> None:
+    """500,000 spans of 100,000 clips, a third of the video long on average: read one by one, 270 billion clips."""
+    forward, both = stages(a_long_list)
+    mib = 4 / 2**20
+    inputs = (CHANNELS * CLIPS + 2 * 2 * LISTED) * mib  # spans are int64
+    outputs = CHANNELS * LISTED * mib
+    assert outputs < forward.peak < 2 * (inputs + outputs), f"forward took {forward} for {inputs} in, {outputs} out"
+    total = inputs + 2 * outputs + CHANNELS * CLIPS * mib  # the gradients too
+    assert both.peak < 2 * total, f"forward and backward took {both} for {total} MiB of inputs, outputs and gradients"
+    assert forward.seconds + both.seconds < 5, f"{forward}, {both}"
 
 
 def test_registration() -> None:

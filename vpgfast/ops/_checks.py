@@ -23,6 +23,17 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has dtype {tensor.dtype}; it must be float32, float64, bfloat16 or float16")
 
 
+def check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Of the same dtype, or cast to one by the autocast region that this runs in, which leaves float64 as it is."""
+    check_floating(name, tensor)
+    if tensor.dtype == other.dtype:
+        return
+    device = other.device.type
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not cast or torch.float64 in (tensor.dtype, other.dtype):
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be {other.dtype}, that of {other_name}")
+
+
 def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}; it must be on {other.device}, where {other_name} is")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
 from .temporal_iou import accumulate_dtype, check_intervals
 
@@ -82,9 +82,8 @@ def anchor_cross_attention(
         )
     check_shape("v", v, (B, H, T, "f"))
     for name, tensor in tensors.items():
-        if tensor.dtype != q_content.dtype and not torch.is_autocast_enabled(q_content.device.type):
-            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be {q_content.dtype}, q_content's")
         check_same_device(name, tensor, "q_content", q_content)
+        check_same_dtype(name, tensor, "q_content", q_content)
     if d + e == 0:
         raise ValueError("q_content and q_pos have no channels; d + e must be 1 or more")
     if key_mask is not None:
@@ -95,6 +94,8 @@ def anchor_cross_attention(
     if intervals is not None:
         check_shape("intervals", intervals, (B, Q, 2))
         check_same_device("intervals", intervals, "q_content", q_content)
+        if intervals.is_complex():
+            raise ValueError(f"intervals has dtype {intervals.dtype}; it must be real, clip positions")
         if intervals.requires_grad:
             raise ValueError("intervals requires a gradient, which it does not get; pass intervals.detach()")
         intervals = intervals.to(torch.float64)  # exact positions; autocast leaves float64 alone

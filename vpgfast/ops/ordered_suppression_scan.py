@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import define, float32_under_autocast, no_second_derivative
 from .temporal_iou import accumulate_dtype
 
@@ -41,9 +41,8 @@ def ordered_suppression_scan(
         raise ValueError(f"z has shape {list(z.shape)}; it must be [B, M, ...]")
     if bias.numel() != 1:
         raise ValueError(f"bias has shape {list(bias.shape)}; it must be one number")
-    if bias.dtype != z.dtype and not torch.is_autocast_enabled(z.device.type):
-        raise ValueError(f"bias has dtype {bias.dtype}; it must be {z.dtype}, z's")
     check_same_device("bias", bias, "z", z)
+    check_same_dtype("bias", bias, "z", z)
     if sentence_mask is not None:
         check_shape("sentence_mask", sentence_mask, tuple(z.shape[:2]))
         check_same_device("sentence_mask", sentence_mask, "z", z)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import define, float32_under_autocast, no_second_derivative
 from .temporal_iou import accumulate_dtype
 
@@ -41,9 +41,8 @@ def pairwise_relevance(a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     if bias.numel() != 1:
         raise ValueError(f"bias has shape {list(bias.shape)}; it must be one number")
     for name, tensor in (("b", b), ("w", w), ("bias", bias)):
-        if tensor.dtype != a.dtype and not torch.is_autocast_enabled(a.device.type):
-            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be {a.dtype}, a's")
         check_same_device(name, tensor, "a", a)
+        check_same_dtype(name, tensor, "a", a)
     return torch.ops.vpgfast.pairwise_relevance(a, b, w, bias.reshape(()))
 
 

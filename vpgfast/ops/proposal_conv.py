@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
 from .sample_proposals import check_proposals, plain_samples, plain_samples_backward, sample_proposals, wide_dtype
 
@@ -52,8 +52,7 @@ def proposal_conv(
         parts["bias"] = bias
     for name, part in parts.items():
         check_same_device(name, part, "x", x)
-        if part.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} has dtype {part.dtype}; it must be {x.dtype}, that of x")
+        check_same_dtype(name, part, "x", x)
     if 2 * proposals.shape[-2] < x.shape[2]:
         samples = sample_proposals(x, proposals, weight.shape[2], samples_per_bin)
         out = torch.matmul(weight.flatten(1), samples.flatten(1, 2))

@@ -11,6 +11,7 @@ Coordinates, the same everywhere in this package:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,11 @@ class ProposalGrid:
         return (self.cells[:, 0] * self.shape[1] + self.cells[:, 1]).to(device)
 
 
+def _check_clips(T: int) -> None:
+    if T < 0:
+        raise ValueError(f"T is {T}; it must be a number of clips, 0 or more")
+
+
 def extend_spans(spans: Tensor, boundary_ratio: float) -> Tensor:
     """BMN's sampling range of moments given by their first and last clip: float64 [..., 2].
 
@@ -100,11 +106,12 @@ def boundary_matching_grid(
     Raises:
         ValueError: a number out of range, an unknown layout.
     """
+    _check_clips(T)
     max_duration = T if max_duration is None else max_duration
     if not (0 <= max_duration <= T) or (T > 0 and max_duration == 0):
         raise ValueError(f"max_duration is {max_duration}; it must be from 1 to T = {T}")
-    if boundary_ratio < 0:
-        raise ValueError(f"boundary_ratio is {boundary_ratio}; it must be 0 or more")
+    if not 0 <= boundary_ratio < math.inf:
+        raise ValueError(f"boundary_ratio is {boundary_ratio}; it must be a number, 0 or more")
     return _grid(T, range(1, max_duration + 1), lambda s: 1, boundary_ratio, layout)
 
 
@@ -142,8 +149,7 @@ def multi_scale_grid(
 def _grid(
     T: int, scales: Sequence[int], stride: Callable[[int], int], boundary_ratio: float, layout: Layout
 ) -> ProposalGrid:
-    if T < 0:
-        raise ValueError(f"T is {T}; it must be a number of clips, 0 or more")
+    _check_clips(T)
     if layout not in ("duration_start", "start_end"):
         raise ValueError(f"layout is {layout!r}; it must be duration_start or start_end")
     first, last, row = [], [], []
@@ -187,8 +193,7 @@ def sliding_windows(T: int, lengths: Sequence[float], overlap: float = 0.8) -> P
     Raises:
         ValueError: a number out of range.
     """
-    if T < 0:
-        raise ValueError(f"T is {T}; it must be a number of clips, 0 or more")
+    _check_clips(T)
     if any(not length > 0 for length in lengths):
         raise ValueError(f"lengths is {list(lengths)}; it must be numbers of clips above 0")
     if not 0 <= overlap < 1:

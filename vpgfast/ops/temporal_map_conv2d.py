@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._checks import FLOATING, check_floating, check_same_device, check_shape
+from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
 
 
@@ -85,10 +85,7 @@ def temporal_map_conv2d(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_same_device(name, parameter, "x", x)
-            if parameter.dtype not in FLOATING or (
-                parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)  # which casts them all
-            ):
-                raise ValueError(f"{name} has dtype {parameter.dtype}; it must be {x.dtype}, that of x")
+            check_same_dtype(name, parameter, "x", x)
     return torch.ops.vpgfast.temporal_map_conv2d(
         x, weight, bias, in_mask, out_mask, padding, activation == "relu", normalize
     )
