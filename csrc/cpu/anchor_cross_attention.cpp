@@ -68,12 +68,12 @@ VPGFAST_ALWAYS_INLINE bool usable_in_place(const Rows<scalar_t>& rows) {
 
 // Asks for rows first .. first + count - 1 of the block after this one: a head's rows are too few for the hardware to
 // see that they will be needed, and most of the time would go by waiting for them.
-template <bool for_writing, typename scalar_t>
+template <typename scalar_t>
 VPGFAST_ALWAYS_INLINE void ask_for_next_block(const Rows<scalar_t>& rows, int64_t first, int64_t count) {
   for (int64_t i = first; i < first + count; ++i) {
     const scalar_t* ahead = rows.ahead(i, kClips);
     for (int64_t j = 0; j < rows.width; j += 64 / static_cast<int64_t>(sizeof(scalar_t))) {
-      __builtin_prefetch(ahead + j, for_writing, 2);
+      __builtin_prefetch(ahead + j, 0, 2);
     }
   }
 }
@@ -176,36 +176,37 @@ struct Scratch {
   std::unique_ptr<T[]> memory;
 };
 
-// Rows of `from` as columns of scratch.transposed, from a block of whole registers.
-template <typename T>
-VPGFAST_ALWAYS_INLINE void transpose(Matrix<const T> from, int64_t rows, int64_t columns, T* to, int64_t to_row) {
-  constexpr int64_t kWidth = Vector<T>::kWidth;
-  for (int64_t i = 0; i < rows; i += kWidth) {
-    for (int64_t j = 0; j < columns; j += kWidth) {
-      transpose_square(from.data + i * from.row + j, from.row, to + j * to_row + i, to_row);
-    }
-  }
-}
-
 // products[q, t] = sum_j left[q, j] rows[t, j] for the clips t of one block, added to what is there if `accumulate`.
-template <typename T, typename scalar_t>
+// Calls ask(t, count) for every few clips: requests for memory in one burst would hold up the work.
+template <typename T, typename scalar_t, typename Ask>
 VPGFAST_ALWAYS_INLINE void products_with_clips(const Rows<const scalar_t>& rows, int64_t t, int64_t clips,
                                                const T* left, int64_t left_row, int64_t count, Scratch<T>& scratch,
-                                               T* products, bool accumulate) {
-  constexpr int64_t kRow = padded<T>(kClips);
-  ask_for_next_block<false>(rows, t, clips);
-  transpose(block_of(rows, t, clips, scratch.block), clips, rows.width, scratch.transposed, kRow);
+                                               T* products, bool accumulate, const Ask& ask) {
+  constexpr int64_t kWidth = Vector<T>::kWidth, kRow = padded<T>(kClips);
+  const Matrix<const T> block = block_of(rows, t, clips, scratch.block);
+  for (int64_t i = 0; i < clips; i += kWidth) {
+    ask(t + i, std::min(kWidth, clips - i));
+    for (int64_t j = 0; j < rows.width; j += kWidth) {
+      transpose_square(block.data + i * block.row + j, block.row, scratch.transposed + j * kRow + i, kRow);
+    }
+  }
   small_gemm<T>(count, padded<T>(clips), rows.width, left, left_row, 1, scratch.transposed, kRow, products + t,
                 scratch.row, accumulate);
 }
 
 // sums[q, j] += sum_t weights[q, t] rows[t, j] over the clips t of one block.
-template <typename T, typename scalar_t>
+template <typename T, typename scalar_t, typename Ask>
 VPGFAST_ALWAYS_INLINE void sums_over_clips(const Rows<const scalar_t>& rows, int64_t t, int64_t clips, const T* weights,
-                                           int64_t count, Scratch<T>& scratch, T* sums, int64_t sums_row) {
+                                           int64_t count, Scratch<T>& scratch, T* sums, int64_t sums_row,
+                                           const Ask& ask) {
+  constexpr int64_t kAtOnce = 32;
   const Matrix<const T> block = block_of(rows, t, clips, scratch.block);
-  small_gemm<T>(count, padded<T>(rows.width), clips, weights + t, scratch.row, 1, block.data, block.row, sums, sums_row,
-                true);
+  for (int64_t i = 0; i < clips; i += kAtOnce) {
+    const int64_t some = std::min(kAtOnce, clips - i);
+    ask(t + i, some);
+    small_gemm<T>(count, padded<T>(rows.width), some, weights + t + i, scratch.row, 1, block.data + i * block.row,
+                  block.row, sums, sums_row, true);
+  }
 }
 
 // scratch.query = scaled queries `first` onward; scratch.weights = their attention over all clips.
@@ -217,9 +218,10 @@ VPGFAST_ALWAYS_INLINE void attend(const Head<scalar_t>& head, int64_t first, int
   for (int64_t t = 0; t < head.clips; t += kClips) {
     const int64_t clips = std::min(kClips, head.clips - t);
     products_with_clips(head.k_content, t, clips, scratch.query, scratch.query_row, count, scratch, scratch.weights,
-                        false);
+                        false, [&](int64_t i, int64_t some) { ask_for_next_block(head.k_content, i, some); });
     products_with_clips(head.k_pos, t, clips, scratch.query + scratch.pos, scratch.query_row, count, scratch,
-                        scratch.weights, true);
+                        scratch.weights, true,
+                        [&](int64_t i, int64_t some) { ask_for_next_block(head.k_pos, i, some); });
   }
   const auto clips = static_cast<int32_t>(head.clips);
   for (int64_t q = 0; q < count; ++q) {
@@ -282,8 +284,8 @@ VPGFAST_MULTIVERSION void forward_head(const Head<scalar_t>& head, Scratch<accum
     std::fill_n(scratch.out, count * scratch.v_row, T{0});
     for (int64_t t = 0; t < head.clips; t += kClips) {
       const int64_t clips = std::min(kClips, head.clips - t);
-      ask_for_next_block<false>(head.v, t, clips);
-      sums_over_clips(head.v, t, clips, scratch.weights, count, scratch, scratch.out, scratch.v_row);
+      sums_over_clips(head.v, t, clips, scratch.weights, count, scratch, scratch.out, scratch.v_row,
+                      [&](int64_t i, int64_t some) { ask_for_next_block(head.v, i, some); });
     }
     unpack<T>(scratch.out, scratch.v_row, out, first, count, T{1});
   }
@@ -339,10 +341,13 @@ VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGr
     pack<T>(grad.out, first, count, T{1}, scratch.out, scratch.v_row);
     for (int64_t t = 0; t < head.clips; t += kClips) {
       const int64_t clips = std::min(kClips, head.clips - t);
-      ask_for_sums(by_v, t, clips, head.v.width);
-      ask_for_sums(by_k_content, t, clips, head.k_content.width);
-      ask_for_sums(by_k_pos, t, clips, head.k_pos.width);
-      products_with_clips(head.v, t, clips, scratch.out, scratch.v_row, count, scratch, scratch.by_weight, false);
+      products_with_clips(head.v, t, clips, scratch.out, scratch.v_row, count, scratch, scratch.by_weight, false,
+                          [&](int64_t i, int64_t some) {
+                            ask_for_next_block(head.v, i, some);
+                            ask_for_sums(by_v, i, some, head.v.width);
+                            ask_for_sums(by_k_content, i, some, head.k_content.width);
+                            ask_for_sums(by_k_pos, i, some, head.k_pos.width);
+                          });
     }
     const auto all = static_cast<int32_t>(head.clips);
     for (int64_t q = 0; q < count; ++q) {
@@ -373,6 +378,7 @@ VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGr
         by_p[t] = p[t] * (by_p[t] - mean);
       }
     }
+    const auto no_request = [](int64_t, int64_t) {};  // the keys have been read before
     std::fill_n(scratch.by_query, count * scratch.query_row, T{0});
     for (int64_t t = 0; t < head.clips; t += kClips) {
       const int64_t clips = std::min(kClips, head.clips - t);
@@ -382,9 +388,10 @@ VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGr
                    count, scratch, first > 0);
       add_to_clips(by_k_pos, t, clips, scratch.by_weight, scratch.query + scratch.pos, scratch.query_row,
                    head.k_pos.width, count, scratch, first > 0);
-      sums_over_clips(head.k_content, t, clips, scratch.by_weight, count, scratch, scratch.by_query, scratch.query_row);
+      sums_over_clips(head.k_content, t, clips, scratch.by_weight, count, scratch, scratch.by_query, scratch.query_row,
+                      no_request);
       sums_over_clips(head.k_pos, t, clips, scratch.by_weight, count, scratch, scratch.by_query + scratch.pos,
-                      scratch.query_row);
+                      scratch.query_row, no_request);
     }
     unpack<T>(scratch.by_query, scratch.query_row, by_q_content, first, count, head.scale);
     unpack<T>(scratch.by_query + scratch.pos, scratch.query_row, by_q_pos, first, count, head.scale);
