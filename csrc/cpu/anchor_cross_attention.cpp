@@ -1,11 +1,12 @@
 // anchor_cross_attention on the CPU. See vpgfast/ops/anchor_cross_attention.py for what it computes.
 //
-// One task is one head of one video. Content and position are joined a block of clips at a time, in the cache; the
-// logits of some queries with all clips are kept there too, never the attention of the whole batch.
+// One task is one head of one video. Keys and values are read a block of clips at a time, where they lie if they can
+// be; the logits of some queries with all clips are kept in the cache, never the attention of the whole batch.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -22,7 +23,6 @@ namespace {
 constexpr int64_t kClips = 128;                // of a block
 constexpr int64_t kLogits = int64_t{1} << 16;  // of the queries that are treated together
 constexpr int64_t kQueries = 64;
-constexpr int64_t kRowsAhead = 16;  // that a store asks for
 
 // Rows of one head of a [B, H, N, width] tensor, `stride` apart, and where those of the head after it begin.
 template <typename scalar_t>
@@ -53,55 +53,67 @@ Rows<scalar_t> writable_rows_of(const Tensor& tensor, int64_t b, int64_t h) {
   return rows_at(write<scalar_t>(tensor), tensor, b, h);
 }
 
-// to[i, column + j] = rows[first + i, j] * scale. Asks for the block after it: a head's rows are too few for the
-// hardware to see that they will be needed, and most of the time would go by waiting for them.
+// A matrix in the accumulation dtype whose rows lie `row` apart.
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t row;
+};
+
+// Whether a kernel can work on rows where they lie: they are in the accumulation dtype, in whole registers.
 template <typename T, typename scalar_t>
-VPGFAST_ALWAYS_INLINE void pack(Rows<const scalar_t> rows, int64_t first, int64_t count, T scale, T* to, int64_t to_row,
-                                int64_t column) {
-  constexpr int64_t kWidth = Vector<T>::kWidth;
-  for (int64_t i = 0; i < count; ++i) {
-    const scalar_t* from = rows.data + (first + i) * rows.stride;
-    const scalar_t* ahead = rows.ahead(first + i, kClips);
+VPGFAST_ALWAYS_INLINE bool usable_in_place(const Rows<scalar_t>& rows) {
+  return std::is_same_v<T, std::remove_const_t<scalar_t>> && rows.width % Vector<T>::kWidth == 0;
+}
+
+// Asks for rows first .. first + count - 1 of the block after this one: a head's rows are too few for the hardware to
+// see that they will be needed, and most of the time would go by waiting for them.
+template <typename scalar_t>
+VPGFAST_ALWAYS_INLINE void ask_for_next_block(const Rows<scalar_t>& rows, int64_t first, int64_t count) {
+  for (int64_t i = first; i < first + count; ++i) {
+    const scalar_t* ahead = rows.ahead(i, kClips);
     for (int64_t j = 0; j < rows.width; j += 64 / static_cast<int64_t>(sizeof(scalar_t))) {
       __builtin_prefetch(ahead + j, 0, 2);
-    }
-    T* row = to + i * to_row + column;
-    int64_t j = 0;
-    if constexpr (std::is_same_v<T, scalar_t>) {
-      using unaligned = typename Vector<T>::unaligned;
-      for (; j + kWidth <= rows.width; j += kWidth) {
-        *reinterpret_cast<unaligned*>(row + j) = *reinterpret_cast<const unaligned*>(from + j) * scale;
-      }
-    }
-    for (; j < rows.width; ++j) {
-      row[j] = static_cast<T>(from[j]) * scale;
     }
   }
 }
 
-// rows[first + i, j] = from[i, column + j] * scale
+// to[i, j] = rows[first + i, j] * scale
 template <typename T, typename scalar_t>
-VPGFAST_ALWAYS_INLINE void unpack(const T* from, int64_t from_row, int64_t column, Rows<scalar_t> rows, int64_t first,
-                                  int64_t count, T scale) {
-  constexpr int64_t kWidth = Vector<T>::kWidth;
+VPGFAST_ALWAYS_INLINE void pack(const Rows<const scalar_t>& rows, int64_t first, int64_t count, T scale, T* to,
+                                int64_t to_row) {
   for (int64_t i = 0; i < count; ++i) {
-    const T* row = from + i * from_row + column;
-    scalar_t* to = rows.data + (first + i) * rows.stride;
-    const scalar_t* ahead = rows.ahead(first + i, kRowsAhead);
-    for (int64_t j = 0; j < rows.width; j += 64 / static_cast<int64_t>(sizeof(scalar_t))) {
-      __builtin_prefetch(ahead + j, 1, 3);
-    }
-    int64_t j = 0;
-    if constexpr (std::is_same_v<T, scalar_t>) {
-      using unaligned = typename Vector<T>::unaligned;
-      for (; j + kWidth <= rows.width; j += kWidth) {
-        *reinterpret_cast<unaligned*>(to + j) = *reinterpret_cast<const unaligned*>(row + j) * scale;
-      }
-    }
-    for (; j < rows.width; ++j) {
-      to[j] = static_cast<scalar_t>(row[j] * scale);
+    const scalar_t* from = rows.data + (first + i) * rows.stride;
+    for (int64_t j = 0; j < rows.width; ++j) {
+      to[i * to_row + j] = static_cast<T>(from[j]) * scale;
     }
   }
+}
+
+// rows[first + i, j] = from[i, j] * scale
+template <typename T, typename scalar_t>
+VPGFAST_ALWAYS_INLINE void unpack(const T* from, int64_t from_row, const Rows<scalar_t>& rows, int64_t first,
+                                  int64_t count, T scale) {
+  for (int64_t i = 0; i < count; ++i) {
+    scalar_t* to = rows.data + (first + i) * rows.stride;
+    for (int64_t j = 0; j < rows.width; ++j) {
+      to[j] = static_cast<scalar_t>(from[i * from_row + j] * scale);
+    }
+  }
+}
+
+// Clips first .. first + count - 1, where they lie or copied to `copy`. Their number may be read up to whole registers.
+template <typename T, typename scalar_t>
+VPGFAST_ALWAYS_INLINE Matrix<const T> block_of(const Rows<const scalar_t>& rows, int64_t first, int64_t count,
+                                               T* copy) {
+  if constexpr (std::is_same_v<T, scalar_t>) {
+    if (usable_in_place<T>(rows) && count % Vector<T>::kWidth == 0) {
+      return {rows.data + first * rows.stride, rows.stride};
+    }
+  }
+  const int64_t row = padded<T>(rows.width);
+  pack<T>(rows, first, count, T{1}, copy, row);
+  return {copy, row};
 }
 
 // What one task reads: the keys, values and queries of a head, and which clips take part.
@@ -113,10 +125,6 @@ struct Head {
   const double* intervals;  // [queries, 2] or null
   int64_t queries, clips;
   T scale;
-
-  int64_t key_width() const {
-    return q_content.width + q_pos.width;
-  }
 };
 
 // Clips first .. last - 1 inside a query's interval.
@@ -134,66 +142,91 @@ inline ClipRange clips_inside(const double* interval, int64_t clips) {
 }
 
 // Scratch of one thread. Rows are padded to whole vectors; what lies in the padding is computed with and never read.
+// A query is its content and, from `pos` on, its position.
 template <typename T>
 struct Scratch {
-  Scratch(int64_t queries, int64_t clips, int64_t key_width, int64_t v_width, bool backward)
+  Scratch(int64_t queries, int64_t clips, int64_t d, int64_t e, int64_t f, bool backward)
       : at_once(
             std::clamp<int64_t>(kLogits / std::max<int64_t>(1, clips), 1, std::clamp<int64_t>(queries, 1, kQueries))),
         row(padded<T>(clips)),
-        key_row(padded<T>(key_width)),
-        v_row(padded<T>(v_width)),
-        query(at_once * key_row),
-        weights(at_once * row),
-        block(padded<T>(kClips) * std::max(key_row, v_row)),
-        block_transposed(padded<T>(kClips) * std::max(key_row, v_row)),
-        out(at_once * v_row) {
-    if (backward) {
-      by_weight.resize(at_once * row);
-      by_query.resize(at_once * key_row);
-      by_key.resize(clips * key_row);
-      by_v.resize(clips * v_row);
+        pos(padded<T>(d)),
+        query_row(pos + padded<T>(e)),
+        v_row(padded<T>(f)) {
+    const int64_t widest = std::max({padded<T>(d), padded<T>(e), v_row}), block_size = padded<T>(kClips) * widest;
+    const int64_t sizes[] = {at_once * query_row,
+                             at_once * row,
+                             block_size,
+                             block_size,
+                             at_once * v_row,
+                             backward ? at_once * row : 0,
+                             backward ? at_once * query_row : 0};
+    T** const parts[] = {&query, &weights, &block, &transposed, &out, &by_weight, &by_query};
+    int64_t size = 0;
+    for (const int64_t part : sizes) {
+      size += part;
+    }
+    memory.reset(new T[size]);  // not initialised
+    T* next = memory.get();
+    for (int k = 0; k < 7; ++k) {
+      *parts[k] = next;
+      next += sizes[k];
     }
   }
-  int64_t at_once, row, key_row, v_row;  // queries treated together; lengths of padded rows
-  std::vector<T> query, weights, block, block_transposed, out;
-  std::vector<T> by_weight, by_query, by_key, by_v;
+  int64_t at_once, row, pos, query_row, v_row;  // queries treated together; lengths of padded rows
+  T *query, *weights, *block, *transposed, *out, *by_weight, *by_query;
+  std::unique_ptr<T[]> memory;
 };
 
-template <typename T>
-VPGFAST_ALWAYS_INLINE void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to,
-                                     int64_t to_row) {
-  constexpr int64_t kWidth = Vector<T>::kWidth;
-  for (int64_t i = 0; i < rows; i += kWidth) {
-    for (int64_t j = 0; j < columns; j += kWidth) {
-      transpose_square(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+// products[q, t] = sum_j left[q, j] rows[t, j] for the clips t of one block, added to what is there if `accumulate`.
+// Calls ask(t, count) for every few clips: requests for memory in one burst would hold up the work.
+template <typename T, typename scalar_t, typename Ask>
+VPGFAST_ALWAYS_INLINE void products_with_clips(const Rows<const scalar_t>& rows, int64_t t, int64_t clips,
+                                               const T* left, int64_t left_row, int64_t count, Scratch<T>& scratch,
+                                               T* products, bool accumulate, const Ask& ask) {
+  constexpr int64_t kWidth = Vector<T>::kWidth, kRow = padded<T>(kClips);
+  const Matrix<const T> block = block_of(rows, t, clips, scratch.block);
+  for (int64_t i = 0; i < clips; i += kWidth) {
+    ask(t + i, std::min(kWidth, clips - i));
+    for (int64_t j = 0; j < rows.width; j += kWidth) {
+      transpose_square(block.data + i * block.row + j, block.row, scratch.transposed + j * kRow + i, kRow);
     }
   }
+  small_gemm<T>(count, padded<T>(clips), rows.width, left, left_row, 1, scratch.transposed, kRow, products + t,
+                scratch.row, accumulate);
 }
 
-template <typename scalar_t, typename T>
-VPGFAST_ALWAYS_INLINE void pack_keys(const Head<scalar_t>& head, int64_t first, int64_t count, Scratch<T>& scratch) {
-  pack<T>(head.k_content, first, count, T{1}, scratch.block.data(), scratch.key_row, 0);
-  pack<T>(head.k_pos, first, count, T{1}, scratch.block.data(), scratch.key_row, head.k_content.width);
+// sums[q, j] += sum_t weights[q, t] rows[t, j] over the clips t of one block.
+template <typename T, typename scalar_t, typename Ask>
+VPGFAST_ALWAYS_INLINE void sums_over_clips(const Rows<const scalar_t>& rows, int64_t t, int64_t clips, const T* weights,
+                                           int64_t count, Scratch<T>& scratch, T* sums, int64_t sums_row,
+                                           const Ask& ask) {
+  constexpr int64_t kAtOnce = 32;
+  const Matrix<const T> block = block_of(rows, t, clips, scratch.block);
+  for (int64_t i = 0; i < clips; i += kAtOnce) {
+    const int64_t some = std::min(kAtOnce, clips - i);
+    ask(t + i, some);
+    small_gemm<T>(count, padded<T>(rows.width), some, weights + t + i, scratch.row, 1, block.data + i * block.row,
+                  block.row, sums, sums_row, true);
+  }
 }
 
 // scratch.query = scaled queries `first` onward; scratch.weights = their attention over all clips.
 template <typename scalar_t, typename T>
 VPGFAST_ALWAYS_INLINE void attend(const Head<scalar_t>& head, int64_t first, int64_t count, Scratch<T>& scratch) {
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  const int64_t width = head.key_width();
-  pack<T>(head.q_content, first, count, head.scale, scratch.query.data(), scratch.key_row, 0);
-  pack<T>(head.q_pos, first, count, head.scale, scratch.query.data(), scratch.key_row, head.q_content.width);
-  constexpr int64_t kRow = padded<T>(kClips);
+  pack<T>(head.q_content, first, count, head.scale, scratch.query, scratch.query_row);
+  pack<T>(head.q_pos, first, count, head.scale, scratch.query + scratch.pos, scratch.query_row);
   for (int64_t t = 0; t < head.clips; t += kClips) {
     const int64_t clips = std::min(kClips, head.clips - t);
-    pack_keys(head, t, clips, scratch);
-    transpose(scratch.block.data(), scratch.key_row, clips, width, scratch.block_transposed.data(), kRow);
-    small_gemm<T>(count, padded<T>(clips), width, scratch.query.data(), scratch.key_row, 1,
-                  scratch.block_transposed.data(), kRow, scratch.weights.data() + t, scratch.row, false);
+    products_with_clips(head.k_content, t, clips, scratch.query, scratch.query_row, count, scratch, scratch.weights,
+                        false, [&](int64_t i, int64_t some) { ask_for_next_block(head.k_content, i, some); });
+    products_with_clips(head.k_pos, t, clips, scratch.query + scratch.pos, scratch.query_row, count, scratch,
+                        scratch.weights, true,
+                        [&](int64_t i, int64_t some) { ask_for_next_block(head.k_pos, i, some); });
   }
   const auto clips = static_cast<int32_t>(head.clips);
   for (int64_t q = 0; q < count; ++q) {
-    T* __restrict row = scratch.weights.data() + q * scratch.row;
+    T* __restrict row = scratch.weights + q * scratch.row;
     if (head.mask != nullptr) {
       for (int32_t t = 0; t < clips; ++t) {
         row[t] += head.mask[t];
@@ -227,7 +260,7 @@ VPGFAST_MULTIVERSION void forward_head(const Head<scalar_t>& head, Scratch<accum
     const int64_t count = std::min(scratch.at_once, head.queries - first);
     attend(head, first, count, scratch);
     for (int64_t q = 0; q < count; ++q) {
-      const T* row = scratch.weights.data() + q * scratch.row;
+      const T* row = scratch.weights + q * scratch.row;
       T sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int32_t t = 0; t < static_cast<int32_t>(head.clips); ++t) {
@@ -249,13 +282,13 @@ VPGFAST_MULTIVERSION void forward_head(const Head<scalar_t>& head, Scratch<accum
         }
       }
     }
+    std::fill_n(scratch.out, count * scratch.v_row, T{0});
     for (int64_t t = 0; t < head.clips; t += kClips) {
       const int64_t clips = std::min(kClips, head.clips - t);
-      pack<T>(head.v, t, clips, T{1}, scratch.block.data(), scratch.v_row, 0);
-      small_gemm<T>(count, scratch.v_row, clips, scratch.weights.data() + t, scratch.row, 1, scratch.block.data(),
-                    scratch.v_row, scratch.out.data(), scratch.v_row, t > 0);
+      sums_over_clips(head.v, t, clips, scratch.weights, count, scratch, scratch.out, scratch.v_row,
+                      [&](int64_t i, int64_t some) { ask_for_next_block(head.v, i, some); });
     }
-    unpack<T>(scratch.out.data(), scratch.v_row, 0, out, first, count, T{1});
+    unpack<T>(scratch.out, scratch.v_row, out, first, count, T{1});
   }
 }
 
@@ -269,28 +302,58 @@ struct HeadGrad {
   T share;                   // of one head in the averages
 };
 
-// Leaves the gradients of keys and values in scratch.by_key and scratch.by_v.
+// Where one head's gradient by keys or values is summed up: in the result itself, or beside it.
+template <typename T>
+struct ClipSums {
+  Matrix<T> sums;
+  bool begun;  // holds a sum already, to be added to
+};
+
+// Asks for the rows that one block of clips will be written to, before the products that come first.
+template <typename T>
+VPGFAST_ALWAYS_INLINE void ask_for_sums(const ClipSums<T>& to, int64_t t, int64_t clips, int64_t width) {
+  for (int64_t i = t; i < t + clips; ++i) {
+    for (int64_t j = 0; j < width; j += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(to.sums.data + i * to.sums.row + j, 1, 2);
+    }
+  }
+}
+
+// sums[t, j] = sum_q weights[q, t] right[q, j] over the clips t of one block.
+template <typename T>
+VPGFAST_ALWAYS_INLINE void add_to_clips(const ClipSums<T>& to, int64_t t, int64_t clips, const T* weights,
+                                        const T* right, int64_t right_row, int64_t width, int64_t count,
+                                        const Scratch<T>& scratch, bool accumulate) {
+  small_gemm<T>(clips, padded<T>(width), count, weights + t, 1, scratch.row, right, right_row,
+                to.sums.data + t * to.sums.row, to.sums.row, accumulate || to.begun);
+}
+
 template <typename scalar_t>
 VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGrad<scalar_t>& grad,
-                                        Scratch<accumulate_t<scalar_t>>& scratch, Rows<scalar_t> by_q_content,
-                                        Rows<scalar_t> by_q_pos) {
+                                        Scratch<accumulate_t<scalar_t>>& scratch, const Rows<scalar_t>& by_q_content,
+                                        const Rows<scalar_t>& by_q_pos,
+                                        const ClipSums<accumulate_t<scalar_t>>& by_k_content,
+                                        const ClipSums<accumulate_t<scalar_t>>& by_k_pos,
+                                        const ClipSums<accumulate_t<scalar_t>>& by_v) {
   using T = accumulate_t<scalar_t>;
-  constexpr int64_t kRow = padded<T>(kClips);
   for (int64_t first = 0; first < head.queries; first += scratch.at_once) {
     const int64_t count = std::min(scratch.at_once, head.queries - first);
     attend(head, first, count, scratch);
-    pack<T>(grad.out, first, count, T{1}, scratch.out.data(), scratch.v_row, 0);
+    pack<T>(grad.out, first, count, T{1}, scratch.out, scratch.v_row);
     for (int64_t t = 0; t < head.clips; t += kClips) {
       const int64_t clips = std::min(kClips, head.clips - t);
-      pack<T>(head.v, t, clips, T{1}, scratch.block.data(), scratch.v_row, 0);
-      transpose(scratch.block.data(), scratch.v_row, clips, head.v.width, scratch.block_transposed.data(), kRow);
-      small_gemm<T>(count, padded<T>(clips), head.v.width, scratch.out.data(), scratch.v_row, 1,
-                    scratch.block_transposed.data(), kRow, scratch.by_weight.data() + t, scratch.row, false);
+      products_with_clips(head.v, t, clips, scratch.out, scratch.v_row, count, scratch, scratch.by_weight, false,
+                          [&](int64_t i, int64_t some) {
+                            ask_for_next_block(head.v, i, some);
+                            ask_for_sums(by_v, i, some, head.v.width);
+                            ask_for_sums(by_k_content, i, some, head.k_content.width);
+                            ask_for_sums(by_k_pos, i, some, head.k_pos.width);
+                          });
     }
     const auto all = static_cast<int32_t>(head.clips);
     for (int64_t q = 0; q < count; ++q) {
-      const T* __restrict p = scratch.weights.data() + q * scratch.row;
-      T* __restrict by_p = scratch.by_weight.data() + q * scratch.row;
+      const T* __restrict p = scratch.weights + q * scratch.row;
+      T* __restrict by_p = scratch.by_weight + q * scratch.row;
       const T slope = grad.centroid[first + q] * grad.share;
       for (int32_t t = 0; t < all; ++t) {
         by_p[t] += slope * static_cast<T>(t);
@@ -316,34 +379,69 @@ VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGr
         by_p[t] = p[t] * (by_p[t] - mean);
       }
     }
+    const auto no_request = [](int64_t, int64_t) {};  // the keys have been read before
+    std::fill_n(scratch.by_query, count * scratch.query_row, T{0});
     for (int64_t t = 0; t < head.clips; t += kClips) {
       const int64_t clips = std::min(kClips, head.clips - t);
-      const T* by_logit = scratch.by_weight.data() + t;
-      small_gemm<T>(clips, scratch.v_row, count, scratch.weights.data() + t, 1, scratch.row, scratch.out.data(),
-                    scratch.v_row, scratch.by_v.data() + t * scratch.v_row, scratch.v_row, first > 0);
-      small_gemm<T>(clips, scratch.key_row, count, by_logit, 1, scratch.row, scratch.query.data(), scratch.key_row,
-                    scratch.by_key.data() + t * scratch.key_row, scratch.key_row, first > 0);
-      pack_keys(head, t, clips, scratch);
-      small_gemm<T>(count, scratch.key_row, clips, by_logit, scratch.row, 1, scratch.block.data(), scratch.key_row,
-                    scratch.by_query.data(), scratch.key_row, t > 0);
+      add_to_clips(by_v, t, clips, scratch.weights, scratch.out, scratch.v_row, head.v.width, count, scratch,
+                   first > 0);
+      add_to_clips(by_k_content, t, clips, scratch.by_weight, scratch.query, scratch.query_row, head.k_content.width,
+                   count, scratch, first > 0);
+      add_to_clips(by_k_pos, t, clips, scratch.by_weight, scratch.query + scratch.pos, scratch.query_row,
+                   head.k_pos.width, count, scratch, first > 0);
+      sums_over_clips(head.k_content, t, clips, scratch.by_weight, count, scratch, scratch.by_query, scratch.query_row,
+                      no_request);
+      sums_over_clips(head.k_pos, t, clips, scratch.by_weight, count, scratch, scratch.by_query + scratch.pos,
+                      scratch.query_row, no_request);
     }
-    unpack<T>(scratch.by_query.data(), scratch.key_row, 0, by_q_content, first, count, head.scale);
-    unpack<T>(scratch.by_query.data(), scratch.key_row, by_q_content.width, by_q_pos, first, count, head.scale);
+    unpack<T>(scratch.by_query, scratch.query_row, by_q_content, first, count, head.scale);
+    unpack<T>(scratch.by_query + scratch.pos, scratch.query_row, by_q_pos, first, count, head.scale);
   }
 }
 
 template <typename scalar_t, typename T>
-VPGFAST_MULTIVERSION void store_rows(const T* from, int64_t from_row, int64_t column, int64_t clips,
-                                     Rows<scalar_t> to) {
-  unpack<T>(from, from_row, column, to, 0, clips, T{1});
+VPGFAST_MULTIVERSION void store_rows(const T* from, int64_t from_row, int64_t clips, const Rows<scalar_t>& to) {
+  unpack<T>(from, from_row, to, 0, clips, T{1});
 }
 
-template <typename T>
-VPGFAST_MULTIVERSION void add_rows(const T* from, int64_t from_row, int64_t rows, int64_t width, T* to) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < width; ++j) {
-      to[i * width + j] += from[i * from_row + j];
+// Gradients by keys or values, one head at a time: summed up where they belong, or through a buffer where they are in
+// another dtype or do not fill registers.
+template <typename scalar_t>
+struct ClipGrads {
+  using T = accumulate_t<scalar_t>;
+  ClipGrads(const Tensor& tensor, int64_t clips)
+      : tensor(tensor), row(padded<T>(tensor.size(3))), in_place(usable_in_place<T>(writable(0, 0))) {
+    if (!in_place) {
+      buffer.reset(new T[clips * row]);
     }
+  }
+  Rows<scalar_t> writable(int64_t b, int64_t h) const {
+    return writable_rows_of<scalar_t>(tensor, b, h);
+  }
+  ClipSums<T> sums(int64_t b, int64_t h) const {
+    if constexpr (std::is_same_v<T, scalar_t>) {
+      if (in_place) {
+        const Rows<scalar_t> rows = writable(b, h);
+        return {{rows.data, rows.stride}, false};
+      }
+    }
+    return {{buffer.get(), row}, false};
+  }
+  void store(int64_t b, int64_t h, int64_t clips) const {
+    if (!in_place) {
+      store_rows<scalar_t, T>(buffer.get(), row, clips, writable(b, h));
+    }
+  }
+  const Tensor& tensor;
+  int64_t row;
+  bool in_place;
+  std::unique_ptr<T[]> buffer;
+};
+
+template <typename T>
+VPGFAST_MULTIVERSION void add_to(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] += from[i];
   }
 }
 
@@ -392,7 +490,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_cross_attention(
     const std::vector<T> mask = additive_mask<T>(a);
     std::vector<T> centroid(a.B * a.H * a.Q), mass(a.intervals ? a.B * a.H * a.Q : 0);
     torch::stable::parallel_for(0, a.B * a.H, 1, [&](int64_t begin, int64_t end) {
-      Scratch<T> scratch(a.Q, a.T, a.d + a.e, a.f, false);
+      Scratch<T> scratch(a.Q, a.T, a.d, a.e, a.f, false);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task / a.H, h = task % a.H;
         forward_head<scalar_t>(head_of<scalar_t>(a, mask, b, h), scratch, writable_rows_of<scalar_t>(to.out, b, h),
@@ -429,14 +527,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_cross_attention_backwa
   const AttentionGrads from(a, grad_out, grad_centroid, grad_mass, grad_weights);
   const Tensor by_q_content = empty_grad(q_content), by_q_pos = empty_grad(q_pos), by_k_content = empty_grad(k_content);
   const Tensor by_k_pos = empty_grad(k_pos), by_v = empty_grad(v);
+  if (a.B == 0 || a.Q == 0) {  // every gradient is an empty sum
+    for (Tensor grad : {by_q_content, by_q_pos, by_k_content, by_k_pos, by_v}) {
+      torch::stable::zero_(grad);
+    }
+    return {by_q_content, by_q_pos, by_k_content, by_k_pos, by_v};
+  }
   dispatch_floating("anchor_cross_attention_backward", a.v.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
     const std::vector<T> mask = additive_mask<T>(a);
     // Positions shared by the batch: each slot of videos sums their gradient by itself, in order.
-    const int64_t slots = a.k_pos_slots(), per_slot = slots == 0 ? 0 : (a.B + slots - 1) / slots;
-    std::vector<T> shared(a.shares_k_pos() ? std::max<int64_t>(1, slots) * a.H * a.T * a.e : 0);
+    const int64_t per_slot = (a.B + a.k_pos_slots() - 1) / a.k_pos_slots(), slots = (a.B + per_slot - 1) / per_slot;
+    const int64_t pos_row = padded<T>(a.e), per_head = a.T * pos_row;
+    const std::unique_ptr<T[]> shared(new T[a.shares_k_pos() ? slots * a.H * per_head : 0]);
     torch::stable::parallel_for(0, slots * a.H, 1, [&](int64_t begin, int64_t end) {
-      Scratch<T> scratch(a.Q, a.T, a.d + a.e, a.f, true);
+      Scratch<T> scratch(a.Q, a.T, a.d, a.e, a.f, true);
+      const ClipGrads<scalar_t> k_content_grads(by_k_content, a.T), k_pos_grads(by_k_pos, a.T), v_grads(by_v, a.T);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t slot = task / a.H, h = task % a.H;
         for (int64_t b = slot * per_slot; b < std::min(a.B, (slot + 1) * per_slot); ++b) {
@@ -445,16 +551,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_cross_attention_backwa
               a.intervals ? read<T>(from.mass) + b * a.Q : nullptr,
               from.has_weights() ? read<scalar_t>(from.weights) + (b * a.H + h) * a.Q * a.T : nullptr,
               T{1} / static_cast<T>(a.H)};
+          const ClipSums<T> shared_sums{{shared.get() + task * per_head, pos_row}, b > slot * per_slot};
           backward_head<scalar_t>(head_of<scalar_t>(a, mask, b, h), grad, scratch,
                                   writable_rows_of<scalar_t>(by_q_content, b, h),
-                                  writable_rows_of<scalar_t>(by_q_pos, b, h));
-          const T* by_key = scratch.by_key.data();
-          store_rows<scalar_t, T>(by_key, scratch.key_row, 0, a.T, writable_rows_of<scalar_t>(by_k_content, b, h));
-          store_rows<scalar_t, T>(scratch.by_v.data(), scratch.v_row, 0, a.T, writable_rows_of<scalar_t>(by_v, b, h));
-          if (a.shares_k_pos()) {
-            add_rows<T>(by_key + a.d, scratch.key_row, a.T, a.e, shared.data() + task * a.T * a.e);
-          } else {
-            store_rows<scalar_t, T>(by_key, scratch.key_row, a.d, a.T, writable_rows_of<scalar_t>(by_k_pos, b, h));
+                                  writable_rows_of<scalar_t>(by_q_pos, b, h), k_content_grads.sums(b, h),
+                                  a.shares_k_pos() ? shared_sums : k_pos_grads.sums(b, h), v_grads.sums(b, h));
+          k_content_grads.store(b, h, a.T);
+          v_grads.store(b, h, a.T);
+          if (!a.shares_k_pos()) {
+            k_pos_grads.store(b, h, a.T);
           }
         }
       }
@@ -462,11 +567,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_cross_attention_backwa
     if (a.shares_k_pos()) {
       torch::stable::parallel_for(0, a.H, 1, [&](int64_t begin, int64_t end) {
         for (int64_t h = begin; h < end; ++h) {
-          T* first = shared.data() + h * a.T * a.e;
+          T* first = shared.get() + h * per_head;
           for (int64_t slot = 1; slot < slots; ++slot) {
-            add_rows<T>(first + slot * a.H * a.T * a.e, a.e, a.T, a.e, first);
+            add_to<T>(first + slot * a.H * per_head, per_head, first);
           }
-          store_rows<scalar_t, T>(first, a.e, 0, a.T, writable_rows_of<scalar_t>(by_k_pos, 0, h));
+          store_rows<scalar_t, T>(first, pos_row, a.T, writable_rows_of<scalar_t>(by_k_pos, 0, h));
         }
       });
     }

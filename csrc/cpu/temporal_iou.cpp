@@ -4,6 +4,7 @@
 
 #include "common/multiversion.h"
 #include "cpu/intervals_cpu.h"
+#include "cpu/small_gemm.h"
 
 namespace vpgfast {
 namespace {
@@ -11,6 +12,7 @@ namespace {
 constexpr int64_t kPairsPerTask = 1 << 13;
 constexpr int64_t kWideEnough = 16;  // of a row for vector instructions to be worth while along it
 constexpr int64_t kChunk = 512;
+constexpr int64_t kRowsOfChunk = 64;  // at least, backward
 
 template <bool generalized, typename T, typename scalar_t>
 VPGFAST_MULTIVERSION void one_with_many(T start, T end, const T* starts, const T* ends, scalar_t* out, int64_t count) {
@@ -27,21 +29,71 @@ VPGFAST_MULTIVERSION void one_with_one(const T* start_a, const T* end_a, const T
   }
 }
 
-// Gradient of one interval against many, whose incoming gradients lie `stride` apart.
-template <bool generalized, typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void one_with_many_backward(T start, T end, const T* starts, const T* ends, const scalar_t* grad,
-                                                 int64_t stride, int64_t count, scalar_t* grad_pair) {
+// Gradients of one interval against many, given theirs: returned for the one, added for the many.
+template <bool generalized, typename T>
+VPGFAST_ALWAYS_INLINE void one_with_many_backward(T start, T end, const T* starts, const T* ends, const T* grad,
+                                                  int64_t count, T& by_start, T& by_end, T* __restrict by_starts,
+                                                  T* __restrict by_ends) {
   T sum_start = 0, sum_end = 0;
 #pragma omp simd reduction(+ : sum_start, sum_end)
   for (int64_t k = 0; k < count; ++k) {
-    T by_start, by_end;
-    interval_iou_gradient<generalized>(start, end, starts[k], ends[k], by_start, by_end);
-    const T g = static_cast<T>(grad[k * stride]);
-    sum_start += g * by_start;
-    sum_end += g * by_end;
+    T one_start, one_end, many_start, many_end;
+    interval_iou_gradient<generalized>(start, end, starts[k], ends[k], one_start, one_end);
+    interval_iou_gradient<generalized>(starts[k], ends[k], start, end, many_start, many_end);
+    sum_start += grad[k] * one_start;
+    sum_end += grad[k] * one_end;
+    by_starts[k] += grad[k] * many_start;
+    by_ends[k] += grad[k] * many_end;
   }
-  grad_pair[0] = static_cast<scalar_t>(sum_start);
-  grad_pair[1] = static_cast<scalar_t>(sum_end);
+  by_start = sum_start;
+  by_end = sum_end;
+}
+
+// Gradients of `rows` intervals against all M of a list, `grad` read once: by_b is the rows' share of the list's.
+// Vectors run along the longer side, `wide` if that is the list.
+template <bool generalized, typename T, typename scalar_t>
+VPGFAST_MULTIVERSION void rows_backward(bool wide, const T* start_a, const T* end_a, int64_t rows, const T* start_b,
+                                        const T* end_b, int64_t M, const scalar_t* grad, T* incoming, T* by_start_a,
+                                        T* by_end_a, T* by_start_b, T* by_end_b) {
+  std::fill_n(by_start_a, rows, T{0});
+  std::fill_n(by_end_a, rows, T{0});
+  std::fill_n(by_start_b, M, T{0});
+  std::fill_n(by_end_b, M, T{0});
+  if (wide) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t m = 0; m < M; ++m) {
+        incoming[m] = static_cast<T>(grad[r * M + m]);
+      }
+      one_with_many_backward<generalized>(start_a[r], end_a[r], start_b, end_b, incoming, M, by_start_a[r], by_end_a[r],
+                                          by_start_b, by_end_b);
+    }
+    return;
+  }
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t r = 0; r < rows; ++r) {
+      incoming[r] = static_cast<T>(grad[r * M + m]);
+    }
+    one_with_many_backward<generalized>(start_b[m], end_b[m], start_a, end_a, incoming, rows, by_start_b[m],
+                                        by_end_b[m], by_start_a, by_end_a);
+  }
+}
+
+// Each with its own, (start, end) pairs in and out.
+template <bool generalized, typename T, typename scalar_t>
+VPGFAST_MULTIVERSION void one_with_one_backward(const scalar_t* a, const scalar_t* b, const scalar_t* grad,
+                                                scalar_t* by_a, scalar_t* by_b, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    const T start_a = static_cast<T>(a[2 * k]), end_a = static_cast<T>(a[2 * k + 1]);
+    const T start_b = static_cast<T>(b[2 * k]), end_b = static_cast<T>(b[2 * k + 1]);
+    const T g = static_cast<T>(grad[k]);
+    T by_start, by_end;
+    interval_iou_gradient<generalized>(start_a, end_a, start_b, end_b, by_start, by_end);
+    by_a[2 * k] = static_cast<scalar_t>(g * by_start);
+    by_a[2 * k + 1] = static_cast<scalar_t>(g * by_end);
+    interval_iou_gradient<generalized>(start_b, end_b, start_a, end_a, by_start, by_end);
+    by_b[2 * k] = static_cast<scalar_t>(g * by_start);
+    by_b[2 * k + 1] = static_cast<scalar_t>(g * by_end);
+  }
 }
 
 // Calls f.template operator()<generalized>().
@@ -82,7 +134,28 @@ Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
         });
         return;
       }
-      // Narrow rows: lay a chunk of pairs out side by side, then go over them all at once.
+      if (N >= kWideEnough) {  // narrow rows, many of them: along the columns
+        IntervalArrays<T> of_a;
+        of_a.read(pa, L * N);
+        const int64_t chunks = (N + kChunk - 1) / kChunk;
+        torch::stable::parallel_for(0, L * chunks, 2, [&](int64_t begin, int64_t end) {
+          scalar_t column[kChunk];
+          for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t l = unit / chunks, first = l * N + unit % chunks * kChunk;
+            const int64_t rows = std::min(kChunk, (l + 1) * N - first);
+            for (int64_t m = 0; m < M; ++m) {
+              const scalar_t* pair = pb + 2 * (l * M + m);
+              one_with_many<general>(static_cast<T>(pair[0]), static_cast<T>(pair[1]), of_a.start.data() + first,
+                                     of_a.end.data() + first, column, rows);
+              for (int64_t r = 0; r < rows; ++r) {
+                to[(first + r) * M + m] = column[r];
+              }
+            }
+          }
+        });
+        return;
+      }
+      // Narrow and short: lay a chunk of pairs out side by side, then go over them all at once.
       torch::stable::parallel_for(0, L * N * M, kPairsPerTask, [&](int64_t begin, int64_t end) {
         T start_a[kChunk], end_a[kChunk], start_b[kChunk], end_b[kChunk];
         int64_t row = begin / M, m = begin % M;
@@ -123,27 +196,55 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
     const auto* g = read<scalar_t>(grad);
     auto* ga = write<scalar_t>(grad_a);
     auto* gb = write<scalar_t>(grad_b);
+    if (N == 1 && M == 1) {
+      dispatch_generalized(generalized, [&]<bool general>() {
+        torch::stable::parallel_for(0, L, kPairsPerTask, [&](int64_t begin, int64_t end) {
+          one_with_one_backward<general, T>(pa + 2 * begin, pb + 2 * begin, g + begin, ga + 2 * begin, gb + 2 * begin,
+                                            end - begin);
+        });
+      });
+      return;
+    }
     IntervalArrays<T> of_a, of_b;
     of_a.read(pa, L * N);
     of_b.read(pb, L * M);
+    // Chunks of a's rows, of a size that does not depend on the threads: each leaves its share of the gradients by b,
+    // which are added in order.
+    const int64_t rows_of_chunk = std::max(kRowsOfChunk, kPairsPerTask / std::max<int64_t>(1, M));
+    const int64_t chunks = (N + rows_of_chunk - 1) / rows_of_chunk, longest = std::min(rows_of_chunk, N);
+    const int64_t grain = std::max<int64_t>(1, kPairsPerTask / std::max<int64_t>(1, longest * M));
+    std::vector<T> by_start_a(L * N), by_end_a(L * N), shares(2 * L * chunks * M);
     dispatch_generalized(generalized, [&]<bool general>() {
-      torch::stable::parallel_for(
-          0, L * N, std::max<int64_t>(1, kPairsPerTask / std::max<int64_t>(1, M)), [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) {
-              const int64_t first = r / N * M;
-              one_with_many_backward<general>(of_a.start[r], of_a.end[r], of_b.start.data() + first,
-                                              of_b.end.data() + first, g + r * M, 1, M, ga + 2 * r);
-            }
-          });
-      torch::stable::parallel_for(
-          0, L * M, std::max<int64_t>(1, kPairsPerTask / std::max<int64_t>(1, N)), [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) {
-              const int64_t first = r / M * N;
-              one_with_many_backward<general>(of_b.start[r], of_b.end[r], of_a.start.data() + first,
-                                              of_a.end.data() + first, g + first * M + r % M, M, N, gb + 2 * r);
-            }
-          });
+      torch::stable::parallel_for(0, L * chunks, grain, [&](int64_t begin, int64_t end) {
+        std::vector<T> incoming(std::max(longest, M));
+        for (int64_t unit = begin; unit < end; ++unit) {
+          const int64_t l = unit / chunks, first = l * N + unit % chunks * rows_of_chunk;
+          const int64_t rows = std::min(rows_of_chunk, (l + 1) * N - first);
+          T* share = shares.data() + 2 * unit * M;
+          rows_backward<general>(M >= kWideEnough || M > rows, of_a.start.data() + first, of_a.end.data() + first, rows,
+                                 of_b.start.data() + l * M, of_b.end.data() + l * M, M, g + first * M, incoming.data(),
+                                 by_start_a.data() + first, by_end_a.data() + first, share, share + M);
+        }
+      });
     });
+    for (int64_t r = 0; r < L * N; ++r) {
+      ga[2 * r] = static_cast<scalar_t>(by_start_a[r]);
+      ga[2 * r + 1] = static_cast<scalar_t>(by_end_a[r]);
+    }
+    std::vector<T> sum(2 * M);
+    for (int64_t l = 0; l < L; ++l) {
+      std::fill(sum.begin(), sum.end(), T{0});
+      for (int64_t c = 0; c < chunks; ++c) {
+        const T* share = shares.data() + 2 * (l * chunks + c) * M;
+        for (int64_t k = 0; k < 2 * M; ++k) {
+          sum[k] += share[k];
+        }
+      }
+      for (int64_t m = 0; m < M; ++m) {
+        gb[2 * (l * M + m)] = static_cast<scalar_t>(sum[m]);
+        gb[2 * (l * M + m) + 1] = static_cast<scalar_t>(sum[M + m]);
+      }
+    }
   });
   return {grad_a, grad_b};
 }
