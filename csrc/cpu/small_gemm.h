@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/multiversion.h"
+
 namespace vpgfast {
 
 // One vector register of 64 bytes (GCC's and Clang's vector extension; narrower machines use several).
@@ -98,10 +100,12 @@ VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_
 }
 
 // c[M, N] = a[M, K] b[K, N], plus c where `accumulate`. N must be a multiple of the vector's width; the rows of b and c
-// lie b_row and c_row apart, the elements of a wherever its two strides say.
+// lie b_row and c_row apart, the elements of a wherever its two strides say. A function of its own, not inlined: it is
+// long.
 template <typename T>
-VPGFAST_ALWAYS_INLINE void small_gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column,
-                                      const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+VPGFAST_MULTIVERSION static void small_gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row,
+                                            int64_t a_column, const T* b, int64_t b_row, T* c, int64_t c_row,
+                                            bool accumulate) {
   constexpr int64_t kWidth = Vector<T>::kWidth;
   int64_t n = 0;
   for (; n + 2 * kWidth <= N; n += 2 * kWidth) {
