@@ -27,9 +27,9 @@ MODES = ("forward", "forward+backward")
 
 # The papers' own shapes: what the README and the chart show. Every other shape is in docs/benchmarks.md.
 HEADLINES = {
-    "proposal_conv": ("MARN ActivityNet", "MARN Charades"),
+    "proposal_conv": ("B=16 C=512 D=512 T=32 N=4x1 P=146", "B=4 C=128 D=512 T=128 N=4x1 P=942"),
     "temporal_map_max_pool": ("B=16 C=512 T=32",),
-    "temporal_map_conv2d": (),
+    "temporal_map_conv2d": ("B=16 C=D=512 T=16 K5L8 layer 8", "B=2 C=D=512 T=64 K5L8 layer 8"),
     "temporal_iou_map": ("B=32 M=8 T=64",),
     "temporal_map_bce": ("B=32 M=8 T=64",),
     "temporal_nms": ("L=32 N=1104 top_k=5",),
@@ -60,13 +60,13 @@ class Case:
 
 
 def cases_of(rows: Iterable[dict]) -> list[Case]:
-    """Rows grouped by op, shape and mode, in the order of the rows."""
+    """Rows grouped by op, shape and mode, in that order."""
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
         if row["mode"] in MODES:
             groups.setdefault((row["op"], row["shape"], row["mode"]), []).append(row)
     cases = []
-    for (op, shape, mode), group in groups.items():
+    for (op, shape, mode), group in sorted(groups.items()):
         by_role = {role: [row for row in group if row["role"] == role] for role in ("ours", "field", "plain")}
         if by_role["ours"]:
             best = {r: min(g, key=lambda row: row["p50_ms"]) if g else None for r, g in by_role.items()}
