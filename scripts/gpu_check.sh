@@ -33,7 +33,7 @@ step tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/ops tests
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -x \
-      -p no:cacheprovider tests/ops -m gpu -k "cuda and (gradcheck or no_valid_cell or masks or nms)"
+      -p no:cacheprovider tests/ops -m gpu -k "cuda and (gradcheck or no_valid_cell or test_masks or deterministic and nms)"
   done
 else
   echo "== sanitizer: compute-sanitizer not found, not run"

@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vpgfast.ops._checks import accumulate_dtype
+from vpgfast.ops.anchor_cross_attention import empty_grad, empty_out
+
 from ._launch import compute_dtype, on_device
 
 QUERIES = 16
@@ -264,8 +267,8 @@ def forward(
     B, H, Q, d = q_content.shape
     T, e, f = v.shape[2], q_pos.shape[3], v.shape[3]
     inputs = [_whole_rows(t) for t in (q_content, q_pos, k_content, k_pos, v)]
-    accumulate = torch.float64 if v.dtype == torch.float64 else torch.float32
-    out = v.new_empty(B, Q, H, f).transpose(1, 2)
+    accumulate = accumulate_dtype(v.dtype)
+    out = empty_out(q_content, v)
     centroid = v.new_empty(B, H, Q, dtype=accumulate)
     mass = torch.empty_like(centroid) if intervals is not None else centroid.new_empty(0)
     weights = v.new_empty((B, H, Q, T) if need_weights else 0)
@@ -279,11 +282,6 @@ def forward(
                 **_settings(q_content, q_pos, v),
             )  # fmt: skip
     return out, centroid.mean(1), mass.mean(1) if intervals is not None else mass, weights
-
-
-def _empty_grad(tensor: Tensor) -> Tensor:
-    grad = torch.empty_like(tensor)
-    return grad if grad.stride(3) == 1 else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def backward(
@@ -301,12 +299,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, H, Q, d = q_content.shape
     T, e, f = v.shape[2], q_pos.shape[3], v.shape[3]
-    by_input = [_empty_grad(t) for t in (q_content, q_pos, k_content, k_pos, v)]
+    by_input = [empty_grad(t) for t in (q_content, q_pos, k_content, k_pos, v)]
     by_q_content, by_q_pos, by_k_content, by_k_pos, by_v = by_input
     inputs = [_whole_rows(t) for t in (q_content, q_pos, k_content, k_pos, v)]
     shared = k_pos.shape[0] != B
     slots = min(B, SLOTS) if shared else B
-    accumulate = torch.float64 if v.dtype == torch.float64 else torch.float32
+    accumulate = accumulate_dtype(v.dtype)
     partial = v.new_empty(slots, H, T, e, dtype=accumulate) if shared else by_k_pos
     log_sum, mean = (v.new_empty(B, H, Q, dtype=accumulate) for _ in range(2))
     grad_out = _whole_rows(grad_out)

@@ -69,9 +69,6 @@ struct AnchorAttention {
   int64_t k_pos_slots() const {
     return shares_k_pos() ? std::min<int64_t>(B, 8) : B;
   }
-  ScalarType stats_dtype() const {
-    return v.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  }
 
   Tensor q_content, q_pos, k_content, k_pos, v;
   std::optional<Tensor> key_mask, intervals;
@@ -82,9 +79,9 @@ struct AttentionOutputs {
   AttentionOutputs(const AnchorAttention& a, bool need_weights) {
     // In memory [B, Q, H, f]: joining the heads again then costs nothing.
     out = torch::stable::transpose(torch::stable::new_empty(a.v, {a.B, a.Q, a.H, a.f}), 1, 2);
-    centroid = torch::stable::new_empty(a.v, {a.B, a.Q}, a.stats_dtype());
-    mass = a.intervals ? torch::stable::new_empty(a.v, {a.B, a.Q}, a.stats_dtype())
-                       : torch::stable::new_empty(a.v, {0}, a.stats_dtype());
+    centroid = torch::stable::new_empty(a.v, {a.B, a.Q}, accumulate_dtype(a.v));
+    mass = a.intervals ? torch::stable::new_empty(a.v, {a.B, a.Q}, accumulate_dtype(a.v))
+                       : torch::stable::new_empty(a.v, {0}, accumulate_dtype(a.v));
     weights = need_weights ? torch::stable::new_empty(a.v, {a.B, a.H, a.Q, a.T}) : torch::stable::new_empty(a.v, {0});
   }
   Tensor out, centroid, mass, weights;
@@ -97,12 +94,12 @@ struct AttentionGrads {
     check_sizes(op, "grad_out", out_in, {a.B, a.H, a.Q, a.f});
     check_dtype(op, "grad_out", out_in, a.v.scalar_type());
     check_sizes(op, "grad_centroid", centroid_in, {a.B, a.Q});
-    check_dtype(op, "grad_centroid", centroid_in, a.stats_dtype());
+    check_dtype(op, "grad_centroid", centroid_in, accumulate_dtype(a.v));
     out = with_whole_rows(out_in);
     centroid = torch::stable::contiguous(centroid_in);
     if (a.intervals) {
       check_sizes(op, "grad_mass", mass_in, {a.B, a.Q});
-      check_dtype(op, "grad_mass", mass_in, a.stats_dtype());
+      check_dtype(op, "grad_mass", mass_in, accumulate_dtype(a.v));
     }
     mass = torch::stable::contiguous(mass_in);
     if (weights_in.numel() > 0) {

@@ -20,9 +20,6 @@ struct Relevance {
     w = torch::stable::contiguous(w_in);
     bias = bias_in;
   }
-  ScalarType compute_dtype() const {
-    return a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  }
 
   Tensor a, b, w, bias;
   int64_t N, M, H;

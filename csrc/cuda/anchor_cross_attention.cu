@@ -476,8 +476,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_cross_attention(
   }
   dispatch_floating("anchor_cross_attention", a.v.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
-    const Tensor centroid = torch::stable::new_empty(a.v, {a.B, a.H, a.Q}, a.stats_dtype());
-    const Tensor mass = torch::stable::new_empty(a.v, {a.B, a.H, a.intervals ? a.Q : 0}, a.stats_dtype());
+    const Tensor centroid = torch::stable::new_empty(a.v, {a.B, a.H, a.Q}, accumulate_dtype(a.v));
+    const Tensor mass = torch::stable::new_empty(a.v, {a.B, a.H, a.intervals ? a.Q : 0}, accumulate_dtype(a.v));
     const int64_t each = sizeof(T) * (a.d + a.e + kBlock + a.f + 1) + sizeof(Running<T>);
     const int64_t queries = that_fit(std::min<int64_t>(8, a.Q), each, 0);
     const cudaStream_t stream = current_stream(a.v);
@@ -510,8 +510,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_cross_attention_backwa
     const Incoming<scalar_t> incoming{
         reading<scalar_t>(from.out), read<T>(from.centroid), a.intervals ? read<T>(from.mass) : nullptr,
         from.has_weights() ? read<scalar_t>(from.weights) : nullptr, T{1} / static_cast<T>(a.H)};
-    const Tensor log_sum = torch::stable::new_empty(a.v, {a.B, a.H, a.Q}, a.stats_dtype());
-    const Tensor mean = torch::stable::new_empty(a.v, {a.B, a.H, a.Q}, a.stats_dtype());
+    const Tensor log_sum = torch::stable::new_empty(a.v, {a.B, a.H, a.Q}, accumulate_dtype(a.v));
+    const Tensor mean = torch::stable::new_empty(a.v, {a.B, a.H, a.Q}, accumulate_dtype(a.v));
     const cudaStream_t stream = current_stream(a.v);
     const int64_t row = sizeof(T) * (a.d + a.e + a.f);
     if (a.B * a.H * a.Q > 0) {
@@ -525,7 +525,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> anchor_cross_attention_backwa
     }
     const int64_t slots = a.k_pos_slots();
     const bool shared = a.shares_k_pos();
-    const Tensor partial = torch::stable::new_empty(a.v, {shared ? slots : 0, a.H, a.T, a.e}, a.stats_dtype());
+    const Tensor partial = torch::stable::new_empty(a.v, {shared ? slots : 0, a.H, a.T, a.e}, accumulate_dtype(a.v));
     if (a.B * a.H * a.T > 0) {
       const int64_t queries = std::clamp<int64_t>(a.Q, 1, 8);
       const int64_t each = row + 2 * sizeof(T) * queries;

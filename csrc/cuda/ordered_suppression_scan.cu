@@ -119,8 +119,7 @@ std::tuple<Tensor, Tensor> ordered_suppression_scan_backward(const Tensor& grad_
   dispatch_floating(op, a.z.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
     const unsigned blocks = blocks_for(a.B * a.cells);
-    const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-    const Tensor sums = torch::stable::new_empty(a.z, {static_cast<int64_t>(blocks)}, dtype);
+    const Tensor sums = torch::stable::new_empty(a.z, {static_cast<int64_t>(blocks)}, accumulate_dtype(a.z));
     const cudaStream_t stream = current_stream(a.z);
     scan_backward<<<blocks, kThreads, 0, stream>>>(read<scalar_t>(grad), read<scalar_t>(a.z), read<scalar_t>(P),
                                                    a.sentences(), write<scalar_t>(by_z), write<T>(sums),

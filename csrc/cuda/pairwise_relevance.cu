@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_relevance_backward(const Ten
     using T = accumulate_t<scalar_t>;
     const cudaStream_t stream = current_stream(given.a);
     const auto scratch = [&](int64_t rows, int64_t columns) {
-      return torch::stable::new_empty(given.a, {rows, columns}, given.compute_dtype());
+      return torch::stable::new_empty(given.a, {rows, columns}, accumulate_dtype(given.a));
     };
     const unsigned blocks = blocks_for(N * M);
     const int64_t a_shares = (N + kRowsPerShare - 1) / kRowsPerShare,

@@ -1,4 +1,4 @@
-"""Checks of an op's arguments that name the argument, what it was and what it must be."""
+"""What every op asks of its arguments: the dtype to compute in, and checks that name the argument that is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that ratios and sums are formed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[str | int, ...]) -> None:

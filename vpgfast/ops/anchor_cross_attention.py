@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
-from .temporal_iou import accumulate_dtype, check_intervals
+from .temporal_iou import check_intervals
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _reference(
     mass = centroid.new_empty(0)
     if intervals is not None:
         mass = (weights * _inside(intervals, T)[:, None]).sum(-1).mean(1)
-    out = _empty_out(q_content, v).copy_(weights @ v.to(compute))
+    out = empty_out(q_content, v).copy_(weights @ v.to(compute))
     return out, centroid, mass, weights.to(v.dtype) if need_weights else v.new_empty(0)
 
 
@@ -177,16 +177,16 @@ def _reference_backward(
     if k_pos.shape[0] != v.shape[0]:
         by_k_pos = by_k_pos.sum(0, keepdim=True)
     grads = (by_logit @ k_c, by_logit @ k_p, by_logit.mT @ q_c, by_k_pos, weights.mT @ grad_out)
-    return tuple(_empty_grad(t).copy_(g) for t, g in zip(inputs, grads, strict=True))  # type: ignore[return-value]
+    return tuple(empty_grad(t).copy_(g) for t, g in zip(inputs, grads, strict=True))  # type: ignore[return-value]
 
 
-def _empty_out(q: Tensor, v: Tensor) -> Tensor:
+def empty_out(q: Tensor, v: Tensor) -> Tensor:
     """[B, H, Q, f] that lies in memory as [B, Q, H, f]: joining the heads again then costs nothing."""
     B, H, Q, _ = q.shape
     return q.new_empty(B, Q, H, v.shape[3]).transpose(1, 2)
 
 
-def _empty_grad(tensor: Tensor) -> Tensor:
+def empty_grad(tensor: Tensor) -> Tensor:
     """Laid out as ``tensor`` where its channels lie side by side; else contiguous."""
     grad = torch.empty_like(tensor)
     return grad if grad.stride(3) == 1 else torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -206,13 +206,13 @@ def _fake(
     stats = q_content.new_empty(B, Q, dtype=accumulate_dtype(v.dtype))
     mass = torch.empty_like(stats) if intervals is not None else stats.new_empty(0)
     weights = v.new_empty(B, H, Q, v.shape[2]) if need_weights else v.new_empty(0)
-    return _empty_out(q_content, v), stats, mass, weights
+    return empty_out(q_content, v), stats, mass, weights
 
 
 def _fake_backward(
     grad_out: Tensor, grad_centroid: Tensor, grad_mass: Tensor, grad_weights: Tensor, *inputs: Any
 ) -> tuple[Tensor, ...]:
-    return tuple(_empty_grad(tensor) for tensor in inputs[:5])
+    return tuple(empty_grad(tensor) for tensor in inputs[:5])
 
 
 define(

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import define, float32_under_autocast, no_second_derivative
-from .temporal_iou import accumulate_dtype
 
 
 def pairwise_relevance(a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
-from .sample_proposals import check_proposals, plain_samples, plain_samples_backward, sample_proposals, wide_dtype
+from .sample_proposals import check_proposals, plain_samples, plain_samples_backward, sample_proposals
 
 
 def proposal_conv(
@@ -69,7 +69,7 @@ def _reference(x: Tensor, proposals: Tensor, weight: Tensor, bias: Tensor | None
 def _reference_backward(
     grad: Tensor, x: Tensor, proposals: Tensor, weight: Tensor, samples_per_bin: int, by_x: bool, by_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    op, wide = "proposal_conv", grad.to(wide_dtype(grad.dtype))
+    op, wide = "proposal_conv", grad.to(accumulate_dtype(grad.dtype))
     grad_x, grad_weight = x.new_empty(0), x.new_empty(0)
     if by_x:
         by_samples = torch.einsum("bdp,dcn->bcnp", wide, weight.to(wide.dtype))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
 from ._registry import define, no_second_derivative
 
 
@@ -91,15 +91,10 @@ def _taps(op: str, proposals: Tensor, T: int, count: int, dtype: torch.dtype) ->
     return taps
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are formed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def plain_samples(op: str, x: Tensor, proposals: Tensor, num_samples: int, per_bin: int) -> Tensor:
     """[B, C, N, P] in the dtype of sums."""
     (B, C, T), P = x.shape, proposals.shape[-2]
-    wide = x.to(wide_dtype(x.dtype))
+    wide = x.to(accumulate_dtype(x.dtype))
     points = wide.new_zeros(B, C, P * num_samples * per_bin)
     for clip, weight in _taps(op, proposals, T, num_samples * per_bin, wide.dtype):
         if T > 0:
@@ -123,7 +118,7 @@ def _reference(x: Tensor, proposals: Tensor, num_samples: int, samples_per_bin: 
 
 
 def _reference_backward(grad: Tensor, proposals: Tensor, T: int, samples_per_bin: int) -> Tensor:
-    wide = grad.to(wide_dtype(grad.dtype))
+    wide = grad.to(accumulate_dtype(grad.dtype))
     return plain_samples_backward("sample_proposals", wide, proposals, T, samples_per_bin).to(grad.dtype)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
 from ._registry import define, float32_under_autocast, no_second_derivative
 
 
@@ -62,11 +62,6 @@ def _iou(op: str, a: Tensor, b: Tensor, pairwise: bool, generalized: bool) -> Te
     L, N, M = lead.numel(), a.shape[-2], b.shape[-2]
     flat = [a.expand(*lead, N, 2).reshape(L, N, 2), b.expand(*lead, M, 2).reshape(L, M, 2)]
     return torch.ops.vpgfast.temporal_iou(*flat, generalized).reshape(*lead, N, M)
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that ratios and sums are formed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_intervals(op: str, name: str, intervals: Tensor) -> None:

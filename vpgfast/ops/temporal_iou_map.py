@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_shape
+from ._checks import accumulate_dtype, check_floating, check_shape
 from ._registry import define, float32_under_autocast, no_second_derivative
-from .temporal_iou import accumulate_dtype, check_intervals, plain_iou, plain_iou_gradient
+from .temporal_iou import check_intervals, plain_iou, plain_iou_gradient
 
 
 def temporal_iou_map(spans: Tensor, T: int) -> Tensor:

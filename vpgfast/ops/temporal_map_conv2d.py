@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
 
 
@@ -162,7 +162,7 @@ def _scale(in_mask: Tensor | None, x: Tensor, k: int, padding: int) -> Tensor:
 
 def _channels_last(x: Tensor, mask: Tensor | None, padding: int) -> Tensor:
     """[B, T + 2 padding, T + 2 padding, C] in the dtype to accumulate in, zero outside the mask."""
-    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    wide = x.to(accumulate_dtype(x.dtype))
     if mask is not None:
         wide = torch.where(mask, wide, 0)
     return torch.nn.functional.pad(wide, [padding] * 4).permute(0, 2, 3, 1).contiguous()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_shape
+from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
 from ._registry import define, no_second_derivative
 
 
@@ -102,7 +102,7 @@ def _reference(x: Tensor) -> Tensor:
 
 def _reference_backward(grad: Tensor, x: Tensor) -> Tensor:
     B, C, T = x.shape
-    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
+    accumulate = accumulate_dtype(x.dtype)
     upper = torch.ones(T, T, dtype=torch.bool, device=x.device).triu()
     weight = torch.where(upper, grad, 0).to(accumulate)
     grad_x = torch.zeros(B, C, T, dtype=accumulate, device=x.device)
@@ -137,7 +137,7 @@ def _reference_spans(x: Tensor, spans: Tensor) -> Tensor:
 
 
 def _reference_spans_backward(grad: Tensor, x: Tensor, spans: Tensor, deterministic: bool) -> Tensor:
-    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
+    accumulate = accumulate_dtype(x.dtype)
     grad_x = torch.zeros(x.shape, dtype=accumulate, device=x.device)
     return grad_x.scatter_add(2, _span_argmax(x, spans), grad.to(accumulate)).to(x.dtype)
 
