@@ -20,7 +20,7 @@ struct Plan {
     const int64_t video = std::max<int64_t>(1, clips * N * padded<T>(D) * static_cast<int64_t>(sizeof(T)));
     videos = std::clamp<int64_t>(kProductBytes / video, 1, std::max<int64_t>(1, B));
     const int64_t shares = (video + kProductBytes - 1) / kProductBytes;  // of the channels, where one video is too much
-    channels = std::max<int64_t>(padded<T>((D + shares - 1) / shares), Channels<T>::kLanes);
+    channels = std::max<int64_t>(padded<T>((D + shares - 1) / shares), Vector<T>::kWidth);
     stride = row_stride<T>(N * channels);
   }
   RowLayout layout() const {

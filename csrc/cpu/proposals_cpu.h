@@ -14,6 +14,7 @@
 #include "common/proposals.h"
 #include "common/sampling_points.h"
 #include "cpu/transpose.h"
+#include "cpu/vector.h"
 
 namespace vpgfast {
 
@@ -21,23 +22,10 @@ constexpr int64_t kListsPerTile = 64;
 constexpr int64_t kTapBytes = 1 << 20;  // of the lists that are made at a time: they stay in the second cache
 constexpr int kWidest = 4;              // registers of channels that a list's sum is kept in
 
-// One vector register's worth of channels.
-template <typename T>
-struct Channels {
-  static constexpr int64_t kLanes = 64 / sizeof(T);
-  typedef T type __attribute__((vector_size(64)));
-};
-
-// Channels of a row with its padding: whole registers.
-template <typename T>
-int64_t padded(int64_t channels) {
-  return (channels + Channels<T>::kLanes - 1) / Channels<T>::kLanes * Channels<T>::kLanes;
-}
-
 // Distance between rows of `width` elements: not a multiple of 4 KiB, at which all rows would share few cache lines.
 template <typename T>
 int64_t row_stride(int64_t width) {
-  return width * sizeof(T) % 4096 == 0 ? width + Channels<T>::kLanes : width;
+  return width * sizeof(T) % 4096 == 0 ? width + Vector<T>::kWidth : width;
 }
 
 inline void check_values(const char* op, const Proposals& proposals, int64_t B) {
@@ -149,8 +137,8 @@ void for_blocks_of_lists(const Proposals& proposals, const RowLayout& layout, in
 template <typename T, int kVectors>
 VPGFAST_MULTIVERSION static void gather_tile(const T* rows, const TapLists<T>& lists, int64_t first, int64_t count,
                                              const T* bias, T* tile) {
-  using vector_t = typename Channels<T>::type;
-  constexpr int64_t kLanes = Channels<T>::kLanes;
+  using vector_t = typename Vector<T>::type;
+  constexpr int64_t kLanes = Vector<T>::kWidth;
   for (int64_t q = 0; q < count; ++q) {
     vector_t sum[kVectors];
     std::memcpy(sum, bias, sizeof(sum));
@@ -172,8 +160,8 @@ VPGFAST_MULTIVERSION static void gather_tile(const T* rows, const TapLists<T>& l
 template <typename T, int kVectors>
 VPGFAST_MULTIVERSION static void scatter_tile(const T* tile, const TapLists<T>& lists, int64_t first, int64_t count,
                                               T* rows) {
-  using vector_t = typename Channels<T>::type;
-  constexpr int64_t kLanes = Channels<T>::kLanes;
+  using vector_t = typename Vector<T>::type;
+  constexpr int64_t kLanes = Vector<T>::kWidth;
   for (int64_t q = 0; q < count; ++q) {
     vector_t grad[kVectors];
     std::memcpy(grad, tile + q * kVectors * kLanes, sizeof(grad));
@@ -194,7 +182,7 @@ VPGFAST_MULTIVERSION static void scatter_tile(const T* tile, const TapLists<T>& 
 // A share of the channels, as many registers as a sum is kept in, and how to run over it: widest first.
 template <typename T, typename Run>
 void for_registers(int64_t first, int64_t channels, const Run& run) {
-  constexpr int64_t kLanes = Channels<T>::kLanes;
+  constexpr int64_t kLanes = Vector<T>::kWidth;
   const int64_t last = std::min(first + kWidest * kLanes, padded<T>(channels));
   if (last - first == kWidest * kLanes) {
     run.template operator()<kWidest>(first);
@@ -210,7 +198,7 @@ void for_registers(int64_t first, int64_t channels, const Run& run) {
 template <typename T, typename scalar_t>
 void gather(const TapLists<T>& lists, int64_t first, int64_t count, const T* rows, int64_t video_stride,
             int64_t batches, int64_t channels, const T* bias, scalar_t* out, int64_t D, int64_t Q) {
-  constexpr int64_t kLanes = Channels<T>::kLanes, kShare = kWidest * kLanes;
+  constexpr int64_t kLanes = Vector<T>::kWidth, kShare = kWidest * kLanes;
   const int64_t tiles = (count + kListsPerTile - 1) / kListsPerTile, shares = (channels + kShare - 1) / kShare;
   torch::stable::parallel_for(0, batches * shares * tiles, 1, [&](int64_t begin, int64_t end) {
     alignas(64) T tile[kListsPerTile * kShare];
@@ -231,7 +219,7 @@ void gather(const TapLists<T>& lists, int64_t first, int64_t count, const T* row
 template <typename T, typename scalar_t>
 void scatter(const TapLists<T>& lists, int64_t first, int64_t count, const scalar_t* grad, int64_t D, int64_t Q,
              int64_t batches, int64_t channels, T* rows, int64_t video_stride) {
-  constexpr int64_t kLanes = Channels<T>::kLanes, kShare = kWidest * kLanes;
+  constexpr int64_t kLanes = Vector<T>::kWidth, kShare = kWidest * kLanes;
   const int64_t shares = (channels + kShare - 1) / kShare;
   torch::stable::parallel_for(0, batches * shares, 1, [&](int64_t begin, int64_t end) {
     alignas(64) T tile[kListsPerTile * kShare];

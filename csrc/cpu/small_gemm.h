@@ -6,33 +6,9 @@
 #include <cstring>
 
 #include "common/multiversion.h"
+#include "cpu/vector.h"
 
 namespace vpgfast {
-
-// One vector register of 64 bytes (GCC's and Clang's vector extension; narrower machines use several).
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-  static constexpr int64_t kWidth = 16;
-  typedef float type __attribute__((vector_size(64)));
-  typedef int32_t index __attribute__((vector_size(64)));
-  typedef float unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-};
-template <>
-struct Vector<double> {
-  static constexpr int64_t kWidth = 8;
-  typedef double type __attribute__((vector_size(64)));
-  typedef int64_t index __attribute__((vector_size(64)));
-  typedef double unaligned __attribute__((vector_size(64), aligned(8), may_alias));
-};
-
-template <typename T>
-constexpr int64_t padded(int64_t size) {
-  return (size + Vector<T>::kWidth - 1) / Vector<T>::kWidth * Vector<T>::kWidth;
-}
-
-#define VPGFAST_ALWAYS_INLINE inline __attribute__((always_inline))
 
 // c[m, n] = sum_k a[m, k] b[k, n] (+ c[m, n]) for a block of `rows` x `vectors` registers.
 template <int rows, int vectors, typename T>

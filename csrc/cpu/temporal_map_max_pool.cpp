@@ -9,90 +9,151 @@
 #include "common/multiversion.h"
 #include "common/ordered_bits.h"
 #include "common/tensor.h"
+#include "cpu/vector.h"
 
 namespace vpgfast {
 namespace {
 
 constexpr int64_t kElementsPerTask = 1 << 15;
-constexpr int64_t kLanes = 16;
-constexpr int64_t kCachedMap = 1 << 14;  // cells of a map that fits into the first two caches
+constexpr int64_t kCachedMap = 1 << 14;                // cells of a map that fits into the first two caches
+constexpr int64_t kPastCacheBytes = int64_t{1} << 25;  // of results that no cache would keep
 
-// One vector register's worth of neighbouring columns (GCC's and Clang's vector extension).
-template <typename key_t>
-struct Columns {
-  static constexpr int32_t kWidth = 64 / sizeof(key_t);
-  typedef key_t type __attribute__((vector_size(64)));
-};
+template <typename Bits, typename columns_t>
+VPGFAST_ALWAYS_INLINE columns_t decoded(const columns_t& keys) {
+  return keys ^ ((keys >> (8 * sizeof(keys[0]) - 1)) & Bits::kNaN);
+}
+
+template <bool kPastCache, typename columns_t, typename key_t>
+VPGFAST_ALWAYS_INLINE void store_columns(const columns_t& cells, int64_t width, key_t* to) {
+  if (width < Vector<key_t>::kWidth) {
+    std::memcpy(to, &cells, width * sizeof(key_t));
+  } else if constexpr (kPastCache) {
+    store_past_cache(to, cells);
+  } else {
+    std::memcpy(to, &cells, sizeof(cells));  // a constant size: one store
+  }
+}
 
 // One channel of one video, a register of columns at a time: going up from the last row, the register holds
 // out[i, j] = max(x[i], out[i + 1, j]) and is written, with zero below the diagonal. Nothing is read but x[i].
-template <typename scalar_t>
+template <typename scalar_t, bool kPastCache>
 VPGFAST_MULTIVERSION void max_pool_columns(const typename OrderedBits<scalar_t>::key_t* keys,
                                            typename OrderedBits<scalar_t>::key_t* out, int64_t T) {
   using Bits = OrderedBits<scalar_t>;
   using key_t = typename Bits::key_t;
-  using columns_t = typename Columns<key_t>::type;
-  constexpr int64_t kWidth = Columns<key_t>::kWidth;
+  using columns_t = typename Vector<key_t>::type;
+  constexpr int64_t kWidth = Vector<key_t>::kWidth;
   columns_t lane;
   for (int64_t w = 0; w < kWidth; ++w) {
     lane[w] = static_cast<key_t>(w);
   }
   for (int64_t first = 0; first < T; first += kWidth) {
     const int64_t width = std::min(kWidth, T - first);
+    for (int64_t i = T - 1; i >= first + width; --i) {
+      store_columns<kPastCache>(columns_t{}, width, out + i * T + first);
+    }
     columns_t largest = {};
-    for (int64_t i = T - 1; i >= 0; --i) {
-      const columns_t key = keys[i] - columns_t{};
-      // Where the diagonal lies in these columns; in rows of this block the lanes before it are below the diagonal.
-      const columns_t diagonal = static_cast<key_t>(std::clamp<int64_t>(i - first, -1, kWidth)) - columns_t{};
+    for (int64_t i = first + width - 1; i >= first; --i) {  // rows that the diagonal crosses in these columns
+      const columns_t key = keys[i] - columns_t{}, diagonal = static_cast<key_t>(i - first) - columns_t{};
       largest = lane == diagonal ? key : (largest > key ? largest : key);
-      const columns_t decoded = largest ^ ((largest >> (8 * sizeof(key_t) - 1)) & Bits::kNaN);
-      const columns_t cells = lane >= diagonal ? decoded : columns_t{};
-      if (width == kWidth) {
-        std::memcpy(out + i * T + first, &cells, sizeof(cells));  // a constant size: one store
-      } else {
-        std::memcpy(out + i * T + first, &cells, width * sizeof(key_t));
-      }
+      store_columns<kPastCache>(lane >= diagonal ? decoded<Bits>(largest) : columns_t{}, width, out + i * T + first);
+    }
+    for (int64_t i = first - 1; i >= 0; --i) {
+      const columns_t key = keys[i] - columns_t{};
+      largest = largest > key ? largest : key;
+      store_columns<kPastCache>(decoded<Bits>(largest), width, out + i * T + first);
     }
   }
 }
 
-// For each clip, the first later one that beats it (T if none): a larger value, or any NaN, as in torch's MaxPool1d.
+// What the backward of one channel's map needs beside the gradient.
 template <typename scalar_t>
-void next_larger(const typename OrderedBits<scalar_t>::key_t* x, typename OrderedBits<scalar_t>::key_t* key,
-                 int64_t* next, int64_t* stack, int64_t T) {
+struct MapBackward {
   using Bits = OrderedBits<scalar_t>;
-  int64_t depth = 0;
-  for (int64_t j = 0; j < T; ++j) {
-    key[j] = Bits::encode_for_ties(x[j]);
-    while (depth > 0 && (key[j] > key[stack[depth - 1]] || key[j] == Bits::kNaN)) {
-      next[stack[--depth]] = j;
+  using accumulate = accumulate_t<scalar_t>;
+  using lane_t = typename Vector<accumulate>::index_t;
+  static constexpr int64_t kWidth = Vector<accumulate>::kWidth;
+  static constexpr lane_t kNaN = std::numeric_limits<lane_t>::max();
+  explicit MapBackward(int64_t T) : keys(T), won(T * kWidth), sums(T * kWidth) {
+  }
+
+  void begin(const typename Bits::key_t* x) {
+    std::transform(x, x + keys.size(), keys.begin(), [](auto bits) {
+      const auto key = Bits::encode_for_ties(bits);
+      return key == Bits::kNaN ? kNaN : lane_t{key};
+    });
+    std::fill(sums.begin(), sums.end(), accumulate{0});
+  }
+
+  std::vector<lane_t> keys;
+  std::vector<lane_t> won;       // [T, kWidth], all ones where the clip is the column's maximum from itself on, else 0
+  std::vector<accumulate> sums;  // [T, kWidth], parts of the clip's gradient
+};
+
+template <typename accumulate, typename grad_t>
+VPGFAST_ALWAYS_INLINE typename Vector<accumulate>::type load_columns(const grad_t* grad, int64_t width) {
+  typename Vector<accumulate>::type columns = {};
+  if (std::is_same_v<grad_t, accumulate> && width >= Vector<accumulate>::kWidth) {
+    std::memcpy(&columns, grad, sizeof(columns));
+  } else {
+    for (int64_t w = 0; w < std::min(width, Vector<accumulate>::kWidth); ++w) {
+      columns[w] = static_cast<accumulate>(grad[w]);
     }
-    stack[depth++] = j;
   }
-  while (depth > 0) {
-    next[stack[--depth]] = T;
-  }
+  return columns;
 }
 
-// Going down from the first row, `pending[j]` holds the gradient of the cells (0..i, j) whose maximum lies at or after
-// clip i. Clip i is the maximum of exactly the columns i <= j < next[i]; it takes theirs, the rest is passed on down.
-template <typename scalar_t, typename accumulate>
-VPGFAST_MULTIVERSION void max_pool_rows_backward(const scalar_t* grad, const int64_t* next,
-                                                 accumulate* __restrict pending, scalar_t* grad_x, int64_t T) {
-  for (int64_t j = 0; j < T; ++j) {
-    pending[j] = 0;
+// A register of columns at a time. Going up from the last row tells which columns' maximum clip i is: those where it
+// beats all later clips, the first one on ties and the last NaN, as in torch's MaxPool1d. Going down, `pending` holds
+// the gradient of the cells (0..i, j) whose maximum lies at or after clip i; clip i takes that of the columns it won.
+template <typename scalar_t, typename grad_t>
+VPGFAST_MULTIVERSION void max_pool_columns_backward(const grad_t* grad, MapBackward<scalar_t>& map, scalar_t* grad_x,
+                                                    int64_t T) {
+  using accumulate = accumulate_t<scalar_t>;
+  using columns_t = typename Vector<accumulate>::type;
+  using lanes_t = typename Vector<accumulate>::index;
+  using lane_t = typename MapBackward<scalar_t>::lane_t;
+  constexpr int64_t kWidth = MapBackward<scalar_t>::kWidth;
+  constexpr lane_t kUnbeaten = MapBackward<scalar_t>::kNaN;
+  const lane_t* keys = map.keys.data();
+  lanes_t lane;
+  for (int64_t w = 0; w < kWidth; ++w) {
+    lane[w] = static_cast<lane_t>(w);
+  }
+  for (int64_t first = 0; first < T; first += kWidth) {
+    const int64_t end = std::min(first + kWidth, T);
+    lanes_t largest = kUnbeaten - lanes_t{};  // so that no clip wins a column left of the diagonal or past the last
+    for (int64_t i = end - 1; i >= 0; --i) {
+      __builtin_prefetch(grad + (end - 1 - i) * T + first);  // for the way down
+      const lanes_t key = keys[i] - lanes_t{}, diagonal = static_cast<lane_t>(i - first) - lanes_t{};
+      const lanes_t beaten = (keys[i] == kUnbeaten ? keys[i] : keys[i] + 1) - lanes_t{};
+      // Two plain choices: GCC would take a vector of truth values apart.
+      const lanes_t later = lane == diagonal ? std::numeric_limits<lane_t>::min() - lanes_t{} : largest;
+      const lanes_t won = later < beaten ? ~lanes_t{} : lanes_t{};
+      largest = later > key ? later : key;
+      std::memcpy(map.won.data() + i * kWidth, &won, sizeof(won));
+    }
+    columns_t pending = {};
+    for (int64_t i = 0; i < end; ++i) {
+      const int64_t cell = i * T + first;
+      columns_t sum;
+      lanes_t won;
+      std::memcpy(&sum, map.sums.data() + i * kWidth, sizeof(sum));
+      std::memcpy(&won, map.won.data() + i * kWidth, sizeof(won));
+      // A whole register wherever the map does not end: what lies past the row's end is never won.
+      pending += load_columns<accumulate>(grad + cell, T * T - cell);
+      const lanes_t bits = reinterpret_cast<lanes_t>(pending);
+      sum += reinterpret_cast<columns_t>(bits & won);
+      pending = reinterpret_cast<columns_t>(bits & ~won);
+      std::memcpy(map.sums.data() + i * kWidth, &sum, sizeof(sum));
+    }
   }
   for (int64_t i = 0; i < T; ++i) {
-    const scalar_t* row = grad + i * T;
-    // From a multiple of the vector's width on: columns before i are never looked at again.
-    for (int64_t j = i / kLanes * kLanes; j < T; ++j) {
-      pending[j] += static_cast<accumulate>(row[j]);
-    }
+    const accumulate* sums = map.sums.data() + i * kWidth;
     accumulate sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = i; j < next[i]; ++j) {
-      sum += pending[j];
-      pending[j] = 0;
+    for (int32_t w = 0; w < static_cast<int32_t>(kWidth); ++w) {
+      sum += sums[w];
     }
     grad_x[i] = static_cast<scalar_t>(sum);
   }
@@ -108,18 +169,23 @@ Tensor temporal_map_max_pool(const Tensor& x_in) {
     using key_t = typename Bits::key_t;
     const auto* from = read<key_t>(x);
     auto* to = write<key_t>(out);
+    const int64_t map_bytes = T * T * sizeof(key_t), row_bytes = T * sizeof(key_t);
+    const bool past_cache = rows * map_bytes >= kPastCacheBytes && row_bytes % kPastCacheAlignment == 0;
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      std::vector<key_t> keys(T), map(T * T <= kCachedMap ? T * T : 0);
+      std::vector<key_t> keys(T), map(!past_cache && T * T <= kCachedMap ? T * T : 0);
       for (int64_t r = begin; r < end; ++r) {
         std::transform(from + r * T, from + (r + 1) * T, keys.begin(), Bits::encode);
-        if (map.empty()) {
-          max_pool_columns<scalar_t>(keys.data(), to + r * T * T, T);
+        if (past_cache) {
+          max_pool_columns<scalar_t, true>(keys.data(), to + r * T * T, T);
+        } else if (map.empty()) {
+          max_pool_columns<scalar_t, false>(keys.data(), to + r * T * T, T);
         } else {  // columns are written a stride apart: do that in the cache, and memory in one go
-          max_pool_columns<scalar_t>(keys.data(), map.data(), T);
+          max_pool_columns<scalar_t, false>(keys.data(), map.data(), T);
           std::copy(map.begin(), map.end(), to + r * T * T);
         }
       }
+      finish_stores_past_cache();
     });
   });
   return out;
@@ -133,18 +199,15 @@ Tensor temporal_map_max_pool_backward(const Tensor& grad_in, const Tensor& x_in)
   const int64_t rows = x.size(0) * x.size(1);
   Tensor grad_x = torch::stable::empty_like(x);
   dispatch_floating("temporal_map_max_pool_backward", x.scalar_type(), [&]<typename scalar_t>() {
-    using key_t = typename OrderedBits<scalar_t>::key_t;
-    const auto* from = read<key_t>(x);
+    const auto* from = read<typename OrderedBits<scalar_t>::key_t>(x);
     const auto* dy = read<scalar_t>(grad);
     auto* dx = write<scalar_t>(grad_x);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T * T));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      std::vector<key_t> key(T);
-      std::vector<int64_t> next(T), stack(T);
-      std::vector<accumulate_t<scalar_t>> pending(T);
+      MapBackward<scalar_t> map(T);
       for (int64_t r = begin; r < end; ++r) {
-        next_larger<scalar_t>(from + r * T, key.data(), next.data(), stack.data(), T);
-        max_pool_rows_backward(dy + r * T * T, next.data(), pending.data(), dx + r * T, T);
+        map.begin(from + r * T);
+        max_pool_columns_backward<scalar_t>(dy + r * T * T, map, dx + r * T, T);
       }
     });
   });
@@ -165,6 +228,14 @@ struct Spans {
                       "); it must be first and last clip with 0 <= first <= last < T = ", T);
       longest = std::max(longest, last - first + 1);
     }
+    if (T * T <= kCachedMap && 8 * count >= T * T) {
+      for (int64_t p = 0; p < count; ++p) {
+        cells.push_back(static_cast<int32_t>(ends[2 * p] * T + ends[2 * p + 1]));
+      }
+    }
+  }
+  bool by_map() const {  // the whole map costs less than the spans one by one
+    return !cells.empty();
   }
   int64_t level(int64_t p) const {  // of the power of two that two blocks cover span p with
     return std::bit_width(static_cast<uint64_t>(ends[2 * p + 1] - ends[2 * p] + 1)) - 1;
@@ -176,7 +247,16 @@ struct Spans {
   Tensor tensor;
   const int64_t* ends = nullptr;
   int64_t count = 0, longest = 0;
+  std::vector<int32_t> cells;  // of the map
 };
+
+template <typename key_t>
+VPGFAST_MULTIVERSION void pick(const key_t* map, const std::vector<int32_t>& cells, key_t* to) {
+  const auto count = static_cast<int32_t>(cells.size());
+  for (int32_t p = 0; p < count; ++p) {
+    to[p] = map[cells[p]];
+  }
+}
 
 // A sparse table answers the maximum over any span from two overlapping blocks of 2^level clips, so that a list of
 // long spans costs T log T + P a channel, not the sum of their lengths. table[level][t] covers clips t .. t+2^level-1.
@@ -205,9 +285,14 @@ Tensor temporal_map_max_pool_spans(const Tensor& x_in, const Tensor& spans_in) {
     auto* to = write<key_t>(out);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T + spans.count));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      std::vector<key_t> table(spans.levels() * T);
+      std::vector<key_t> map(spans.by_map() ? T * T : 0), table(std::max<int64_t>(1, spans.levels()) * T);
       for (int64_t r = begin; r < end && spans.count > 0; ++r) {
         std::transform(from + r * T, from + (r + 1) * T, table.begin(), Bits::encode);
+        if (spans.by_map()) {
+          max_pool_columns<scalar_t, false>(table.data(), map.data(), T);
+          pick(map.data(), spans.cells, to + r * spans.count);
+          continue;
+        }
         fill_sparse_table(table.data(), spans.levels(), T, [](key_t a, key_t b) { return std::max(a, b); });
         for (int64_t p = 0; p < spans.count; ++p) {
           const int64_t level = spans.level(p);
@@ -239,11 +324,28 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
     auto* dx = write<scalar_t>(grad_x);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, T + spans.count));
     torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+      if (spans.by_map()) {
+        MapBackward<scalar_t> map(T);
+        std::vector<accumulate> by_cell(T * T);
+        for (int64_t r = begin; r < end; ++r) {
+          std::fill(by_cell.begin(), by_cell.end(), accumulate{0});
+          for (int64_t p = 0; p < spans.count; ++p) {
+            by_cell[spans.cells[p]] += static_cast<accumulate>(dy[r * spans.count + p]);
+          }
+          map.begin(from + r * T);
+          max_pool_columns_backward<scalar_t>(by_cell.data(), map, dx + r * T, T);
+        }
+        return;
+      }
       std::vector<key_t> key(T);
       std::vector<int64_t> table(spans.levels() * T);  // positions of the maxima
       std::vector<accumulate> sum(T);
-      // Of two blocks the earlier one's maximum wins ties, and the last NaN wins over all: MaxPool1d's rule.
-      const auto better = [&](int64_t a, int64_t b) { return key[b] > key[a] || key[b] == Bits::kNaN ? b : a; };
+      // Of two blocks the earlier one's maximum wins ties, and the last NaN wins over all: MaxPool1d's rule. Without a
+      // branch, which could not be foretold.
+      const auto better = [&](int64_t a, int64_t b) {
+        const bool second = (key[b] > key[a]) | (key[b] == Bits::kNaN);
+        return a ^ ((a ^ b) & -static_cast<int64_t>(second));
+      };
       for (int64_t r = begin; r < end; ++r) {
         std::transform(from + r * T, from + (r + 1) * T, key.begin(), Bits::encode_for_ties);
         for (int64_t t = 0; t < T && spans.count > 0; ++t) {
