@@ -35,9 +35,10 @@ inline __attribute__((always_inline)) void row_mask(const uint8_t* valid, int32_
 }
 
 // Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
+// Adds their number to `count`.
 template <typename T, typename scalar_t>
 VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end,
-                                T min_iou, T scale, int32_t* __restrict keep, T* __restrict each) {
+                                T min_iou, T scale, int32_t* __restrict keep, T* __restrict each, int64_t& count) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   const int32_t first = i / kLanes * kLanes;
   row_mask(valid, i, first, size, keep);
@@ -49,10 +50,13 @@ VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, in
     each[j] = keep[j] != 0 ? loss : T{0};
   }
   T sum = 0;
-#pragma omp simd reduction(+ : sum)
+  int32_t kept = 0;
+#pragma omp simd reduction(+ : sum, kept)
   for (int32_t j = first; j < size; ++j) {
     sum += each[j];
+    kept += keep[j];
   }
+  count += kept;
   return sum;
 }
 
@@ -114,10 +118,9 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
         }
         const uint8_t* valid = map.mask_of(row);
         for (int64_t i = 0; i < T; ++i) {
-          counts[row] += std::count(valid + i * T + i, valid + (i + 1) * T, 1);
           sums[row] += row_loss(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
                                 static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
-                                static_cast<compute>(map.scale), keep.data(), each.data());
+                                static_cast<compute>(map.scale), keep.data(), each.data(), counts[row]);
         }
       }
     });
