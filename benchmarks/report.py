@@ -15,6 +15,8 @@ from pathlib import Path
 
 import matplotlib
 
+from .targets import TARGETS, Target
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -145,6 +147,40 @@ def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
     return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1])
 
 
+def _target_line(target: Target, times_faster: float, case: Case) -> str:
+    peer = case.field if target.over_field else min(filter(None, (case.field, case.plain)), key=lambda r: r["p50_ms"])
+    assert peer is not None, f"no row of a peer of {case.op} at {case.shape}"
+    ratio = peer["p50_ms"] / case.ours["p50_ms"]
+    cells = [
+        f"`{case.op}`",
+        case.shape,
+        case.mode,
+        f"{times_faster:g}x over the {'field' if target.over_field else 'best'}",
+    ]
+    cells += [times(ratio), times(case.over_field), times(peer["p50_ms"] / case.ours["floor_ms"])]
+    return "| " + " | ".join([*cells, "met" if ratio >= times_faster else target.why_short]) + " |"
+
+
+def targets_table(cases: Sequence[Case]) -> str:
+    """What was aimed for on two CPU cores, what was measured, and what an op at its floor would reach."""
+    by_key = {(case.op, case.shape, case.mode): case for case in cases}
+    lines = [
+        "### Targets",
+        "",
+        "How many times faster than the best of all peers, or than the field's code alone, as the target says; and how "
+        "many times an op that ran at its floor would be.",
+        "",
+        "| op | shape | mode | target | measured | over the field | at the floor | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        for mode, wanted in zip(MODES, (target.forward, target.both), strict=True):
+            case = by_key.get((target.op, target.shape, mode))
+            if wanted is not None and case is not None:
+                lines.append(_target_line(target, wanted, case))
+    return "\n".join(lines)
+
+
 def draw(cases: Sequence[Case], device: str, path: Path) -> None:
     """Bars, forward+backward where it exists: how many times faster than the field's code, and than plain PyTorch."""
     chosen = [both or forward for forward, both in headline(cases)]
@@ -196,6 +232,7 @@ def main() -> None:
         sections.append(page([row for row in rows if row["mode"] in MODES], cases, device))
         if rows[0]["on"] == "cpu":
             cpu = device, cases
+            sections.append(targets_table(cases))
     if not any(rows[0]["on"] == "cuda" for rows in files.values()):
         sections.append("## GPU\n\nNot measured: no GPU has been available yet (benchmarks/results/README.md).")
     about = (

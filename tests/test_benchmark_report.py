@@ -9,6 +9,7 @@ import matplotlib.image
 import pytest
 
 from benchmarks import report
+from benchmarks.targets import TARGETS, Target
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def row(provider: str, role: str, mode: str, ms: float, **changes: object) -> dict:
     named = {"op": "temporal_map_bce", "shape": "B=32 M=8 T=64", "dtype": "float32", "device": "d", "on": "cpu"}
     return named | {
-        "provider": provider, "role": role, "mode": mode, "p50_ms": ms, "share_of_floor": 0.5, "peak_mib": ms * 10,
-        "commit": "abc", "threads": 2, "torch": "2.13",
+        "provider": provider, "role": role, "mode": mode, "p50_ms": ms, "floor_ms": ms / 2, "share_of_floor": 0.5,
+        "peak_mib": ms * 10, "commit": "abc", "threads": 2, "torch": "2.13",
     } | changes  # fmt: skip
 
 
@@ -44,6 +45,19 @@ def test_ratios_are_those_of_the_rows() -> None:
     assert "| B=32 M=8 T=64 | forward+backward | 4 | 50% |  |  | 6 | fast | 1.5x | 40, -, - |" in page
 
 
+def test_targets_are_held_against_the_rows() -> None:
+    table = report.targets_table(report.cases_of(ROWS))
+    assert "| `temporal_map_bce` | B=32 M=8 T=64 | forward | 2x over the best | 2.5x | 15.0x | 5.0x | met |" in table
+    assert "| forward+backward | 2x over the best | 1.5x |  | 3.0x | Bound by" in table
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.op} {target.shape}")
+def test_every_target_is_measured(target: Target) -> None:
+    """Its shape is written as the benchmarks write theirs."""
+    rows = [row for path in report.RESULTS.glob("*.json") for row in json.loads(path.read_text())]
+    assert (target.op, target.shape) in {(row["op"], row["shape"]) for row in rows if row["on"] == "cpu"}
+
+
 def test_draws_a_chart(tmp_path: Path) -> None:
     report.draw(report.cases_of(ROWS), "a machine", tmp_path / "chart.png")
     assert matplotlib.image.imread(tmp_path / "chart.png").shape[1] > 800
@@ -52,10 +66,14 @@ def test_draws_a_chart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
 def test_what_is_written_is_what_is_stored(name: str) -> None:
     """`python -m benchmarks.report` was run after the last measurement."""
-    for path in sorted(report.RESULTS.glob("*.json")):
+    files = sorted(report.RESULTS.glob("*.json"))
+    assert files
+    for path in files:
         rows = json.loads(path.read_text())
         cases, device = report.cases_of(rows), rows[0]["device"]
         timed = [row for row in rows if row["mode"] in report.MODES]
         table = report.readme_table(cases) if name == "README.md" else report.page(timed, cases, device)
         if name != "README.md" or rows[0]["on"] == "cpu":
             assert table in (ROOT / name).read_text()
+        if name != "README.md" and rows[0]["on"] == "cpu":
+            assert report.targets_table(cases) in (ROOT / name).read_text()

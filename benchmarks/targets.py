@@ -1,0 +1,72 @@
+"""How fast the ops are meant to be on two CPU cores, and why where they are not; what they are comes from the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """``times`` faster than the best peer, or than what the field's published code does (``over_field``)."""
+
+    op: str
+    shape: str
+    forward: float
+    both: float | None = None  # forward and backward together
+    over_field: bool = False
+    why_short: str = ""  # shown only where a target is missed
+
+
+_SAME_PRODUCT = (
+    "The best peer does the same work in the same order, our own finding written in plain PyTorch: both are bound by "
+    "one matrix product, whose time at the library's own rate is the floor."
+)
+_ATTENTION = (
+    "Bound by five-row products and by reading keys and values and writing their gradients; the two overlap in part. "
+    "The rate of a large matrix product, which the floor assumes, is not to be had with five rows."
+)
+
+TARGETS = (
+    Target("proposal_conv", "B=16 C=512 D=512 T=32 N=4x1 P=146", 6, 5, why_short=_SAME_PRODUCT),
+    Target("proposal_conv", "B=4 C=128 D=512 T=128 N=4x1 P=942", 25, 15, why_short=_SAME_PRODUCT),
+    Target(
+        "temporal_map_max_pool",
+        "B=16 C=512 T=32",
+        4,
+        10,
+        why_short="The peer is compiled and fused; forward is at the bandwidth of memory, and backward reads the "
+        "gradient of the map, which was written last and lies in memory too.",
+    ),
+    Target("temporal_map_conv2d", "B=16 C=D=512 T=16 K5L8 layer 8", 2.2, 2),
+    Target("temporal_map_conv2d", "B=2 C=D=512 T=32 K9L4 layer 4", 2.2, 2),
+    Target("temporal_map_conv2d", "B=2 C=D=512 T=64 K5L8 layer 8", 2.2, 2),
+    Target("temporal_iou", "L=64 N=1024 M=8", 5, over_field=True),
+    Target("temporal_iou_map", "B=32 M=8 T=64", 5, over_field=True),
+    Target("temporal_nms", "L=32 N=1104 top_k=5", 5, over_field=True),
+    Target(
+        "temporal_map_bce",
+        "B=32 M=8 T=64",
+        2,
+        2,
+        why_short="Bound by the exponential and the logarithm of every cell, which a floor of bytes does not count.",
+    ),
+    Target("anchor_cross_attention", "B=32 H=8 Q=5 T=256 d=32 one k_pos", 1.5, 3, why_short=_ATTENTION),
+    Target(
+        "ordered_suppression_scan",
+        "F: B=4 M=8 D=512 T=32",
+        20,
+        20,
+        over_field=True,
+        why_short="Nearly all of it is the one product z = w . F, which reads F once and, backward, writes its "
+        "gradient once; the scan itself is the case below it, named z.",
+    ),
+    Target(
+        "pairwise_relevance",
+        "N=1344 M=42 H=512",
+        3,
+        3,
+        why_short="Add, compare and multiply-add for every n, m and h are three instructions where the floor of "
+        "arithmetic counts a multiply-add as one; compiled PyTorch fuses the same three, and keeps no [N, M, H] either "
+        "until it needs a gradient.",
+    ),
+)
