@@ -55,7 +55,8 @@ VPGFAST_MULTIVERSION void max_pool_columns(const typename OrderedBits<scalar_t>:
     columns_t largest = {};
     for (int64_t i = first + width - 1; i >= first; --i) {  // rows that the diagonal crosses in these columns
       const columns_t key = keys[i] - columns_t{}, diagonal = static_cast<key_t>(i - first) - columns_t{};
-      largest = lane == diagonal ? key : (largest > key ? largest : key);
+      const columns_t later = lane == diagonal ? std::numeric_limits<key_t>::min() - columns_t{} : largest;
+      largest = later > key ? later : key;
       store_columns<kPastCache>(lane >= diagonal ? decoded<Bits>(largest) : columns_t{}, width, out + i * T + first);
     }
     for (int64_t i = first - 1; i >= 0; --i) {
