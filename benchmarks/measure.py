@@ -191,7 +191,7 @@ def measure(
         for provider in providers:
             out, _ = _step(provider, leaves, None)
             if backward and grad is None:
-                grad = torch.ones_like(out)
+                grad = torch.ones_like(out, memory_format=torch.contiguous_format)  # not one provider's layout
             out, grads = _step(provider, leaves, grad)
             if expected is None:
                 expected, expected_grads = out.detach(), grads
