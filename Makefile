@@ -16,7 +16,8 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/python -m vpgfast.train
 
-test: lint
+# The tests come last: their closing line is what one wants to read.
+test: lint sanitize
 	$(BIN)/python -m pytest
 
 lint: .venv/.ready
