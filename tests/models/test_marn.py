@@ -1,0 +1,248 @@
+"""MARN, equation by equation: against the field's dense form, and against loops that know no batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.field_marn import FieldMARN
+from vpgfast.config import parse_train
+from vpgfast.data.batches import make_batch
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, Paragraph
+from vpgfast.errors import ConfigError
+from vpgfast.models.marn import MARN, Attended, Decoder, MARNConfig
+from vpgfast.ops import multi_scale_grid
+
+T, FEATURE_DIM, VOCABULARY, WORD_DIM = 9, 6, 11, 5
+
+
+def small(**changes) -> MARNConfig:
+    return MARNConfig(**{"max_clips": T, "scales": [2, 3, 5, 8], "dim": 4, "reduction": 2, "max_words": 7, **changes})
+
+
+def word_vectors() -> WordVectors:
+    vectors = np.random.default_rng(0).normal(size=(VOCABULARY, WORD_DIM)).astype(np.float32)
+    vectors[0] = 0
+    return WordVectors(["<pad>", "<unk>"] + [f"word{i}" for i in range(VOCABULARY - 2)], vectors, "random")
+
+
+def make_model(config: MARNConfig | None = None) -> MARN:
+    """All parameters random: no zero biases that could hide a mistake."""
+    model = MARN(config or small(), FEATURE_DIM, word_vectors()).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def random_batch(words=(4, 7, 1), seed: int = 0, spans: Tensor | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    size = len(words)
+    mask = (torch.arange(max(words)) < torch.tensor(words).unsqueeze(1)).unsqueeze(1)
+    return Batch(
+        paragraphs=[Paragraph(f"v{b}", 10.0 * (b + 1), ("a sentence",)) for b in range(size)],
+        video=torch.randn(size, T, FEATURE_DIM, generator=generator, dtype=torch.float64),
+        video_mask=torch.ones(size, T, dtype=torch.bool),
+        words=torch.randint(1, VOCABULARY, mask.shape, generator=generator) * mask,
+        word_mask=mask,
+        sentence_mask=torch.ones(size, 1, dtype=torch.bool),
+        durations=10.0 * torch.arange(1, size + 1, dtype=torch.float64),
+        spans=spans,
+    )
+
+
+@pytest.mark.parametrize("kernels", [[1], [3], [3, 3]], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"clip_branch": False}, {"scale_stride": "quarter"}, {"samples": 1}], ids=str)
+def test_the_dense_form_gives_the_same(kernels: list[int], changes: dict) -> None:
+    """Loss and all gradients of the dense sampling matrix, Conv3d and tiled concatenation (Eq. 1-14)."""
+    model, batch = make_model(small(attention_kernels=kernels, clip_weight=0.7, **changes)), random_batch()
+    batch.video.requires_grad_()
+    inputs = [batch.video, *model.parameters()]
+    ours, fields = model.loss(batch)["loss"], FieldMARN(model).loss(batch)
+    torch.testing.assert_close(ours, fields, rtol=1e-10, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(fields, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-11)
+
+
+def test_attention_by_loops() -> None:
+    """Eq. 6-8 for one video, cell by cell: neighbours in the map of starts and lengths, nothing where no moment is."""
+    model, batch = make_model(), random_batch((3,))
+    grid, attention = model.proposals.grid, model.proposals.attention
+    moments = torch.randn(1, 4, len(grid), dtype=torch.float64)
+    query = torch.randn(1, 4, dtype=torch.float64)
+    at = {tuple(cell): p for p, cell in enumerate(grid.cells.tolist())}
+    fused = {}
+    for cell, p in at.items():
+        w_p, w_q = attention.of_moment.weight[..., 0], attention.of_query.weight
+        fused[cell] = (w_p @ moments[0, :, p] + w_q @ query[0] + attention.of_moment.bias).clamp(min=0)
+    scores = []
+    for row, start in at:
+        score = attention.last.bias[0]
+        for i in range(3):
+            for j in range(3):
+                neighbour = (row + i - 1, start + j - 1)
+                if neighbour in fused:
+                    score = score + attention.last.weight[0, :, i, j] @ fused[neighbour]
+        scores.append(score)
+    expected = torch.stack(scores).softmax(0)
+    torch.testing.assert_close(attention(moments, query)[0], expected)
+    proposals, _ = model(batch)
+    torch.testing.assert_close(proposals.weights.sum(1), torch.ones(1, dtype=torch.float64))
+
+
+def test_decoder_by_loops() -> None:
+    """Eq. 9-10: an LSTM over [feature; word before], cell by cell, and the mean over each sentence's own words."""
+    torch.manual_seed(0)
+    decoder = Decoder(4, WORD_DIM, VOCABULARY).double()
+    batch = random_batch()
+    feature, embedded = torch.randn(3, 4).double(), torch.randn(3, 7, WORD_DIM).double()
+    words, mask = batch.words[:, 0], batch.word_mask[:, 0]
+    w_in, w_state, b_in, b_state = (p for p in decoder.lstm.parameters())
+    losses = []
+    for b, length in enumerate((4, 7, 1)):
+        h, c, before, nll = torch.zeros(4).double(), torch.zeros(4).double(), torch.zeros(WORD_DIM).double(), 0.0
+        for m in range(length):
+            gates = w_in @ torch.cat([feature[b], before]) + b_in + w_state @ h + b_state
+            i, f, g, o = gates.chunk(4)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            nll = nll - (decoder.out.weight @ h + decoder.out.bias).log_softmax(0)[words[b, m]]
+            before = embedded[b, m]
+        losses.append(nll / length)
+    torch.testing.assert_close(decoder(feature, embedded, words, mask), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("kind", ["avg", "max", "lstm"])
+def test_other_representations_by_loops(kind: str) -> None:
+    model = make_model(small(representation=kind))
+    represent, grid = model.representation, multi_scale_grid(T, [1, 2, 5, 8])
+    x = torch.randn(2, 3, T, dtype=torch.float64)
+    result = represent(x, grid)
+    for p, (first, last) in enumerate(grid.proposals.long().tolist()):
+        inside = x[:, :, first : last + 1]
+        if kind == "lstm":
+            expected = represent.lstm(inside.transpose(1, 2))[0][:, -1]
+        else:
+            pooled = inside.mean(2) if kind == "avg" else inside.amax(2)
+            expected = (pooled @ represent.weight[..., 0].t() + represent.bias).relu()
+        torch.testing.assert_close(result[:, :, p], expected)
+    model.loss(random_batch())["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_sees_no_timestamp() -> None:
+    """Spans of NaN in a batch change nothing, and training batches hold none."""
+    model = make_model()
+    poison = torch.full((3, 1, 2), torch.nan)
+    assert torch.equal(model.loss(random_batch())["loss"], model.loss(random_batch(spans=poison))["loss"])
+    needs = MARN.needs(small())
+    paragraph = Paragraph("v", 10.0, ("word1 word2",), np.array([[np.nan, np.nan]]))
+    batch = make_batch([paragraph], [np.zeros((4, FEATURE_DIM), np.float32)], word_vectors(), needs, training=True)
+    assert batch.spans is None
+    assert batch.paragraphs[0].spans is None
+    assert batch.video.shape[1] == T
+
+
+def test_padding_of_words_changes_nothing() -> None:
+    model, batch = make_model(), random_batch()
+    alone = [
+        replace(
+            batch,
+            paragraphs=[batch.paragraphs[b]],
+            video=batch.video[b : b + 1],
+            video_mask=batch.video_mask[b : b + 1],
+            words=batch.words[b : b + 1, :, :length],
+            word_mask=batch.word_mask[b : b + 1, :, :length],
+            sentence_mask=batch.sentence_mask[b : b + 1],
+            durations=batch.durations[b : b + 1],
+        )
+        for b, length in enumerate((4, 7, 1))
+    ]
+    expected = torch.stack([model.loss(item)["loss"] for item in alone]).mean()
+    torch.testing.assert_close(model.loss(batch)["loss"], expected)
+    together = model.predict(batch, 4)
+    for b, item in enumerate(alone):
+        torch.testing.assert_close(model.predict(item, 4).spans[0], together.spans[b])
+
+
+def test_scores_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eq. 15: a proposal's attention plus epsilon times that of the clip in its middle, start + length / 2."""
+    model = make_model(small(scales=[2, 5], epsilon=0.5, nms=None))
+    grid = model.proposals.grid  # 8 of two clips, 5 of five
+    proposals, clips = torch.zeros(1, 13).double(), torch.zeros(1, 9).double()
+    proposals[0, [0, 8]] = torch.tensor([0.3, 0.2]).double()  # clips 0-1 and 0-4
+    clips[0, 2] = 1.0  # the middle of clips 0-4 and 1-2
+    fixed = (Attended(proposals, torch.empty(0)), Attended(clips, torch.empty(0)))
+    monkeypatch.setattr(model, "forward", lambda batch: fixed)
+    found = model.predict(random_batch((2,)), 3)
+    assert grid.spans[8].tolist() == [0, 5]
+    torch.testing.assert_close(found.scores[0, 0].float(), torch.tensor([0.7, 0.5, 0.3]))
+    clip = 10.0 / T
+    expected = torch.tensor([[0, 5], [1, 3], [0, 2]]).double() * clip
+    torch.testing.assert_close(found.spans[0, 0], expected)
+    model.config.clip_scores = False
+    torch.testing.assert_close(model.predict(random_batch((2,)), 2).scores[0, 0].float(), torch.tensor([0.3, 0.2]))
+
+
+def test_predictions_are_ranked_and_do_not_overlap_much() -> None:
+    model, batch = make_model(small(nms=0.5)), random_batch()
+    found = model.predict(batch, 40)
+    for b in range(3):
+        there = found.scores[b, 0] > -torch.inf
+        spans, scores = found.spans[b, 0][there], found.scores[b, 0][there]
+        assert 1 <= len(spans) < len(model.proposals.grid)
+        assert (scores[:-1] >= scores[1:]).all()
+        assert (spans[:, 0] >= 0).all()
+        assert (spans[:, 0] < spans[:, 1]).all()
+        assert (spans[:, 1] <= batch.durations[b] + 1e-9).all()
+        low, high = torch.maximum(spans[:, None, 0], spans[None, :, 0]), torch.minimum(spans[:, None, 1], spans[:, 1])
+        inside = (high - low).clamp(min=0)
+        length = spans[:, 1] - spans[:, 0]
+        iou = inside / (length[:, None] + length - inside)
+        assert (iou.fill_diagonal_(0) <= 0.5 + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 0}, "dim must be at least 1"),
+        ({"scales": [3, 2]}, "scales must be rising"),
+        ({"scales": [12]}, "the first at most max_clips = 9"),
+        ({"scales": []}, "scales must be"),
+        ({"attention_kernels": [2]}, "must be odd"),
+        ({"attention_kernels": []}, "one or more"),
+        ({"nms": 1.5}, "nms must be from 0 to 1"),
+        ({"epsilon": -1.0}, "must be 0 or more"),
+    ],
+)
+def test_wrong_settings(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(**changes)
+
+
+def test_wrong_batches() -> None:
+    model, batch = make_model(), random_batch()
+    with pytest.raises(ValueError, match="takes 9 clips a video, this batch has 8"):
+        model.loss(replace(batch, video=batch.video[:, :8]))
+    with pytest.raises(ValueError, match="one sentence a video"):
+        model.loss(replace(batch, words=batch.words.expand(-1, 2, -1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "clips", "proposals", "reduction", "epsilon"),
+    [("charades_sta", 32, 146, 8, 0.1), ("activitynet", 128, 942, 32, 0.3)],
+)
+def test_the_papers_settings(name: str, clips: int, proposals: int, reduction: int, epsilon: float) -> None:
+    file = Path(__file__).parents[2] / "configs" / "marn" / f"{name}.yaml"
+    config = parse_train(["--config", str(file)]).model
+    assert (config.max_clips, config.reduction, config.epsilon) == (clips, reduction, epsilon)
+    assert (config.samples, config.conv_kernel, config.attention_kernels) == (4, 3, [3])
+    assert (config.representation, config.clip_branch, config.clip_scores) == ("conv3d", True, True)
+    assert len(MARN(replace(config, dim=4), 4096, word_vectors()).proposals.grid) == proposals

@@ -1,0 +1,302 @@
+"""MARN: Weakly-Supervised Multi-Level Attentional Reconstruction Network for Grounding Textual Queries in Videos.
+
+Song et al., 2020. Weakly supervised, one sentence at a time: a video and its sentence are all that training sees.
+Proposals are attended to by the query, and a decoder must tell the query again from what was attended. Equation numbers
+are the paper's; what the paper leaves open is settled in ``docs/methods/marn.md`` and named where it happens.
+
+Letters: B sentences, each with its own copy of its video; T clips; P proposals; C channels after the reduction; D width
+of all that follows; W words; V words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.errors import ConfigError
+from vpgfast.models.layers import WordEmbedding
+from vpgfast.models.method import Method
+from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
+
+Representation = Literal["conv3d", "avg", "max", "lstm"]
+
+
+@dataclass
+class MARNConfig:
+    """Settings of MARN; the defaults are the paper's for Charades-STA.
+
+    Attributes:
+        max_clips: T, the number of clips that every video is brought to.
+        scales: lengths of the proposals in clips, rising.
+        scale_stride: "one" clip from one proposal of a length to the next, or a "quarter" of the length.
+        reduction: r, by which the first convolution divides the width of the features.
+        dim: width D of proposals, query, attention and decoder.
+        samples: N, points that a proposal is sampled at.
+        conv_kernel: kernel of the first convolution in clips, odd (Tables 3 and 4: 1 or 3).
+        representation: how a proposal's clips become one vector: "conv3d" over N sampled points, or over all of its
+            clips "avg", "max" or "lstm" (Tables 3 and 4).
+        attention_kernels: kernels of the convolutions that make the attention from the map, each odd: [1], [3] or
+            [3, 3] (Tables 3 and 4).
+        clip_branch: train the clip-level branch beside the proposals (Table 5).
+        clip_scores: let its attention refine the scores at inference (Eq. 15, Table 5).
+        clip_weight: lambda, weight of its loss (Eq. 14).
+        epsilon: weight of its attention in the scores (Eq. 15).
+        nms: largest IoU between two ranked proposals; null ranks all of them.
+        max_words: longer sentences are cut to this many words.
+    """
+
+    max_clips: int = 32
+    scales: list[int] = field(default_factory=lambda: [6, 7, 8, 9, 10, 12])
+    scale_stride: Literal["one", "quarter"] = "one"
+    reduction: int = 8
+    dim: int = 512
+    samples: int = 4
+    conv_kernel: int = 3
+    representation: Representation = "conv3d"
+    attention_kernels: list[int] = field(default_factory=lambda: [3])
+    clip_branch: bool = True
+    clip_scores: bool = True
+    clip_weight: float = 1.0
+    epsilon: float = 0.1
+    nms: float | None = 0.5
+    max_words: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "reduction", "dim", "samples", "max_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"marn: {name} must be at least 1, got {getattr(self, name)}")
+        if not self.scales or self.scales != sorted(set(self.scales)) or not 1 <= self.scales[0] <= self.max_clips:
+            raise ConfigError(
+                f"marn: scales must be rising numbers of clips from 1, the first at most max_clips = {self.max_clips}, "
+                f"got {self.scales}"
+            )
+        if not self.attention_kernels or any(k < 1 or k % 2 == 0 for k in [self.conv_kernel, *self.attention_kernels]):
+            raise ConfigError(
+                f"marn: conv_kernel and attention_kernels (one or more) must be odd, got {self.conv_kernel} and "
+                f"{self.attention_kernels}"
+            )
+        if self.clip_weight < 0 or self.epsilon < 0:
+            raise ConfigError(
+                f"marn: clip_weight and epsilon must be 0 or more, got {self.clip_weight} and {self.epsilon}"
+            )
+        if self.nms is not None and not 0 <= self.nms <= 1:
+            raise ConfigError(f"marn: nms must be from 0 to 1, or null, got {self.nms}")
+
+
+class Attended(NamedTuple):
+    """What one branch attends to.
+
+    Attributes:
+        weights: [B, P], attention over the moments, summing to 1, in float32 whatever the precision of the layers.
+        feature: [B, D], the moments' features weighted by it.
+    """
+
+    weights: Tensor
+    feature: Tensor
+
+
+class MARN(Method):
+    """The network of section 3, its loss and its inference."""
+
+    name = "marn"
+    Config = MARNConfig
+    config: MARNConfig
+
+    @staticmethod
+    def needs(config: MARNConfig) -> BatchNeeds:
+        """Single sentences without spans, every video brought to T clips."""
+        return BatchNeeds(
+            level="sentence",
+            spans=False,
+            max_clips=config.max_clips,
+            resample="pool",
+            fixed_length=True,
+            max_words=config.max_words,
+        )
+
+    def __init__(self, config: MARNConfig, feature_dim: int, word_vectors: WordVectors) -> None:
+        super().__init__(config, feature_dim, word_vectors)
+        self.config = config
+        channels = max(1, feature_dim // config.reduction)
+        stride = marn_stride if config.scale_stride == "quarter" else 1
+        proposals = multi_scale_grid(config.max_clips, config.scales, stride)
+        clips = multi_scale_grid(config.max_clips, [1])
+        self.words = WordEmbedding(word_vectors.vectors)
+        self.query = nn.GRU(word_vectors.dim, config.dim, batch_first=True)
+        self.representation = MomentRepresentation(config, channels)  # shared by the branches, as the decoder is
+        self.proposals = Branch(config, feature_dim, channels, proposals)
+        self.clips = Branch(config, feature_dim, channels, clips) if config.clip_branch else None
+        self.decoder = Decoder(config.dim, word_vectors.dim, len(word_vectors.vectors))
+        self.register_buffer("spans", proposals.spans / config.max_clips, persistent=False)  # [P, 2] of the duration
+        # The clip in the middle of each proposal: its start plus half its length (Eq. 15).
+        self.register_buffer("middle", proposals.spans.mean(1).long(), persistent=False)
+        self.spans: Tensor
+        self.middle: Tensor
+
+    def forward(self, batch: Batch) -> tuple[Attended, Attended | None]:
+        """From a batch of single sentences (M = 1) to what the proposals' and the clips' branch attend to."""
+        if batch.words.shape[1] != 1:
+            raise ValueError(f"MARN takes one sentence a video, this batch has up to {batch.words.shape[1]}")
+        if batch.video.shape[1] != self.config.max_clips:
+            raise ValueError(f"MARN takes {self.config.max_clips} clips a video, this batch has {batch.video.shape[1]}")
+        states, _ = self.query(self.words(batch.words[:, 0]))
+        last = (batch.word_mask[:, 0].sum(1) - 1).clamp_min(0)
+        query = states[torch.arange(len(last), device=last.device), last]  # F_q
+        video = batch.video.transpose(1, 2)
+        proposals = self.proposals(video, query, self.representation)
+        return proposals, None if self.clips is None else self.clips(video, query, self.representation)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss`` = ``proposals`` (Eq. 10) + lambda ``clips`` (Eq. 13): the query's mean negative log-likelihood."""
+        words, mask = batch.words[:, 0], batch.word_mask[:, 0]
+        embedded = self.words(words)
+        proposals, clips = self(batch)
+        losses = {"proposals": self.decoder(proposals.feature, embedded, words, mask)}
+        if clips is None:
+            return {"loss": losses["proposals"], **losses}
+        losses["clips"] = self.decoder(clips.feature, embedded, words, mask)
+        return {"loss": losses["proposals"] + self.config.clip_weight * losses["clips"], **losses}  # Eq. 14
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
+        """The ``top_n`` proposals of the highest attention that do not overlap a better one too much (Eq. 15)."""
+        proposals, clips = self(batch)
+        scores = proposals.weights
+        if clips is not None and self.config.clip_scores:
+            scores = scores + self.config.epsilon * clips.weights[:, self.middle]
+        spans = self.spans.expand(len(scores), -1, -1)
+        kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
+        found = kept >= 0
+        kept = kept.clamp_min(0)
+        chosen = spans.gather(1, kept.unsqueeze(-1).expand(-1, -1, 2)) * batch.durations[:, None, None]
+        return Prediction(
+            spans=(chosen * found.unsqueeze(-1)).unsqueeze(1),
+            scores=scores.gather(1, kept).masked_fill(~found, -torch.inf).unsqueeze(1),
+        )
+
+
+class MomentRepresentation(nn.Module):
+    """One vector for each listed moment of a video (Eq. 2-5), or one of the forms that Tables 3 and 4 compare it with.
+
+    The convolution over N samples and ``proposal_conv`` are the same linear map; the pooled forms end in a linear layer
+    of the same width, so that all that follows is one network. ReLU follows all but the LSTM.
+    """
+
+    def __init__(self, config: MARNConfig, channels: int) -> None:
+        super().__init__()
+        self.kind = config.representation
+        if self.kind == "lstm":
+            self.lstm = nn.LSTM(channels, config.dim, batch_first=True)
+            return
+        samples = config.samples if self.kind == "conv3d" else 1
+        self.weight = nn.Parameter(torch.empty(config.dim, channels, samples))
+        self.bias = nn.Parameter(torch.zeros(config.dim))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch's convolutions
+
+    def forward(self, x: Tensor, grid: ProposalGrid) -> Tensor:
+        """Clips [B, C, T] -> moments [B, D, P]."""
+        if self.kind == "conv3d":
+            return proposal_conv(x, grid.proposals.to(x.device), self.weight, self.bias).relu()
+        if self.kind == "lstm":
+            return self._over_lstm(x, grid)
+        first, last = grid.proposals.long().to(x.device).unbind(1)
+        if self.kind == "max":
+            pooled = temporal_map_max_pool(x, torch.stack([first, last], 1))
+        else:
+            total = F.pad(x.cumsum(2), (1, 0))
+            pooled = (total[:, :, last + 1] - total[:, :, first]) / (last + 1 - first).to(x.dtype)
+        return F.conv1d(pooled, self.weight, self.bias).relu()
+
+    def _over_lstm(self, x: Tensor, grid: ProposalGrid) -> Tensor:
+        """Moments of one length together, as one batch of sequences; the grid lists them length by length."""
+        first, last = grid.proposals.long().unbind(1)
+        parts = []
+        for length in (last - first + 1).unique().tolist():
+            starts = first[last - first + 1 == length].to(x.device)
+            windows = x.unfold(2, length, 1)[:, :, starts].permute(0, 2, 3, 1)  # [B, count, length, C]
+            _, (state, _) = self.lstm(windows.flatten(0, 1))
+            parts.append(state[0].unflatten(0, windows.shape[:2]))
+        return torch.cat(parts, 1).transpose(1, 2)
+
+
+class Branch(nn.Module):
+    """Features of the moments of a grid, attended to by the query: the proposals' branch and the clips' (Eq. 11-12)."""
+
+    def __init__(self, config: MARNConfig, feature_dim: int, channels: int, grid: ProposalGrid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.reduce = nn.Conv1d(feature_dim, channels, config.conv_kernel, padding=config.conv_kernel // 2)
+        self.attention = MapAttention(config.dim, config.attention_kernels, grid)
+
+    def forward(self, video: Tensor, query: Tensor, representation: MomentRepresentation) -> Attended:
+        """Features [B, d_v, T] and the query [B, D]; ``representation`` is shared by the branches."""
+        moments = representation(self.reduce(video), self.grid)  # F_vp, Eq. 1-3
+        weights = self.attention(moments, query)
+        # Over the moments' own features: those fused with the query would let the decoder read it there (sec. 3.2).
+        return Attended(weights, (moments @ weights.to(moments.dtype).unsqueeze(2)).squeeze(2))  # Eq. 8
+
+
+class MapAttention(nn.Module):
+    """Attention over the moments from their map and the query (Eq. 6-7).
+
+    The 1 x 1 convolution of [F_vp; tiled F_q] is W_p F_vp + W_q F_q: nothing is tiled. The last convolution has one
+    output channel, so the products of its k x k taps with every moment come first, and the map holds k * k channels
+    instead of D. Cells that no moment has read as zero.
+    """
+
+    def __init__(self, dim: int, kernels: list[int], grid: ProposalGrid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.of_moment = nn.Conv1d(dim, dim, 1)
+        self.of_query = nn.Linear(dim, dim, bias=False)
+        self.hidden = nn.ModuleList(nn.Conv2d(dim, dim, k, padding=k // 2) for k in kernels[:-1])
+        self.last = nn.Conv2d(dim, 1, kernels[-1], padding=kernels[-1] // 2)
+
+    def forward(self, moments: Tensor, query: Tensor) -> Tensor:
+        """[B, D, P] and [B, D] -> [B, P] in float32 or wider, summing to 1."""
+        fused = (self.of_moment(moments) + self.of_query(query).unsqueeze(2)).relu()
+        for conv in self.hidden:
+            fused = self.grid.to_list(conv(self.grid.to_map(fused)).relu())
+        scores = self._last(fused)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(1)
+
+    def _last(self, fused: Tensor) -> Tensor:
+        weight, size = self.last.weight, self.last.weight.shape[-1]
+        taps = self.grid.to_map(weight.flatten(2)[0].t() @ fused)  # [B, k * k, rows, columns]
+        at_tap = torch.eye(size * size, dtype=taps.dtype, device=taps.device).view(1, size * size, size, size)
+        return self.grid.to_list(F.conv2d(taps, at_tap, self.last.bias, padding=size // 2)).squeeze(1)
+
+
+class Decoder(nn.Module):
+    """Tells the query word by word from what was attended (Eq. 9-10).
+
+    The first word follows a zero vector and a zero state (the paper is silent).
+    """
+
+    def __init__(self, dim: int, word_dim: int, vocabulary: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim + word_dim, dim, batch_first=True)
+        self.out = nn.Linear(dim, vocabulary)
+
+    def forward(self, feature: Tensor, embedded: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """Mean over the sentences of the mean negative log-likelihood of a word.
+
+        Args:
+            feature: [B, D].
+            embedded: [B, W, d_w], vectors of the words (teacher forcing).
+            words: int64 [B, W].
+            mask: bool [B, W].
+        """
+        before = F.pad(embedded[:, :-1], (0, 0, 1, 0))
+        inputs = torch.cat([feature.unsqueeze(1).expand(-1, before.shape[1], -1), before], 2)
+        states, _ = self.lstm(inputs)
+        logits = self.out(states).transpose(1, 2)
+        nll = F.cross_entropy(logits, words, reduction="none")
+        return ((nll * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
