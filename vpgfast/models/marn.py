@@ -257,7 +257,8 @@ class MapAttention(nn.Module):
         self.of_moment = nn.Conv1d(dim, dim, 1)
         self.of_query = nn.Linear(dim, dim, bias=False)
         self.hidden = nn.ModuleList(nn.Conv2d(dim, dim, k, padding=k // 2) for k in kernels[:-1])
-        self.last = nn.Conv2d(dim, 1, kernels[-1], padding=kernels[-1] // 2)
+        # A bias would only shift all scores alike.
+        self.last = nn.Conv2d(dim, 1, kernels[-1], padding=kernels[-1] // 2, bias=False)
 
     def forward(self, moments: Tensor, query: Tensor) -> Tensor:
         """[B, D, P] and [B, D] -> [B, P] in float32 or wider, summing to 1."""
@@ -271,7 +272,7 @@ class MapAttention(nn.Module):
         weight, size = self.last.weight, self.last.weight.shape[-1]
         taps = self.grid.to_map(weight.flatten(2)[0].t() @ fused)  # [B, k * k, rows, columns]
         at_tap = torch.eye(size * size, dtype=taps.dtype, device=taps.device).view(1, size * size, size, size)
-        return self.grid.to_list(F.conv2d(taps, at_tap, self.last.bias, padding=size // 2)).squeeze(1)
+        return self.grid.to_list(F.conv2d(taps, at_tap, padding=size // 2)).squeeze(1)
 
 
 class Decoder(nn.Module):
