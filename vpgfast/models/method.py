@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 
-METHODS = {"seqpan": "vpgfast.models.seqpan:SeqPAN"}
+METHODS = {
+    "seqpan": "vpgfast.models.seqpan:SeqPAN",
+    "wsra": "vpgfast.models.wsra:WSRA",
+}
 """Name of each method -> where its class is; imported only when asked for."""
 
 
