@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax
+from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, init_linear, masked_softmax
 from vpgfast.models.method import Method
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
@@ -43,6 +43,9 @@ class WSRAConfig:
             (section 3.2.1, Fig. 6).
         referring_weights: weight the scores of the snippet loss by beta (Eq. 4); off, all weigh 1.
         false_negatives: let queries of the same video, or with the same words, be negatives.
+        query_negatives: also hold the foreground's score with its own query above its scores with the negative queries
+            (not in the paper: Eq. 3 can be won without reading the query).
+        dropout: probability of dropping an element of the snippets and of the sentence vector (the paper names none).
         attend: what a snippet is: "clips", or "moments", the mean features of the candidate moments (section 3, and
             DiDeMo in section 4.1).
         global_feature: append the mean of a video's snippets to each of them (DiDeMo, section 4.1).
@@ -64,6 +67,8 @@ class WSRAConfig:
     last_k: int = 3
     referring_weights: bool = True
     false_negatives: bool = False
+    query_negatives: bool = False
+    dropout: float = 0.0
     attend: Literal["clips", "moments"] = "clips"
     global_feature: bool = False
     moments: Literal["windows", "segments"] = "windows"
@@ -90,6 +95,8 @@ class WSRAConfig:
             raise ConfigError(f"wsra: windows must be shares of the video, above 0 and at most 1, got {self.windows}")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"wsra: overlap must lie in [0, 1), got {self.overlap}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"wsra: dropout must lie in [0, 1), got {self.dropout}")
         if self.nms is not None and not 0 <= self.nms <= 1:
             raise ConfigError(f"wsra: nms must lie in [0, 1], got {self.nms}")
 
@@ -112,6 +119,7 @@ class WSRA(Method):
         super().__init__(config, feature_dim, word_vectors)
         self.config = config
         self.sentence = MeanOfWords(word_vectors)
+        self.dropout = Dropout(config.dropout)
         dim = feature_dim * (2 if config.global_feature else 1)
         # Two functions with parameters of their own (Fig. 2); one that no loss trains is not there.
         self.phi_video = Relevance(dim, self.sentence.out_dim, config.hidden) if config.video_loss else None
@@ -131,13 +139,20 @@ class WSRA(Method):
         snippets, mask = self.snippets(batch, self.moments(batch))
         query = self.query(batch)
         chosen = choose_queries(query, same_videos(batch), config.top_k, config.last_k, config.false_negatives)
+        snippets, query = self.dropout(snippets), self.dropout(query)
         losses, weights = {}, []
         if self.phi_video is not None:
             alpha = masked_softmax(self.phi_video(snippets, query.unsqueeze(1)), mask)  # Eq. 2
             foreground, background = split_video(snippets, mask, alpha)
             has_background = mask.sum(1) > 1
             positive, negative = self.phi_video(foreground, query), self.phi_video(background, query)
-            losses["video"] = video_loss(positive, negative, has_background, config.margin, config.tau)
+            if config.query_negatives:
+                others = self.phi_video.all_pairs(foreground, query)
+                negative = torch.cat([negative.unsqueeze(1), others], 1)
+                compared = torch.cat([has_background.unsqueeze(1), chosen.negatives], 1)
+                losses["video"] = video_loss(positive.unsqueeze(1), negative, compared, config.margin, config.tau)
+            else:
+                losses["video"] = video_loss(positive, negative, has_background, config.margin, config.tau)
             weights.append(config.video_loss)
         if self.phi_snippet is not None:
             scores = self.phi_snippet.all_pairs(snippets.flatten(0, 1), query).unflatten(0, mask.shape)
@@ -159,7 +174,8 @@ class WSRA(Method):
         """The ``top_n`` candidate moments of the highest mean score; equal ones in the order of the candidates."""
         moments, scores = self.moments(batch), self(batch)
         if self.config.attend == "clips":
-            scores = (moments.shares.to(scores.dtype) @ scores.unsqueeze(-1)).squeeze(-1)
+            # In float64, which autocast leaves alone: means of few clips are close to each other.
+            scores = (moments.shares @ scores.double().unsqueeze(-1)).squeeze(-1).to(scores.dtype)
         scores = scores.masked_fill(~moments.mask, -torch.inf)
         spans = moments.spans * batch.durations[:, None, None]
         if self.config.nms is None:
@@ -329,7 +345,7 @@ def video_loss(positive: Tensor, negative: Tensor, mask: Tensor, margin: float, 
         positive, negative: s_p and s_n, phi of the query with the foreground and with the background, [B].
         mask: bool [B], videos that have a background.
     """
-    return log_one_plus_sum_exp(tau * (negative - positive + margin), mask)
+    return log_one_plus_sum_exp((tau * (negative - positive + margin)).flatten(), mask.flatten())
 
 
 def snippet_loss(
