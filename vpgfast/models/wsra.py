@@ -45,6 +45,8 @@ class WSRAConfig:
         false_negatives: let queries of the same video, or with the same words, be negatives.
         query_negatives: also hold the foreground's score with its own query above its scores with the negative queries
             (not in the paper: Eq. 3 can be won without reading the query).
+        attention_scale: what phi is multiplied by before the softmax of Eq. 2. At the paper's 1 no snippet gets more
+            than e times the attention of another, so that a short moment hardly weighs in its own foreground.
         dropout: probability of dropping an element of the snippets and of the sentence vector (the paper names none).
         attend: what a snippet is: "clips", or "moments", the mean features of the candidate moments (section 3, and
             DiDeMo in section 4.1).
@@ -68,6 +70,7 @@ class WSRAConfig:
     referring_weights: bool = True
     false_negatives: bool = False
     query_negatives: bool = False
+    attention_scale: float = 1.0
     dropout: float = 0.0
     attend: Literal["clips", "moments"] = "clips"
     global_feature: bool = False
@@ -89,8 +92,9 @@ class WSRAConfig:
             raise ConfigError("wsra: video_loss or snippet_loss must be above 0, nothing else reads the query")
         if self.batch_loss and not self.video_loss:
             raise ConfigError("wsra: batch_loss needs video_loss, whose foregrounds it compares")
-        if not self.tau > 0:
-            raise ConfigError(f"wsra: tau must be above 0, got {self.tau}")
+        for name in ("tau", "attention_scale"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"wsra: {name} must be above 0, got {getattr(self, name)}")
         if not self.windows or not all(0 < share <= 1 for share in self.windows):
             raise ConfigError(f"wsra: windows must be shares of the video, above 0 and at most 1, got {self.windows}")
         if not 0 <= self.overlap < 1:
@@ -142,7 +146,8 @@ class WSRA(Method):
         snippets, query = self.dropout(snippets), self.dropout(query)
         losses, weights = {}, []
         if self.phi_video is not None:
-            alpha = masked_softmax(self.phi_video(snippets, query.unsqueeze(1)), mask)  # Eq. 2
+            scores = self.phi_video(snippets, query.unsqueeze(1))
+            alpha = masked_softmax(config.attention_scale * scores, mask)  # Eq. 2
             foreground, background = split_video(snippets, mask, alpha)
             has_background = mask.sum(1) > 1
             positive, negative = self.phi_video(foreground, query), self.phi_video(background, query)
@@ -342,8 +347,9 @@ def video_loss(positive: Tensor, negative: Tensor, mask: Tensor, margin: float, 
     """log(1 + sum_i exp(tau (s_n - s_p + m))) over the videos of the batch (Eq. 3).
 
     Args:
-        positive, negative: s_p and s_n, phi of the query with the foreground and with the background, [B].
-        mask: bool [B], videos that have a background.
+        positive, negative: s_p and s_n, phi of the query with the foreground and with the background, [B]; or [B, 1]
+            and [B, n] for several negatives of each video (``query_negatives``).
+        mask: bool, shape of ``negative``: which of them count (a video of one snippet has no background).
     """
     return log_one_plus_sum_exp((tau * (negative - positive + margin)).flatten(), mask.flatten())
 
