@@ -336,15 +336,15 @@ def test_even_attention_splits_nothing():
     foreground, background = split_video(snippets, torch.ones(3, 4, dtype=torch.bool), torch.full((3, 4), 0.25))
     torch.testing.assert_close(foreground, snippets.mean(1))
     torch.testing.assert_close(background, snippets.mean(1))
-    even = torch.zeros(3)
-    loss = video_loss(even, even, torch.ones(3, dtype=torch.bool), 0.2, 1.0)
+    even = torch.zeros(3, 1)
+    loss = video_loss(even, even, torch.ones(3, 1, dtype=torch.bool), 0.2, 1.0)
     assert loss.item() == pytest.approx(math.log(1 + 3 * math.exp(0.2)), rel=1e-6)
 
 
 def test_video_loss_by_hand():
     """Eq. 3: gaps -0.4 + 0.2 and 0.1 + 0.2; the third video has no background."""
-    positive, negative = torch.tensor([0.9, 0.5, 0.1]).double(), torch.tensor([0.5, 0.6, 0.9]).double()
-    there = torch.tensor([True, True, False])
+    positive, negative = torch.tensor([[0.9], [0.5], [0.1]]).double(), torch.tensor([[0.5], [0.6], [0.9]]).double()
+    there = torch.tensor([[True], [True], [False]])
     loss = video_loss(positive, negative, there, 0.2, 2.0)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.4) + math.exp(0.6)))
 

@@ -144,35 +144,30 @@ class WSRA(Method):
         query = self.query(batch)
         chosen = choose_queries(query, same_videos(batch), config.top_k, config.last_k, config.false_negatives)
         snippets, query = self.dropout(snippets), self.dropout(query)
-        losses, weights = {}, []
+        losses: dict[str, Tensor] = {}
         if self.phi_video is not None:
             scores = self.phi_video(snippets, query.unsqueeze(1))
             alpha = masked_softmax(config.attention_scale * scores, mask)  # Eq. 2
             foreground, background = split_video(snippets, mask, alpha)
-            has_background = mask.sum(1) > 1
-            positive, negative = self.phi_video(foreground, query), self.phi_video(background, query)
+            has_background = (mask.sum(1) > 1).unsqueeze(1)
+            positive = self.phi_video(foreground, query).unsqueeze(1)
+            negative, compared = self.phi_video(background, query).unsqueeze(1), has_background
             if config.query_negatives:
-                others = self.phi_video.all_pairs(foreground, query)
-                negative = torch.cat([negative.unsqueeze(1), others], 1)
-                compared = torch.cat([has_background.unsqueeze(1), chosen.negatives], 1)
-                losses["video"] = video_loss(positive.unsqueeze(1), negative, compared, config.margin, config.tau)
-            else:
-                losses["video"] = video_loss(positive, negative, has_background, config.margin, config.tau)
-            weights.append(config.video_loss)
+                negative = torch.cat([negative, self.phi_video.all_pairs(foreground, query)], 1)
+                compared = torch.cat([compared, chosen.negatives], 1)
+            losses["video"] = video_loss(positive, negative, compared, config.margin, config.tau)
         if self.phi_snippet is not None:
             scores = self.phi_snippet.all_pairs(snippets.flatten(0, 1), query).unflatten(0, mask.shape)
             losses["snippet"] = snippet_loss(
                 scores, mask, chosen.negatives, config.margin, config.tau, config.referring_weights
             )
-            weights.append(config.snippet_loss)
         if config.batch_loss:
-            positives = chosen.pseudo_positives & has_background.unsqueeze(1)
+            positives = chosen.pseudo_positives & has_background
             losses["batch"] = batch_loss(
                 foreground, background, chosen.similarity, positives, config.margin, config.tau
             )
-            weights.append(config.batch_loss)
-        total = sum(weight * value for weight, value in zip(weights, losses.values(), strict=True))
-        return {"loss": total, **losses}  # type: ignore[dict-item]  # no loss is left out when all weights are 0
+        weights = {"video": config.video_loss, "snippet": config.snippet_loss, "batch": config.batch_loss}
+        return {"loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum(), **losses}
 
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
@@ -347,8 +342,9 @@ def video_loss(positive: Tensor, negative: Tensor, mask: Tensor, margin: float, 
     """log(1 + sum_i exp(tau (s_n - s_p + m))) over the videos of the batch (Eq. 3).
 
     Args:
-        positive, negative: s_p and s_n, phi of the query with the foreground and with the background, [B]; or [B, 1]
-            and [B, n] for several negatives of each video (``query_negatives``).
+        positive: s_p, phi of each foreground and its query, [B, 1].
+        negative: s_n, phi of each background and the query, [B, 1]; with ``query_negatives`` beside phi of the
+            foreground and the other queries, [B, 1 + B].
         mask: bool, shape of ``negative``: which of them count (a video of one snippet has no background).
     """
     return log_one_plus_sum_exp((tau * (negative - positive + margin)).flatten(), mask.flatten())
