@@ -91,6 +91,16 @@ def test_table_is_printed(train_args: list[str], tmp_path: Path, capsys: pytest.
         assert label in printed
 
 
+def test_a_weakly_supervised_method_trains(data_args: list[str], tmp_path: Path) -> None:
+    """WSRA by its shipped config: the command hands it no spans, and judges it like any other method."""
+    config = Path(__file__).parents[2] / "configs" / "wsra" / "moving_shapes.yaml"
+    args = ["--config", str(config), "--epochs=2", "--accelerator=cpu", *data_args]
+    assert train.main([*args, "--output", str(tmp_path / "r")]) == 0
+    content = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert content["method"] == "wsra"
+    assert 0 < content["metrics"]["mIoU"] < 1
+
+
 def test_config_file_repeats_the_run(run: Path, tmp_path: Path) -> None:
     assert train.main(["--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")]) == 0
     first, again = (load_file(folder / MODEL_FILE) for folder in (run, tmp_path / "again"))

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from vpgfast.data.text import UNKNOWN
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     """Softmax over the elements that ``mask`` (bool, broadcastable to ``scores``) keeps; the others get exactly 0.
 

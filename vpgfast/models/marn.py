@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.models.layers import WordEmbedding
+from vpgfast.models.layers import WordEmbedding, at_least_float32
 from vpgfast.models.method import Method
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
 
@@ -265,8 +265,7 @@ class MapAttention(nn.Module):
         fused = (self.of_moment(moments) + self.of_query(query).unsqueeze(2)).relu()
         for conv in self.hidden:
             fused = self.grid.to_list(conv(self.grid.to_map(fused)).relu())
-        scores = self._last(fused)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(1)
+        return at_least_float32(self._last(fused)).softmax(1)
 
     def _last(self, fused: Tensor) -> Tensor:
         weight, size = self.last.weight, self.last.weight.shape[-1]

@@ -17,6 +17,7 @@ from vpgfast.data.types import Batch, BatchNeeds, Prediction
 METHODS = {
     "seqpan": "vpgfast.models.seqpan:SeqPAN",
     "marn": "vpgfast.models.marn:MARN",
+    "wsra": "vpgfast.models.wsra:WSRA",
 }
 """Name of each method -> where its class is; imported only when asked for."""
 

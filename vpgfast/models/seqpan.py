@@ -25,6 +25,7 @@ from vpgfast.models.layers import (
     SeparableConvLayer,
     TransformerLayer,
     WordEmbedding,
+    at_least_float32,
     attend,
     init_linear,
     masked_log_softmax,
@@ -386,11 +387,6 @@ class ConditionedLocalizer(nn.Module):
         start = self.start(torch.cat([self.norm_start(h_start), x], -1))
         end = self.end(torch.cat([self.norm_end(h_end), x], -1))
         return at_least_float32(start.squeeze(-1)), at_least_float32(end.squeeze(-1))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
