@@ -609,6 +609,16 @@ def test_query_negatives_by_hand():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2) + math.exp(-0.4)), rel=1e-6)
 
 
+def test_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    model, batch = make_model(small_config(query_negatives=True)), make_batch()
+    compiled = torch.compile(model.loss, fullgraph=True, backend="eager")(batch)["loss"]
+    assert compiled.item() == pytest.approx(model.loss(batch)["loss"].item())
+    model.eval()
+    spans = torch.compile(model.predict, fullgraph=True, backend="eager")(batch, 3).spans
+    torch.testing.assert_close(spans, model.predict(batch, 3).spans)
+
+
 def test_sentence_is_the_mean_of_its_words():
     mean, vectors = MeanOfWords(word_vectors()), word_vectors().vectors
     got = mean(torch.tensor([[3, 5, 9], [4, 0, 0]]), torch.tensor([[True, True, False], [False, False, False]]))
