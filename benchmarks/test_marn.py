@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
-from vpgfast.models.marn import MARN
+from vpgfast.models.marn import MARN, MARNConfig
 
 from .field_marn import FieldMARN
 from .measure import Provider, measure
 
 FEATURE_DIM, WORD_DIM, VOCABULARY, WORDS = 4096, 300, 8000, 20
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "marn"
+CONFIGS = {
+    "Charades-STA": MARNConfig(),
+    "ActivityNet": MARNConfig(max_clips=128, scales=list(range(2, 129, 2)), scale_stride="quarter", reduction=32),
+}
 
 
 class Step(nn.Module):
@@ -45,7 +45,7 @@ def make_step(data: str, B: int, device: torch.device) -> tuple[Step, Batch]:
     words = ["<pad>", "<unk>", *map(str, range(VOCABULARY - 2))]
     numbers = np.random.default_rng(0).standard_normal((VOCABULARY, WORD_DIM), dtype=np.float32)
     torch.manual_seed(0)
-    config = parse_train(["--config", str(CONFIGS / f"{data}.yaml")]).model
+    config = CONFIGS[data]
     model = MARN(config, FEATURE_DIM, WordVectors(words, numbers, "random"))
     T = config.max_clips
     mask = torch.ones(B, 1, WORDS, dtype=torch.bool)
@@ -61,7 +61,7 @@ def make_step(data: str, B: int, device: torch.device) -> tuple[Step, Batch]:
     return Step(model).to(device), batch.to(device)
 
 
-@pytest.mark.parametrize(("data", "B"), [("charades_sta", 16), ("activitynet", 4)])
+@pytest.mark.parametrize(("data", "B"), [("Charades-STA", 16), ("ActivityNet", 4)])
 @pytest.mark.parametrize("part", ["proposals", "step"])
 def test_marn(data: str, B: int, part: str, device: torch.device, record) -> None:
     step, batch = make_step(data, B, device)
