@@ -69,4 +69,6 @@ TARGETS = (
         "arithmetic counts a multiply-add as one; compiled PyTorch fuses the same three, and keeps no [N, M, H] either "
         "until it needs a gradient.",
     ),
+    Target("marn proposals", "ActivityNet B=4 d_v=4096 T=128 P=942", 8, 8, over_field=True),
+    Target("marn", "ActivityNet B=4 d_v=4096 T=128 P=942", 3, 3, over_field=True),
 )
