@@ -79,7 +79,7 @@ class FieldMARN:
         words, mask = batch.words[:, 0], batch.word_mask[:, 0]
         embedded = model.words(words)
         states, _ = model.query(embedded)
-        query = states[torch.arange(len(words)), mask.sum(1) - 1]
+        query = states[torch.arange(len(words), device=words.device), mask.sum(1) - 1]
         video = batch.video.transpose(1, 2)
         branches = [model.proposals] if model.clips is None else [model.proposals, model.clips]
         total = torch.zeros((), dtype=video.dtype, device=video.device)

@@ -46,7 +46,7 @@ def make_step(data: str, B: int, device: torch.device) -> tuple[Step, Batch]:
     numbers = np.random.default_rng(0).standard_normal((VOCABULARY, WORD_DIM), dtype=np.float32)
     torch.manual_seed(0)
     config = CONFIGS[data]
-    model = MARN(config, FEATURE_DIM, WordVectors(words, numbers, "random"))
+    model = MARN(config, FEATURE_DIM, WordVectors(words, numbers, "random")).to(device)
     T = config.max_clips
     mask = torch.ones(B, 1, WORDS, dtype=torch.bool)
     batch = Batch(
@@ -58,7 +58,7 @@ def make_step(data: str, B: int, device: torch.device) -> tuple[Step, Batch]:
         sentence_mask=torch.ones(B, 1, dtype=torch.bool),
         durations=torch.full((B,), 60.0, dtype=torch.float64),
     )
-    return Step(model).to(device), batch.to(device)
+    return Step(model), batch.to(device)
 
 
 @pytest.mark.parametrize(("data", "B"), [("Charades-STA", 16), ("ActivityNet", 4)])

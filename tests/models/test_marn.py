@@ -8,38 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import with_random_weights, word_vectors
 from torch import Tensor
 
 from benchmarks.field_marn import FieldMARN
 from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch
-from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models.marn import MARN, Attended, Decoder, MARNConfig
 from vpgfast.ops import multi_scale_grid
 
-T, FEATURE_DIM, VOCABULARY, WORD_DIM = 9, 6, 11, 5
+T, FEATURE_DIM, VOCABULARY, WORD_DIM = 9, 6, 20, 5
 
 
 def small(**changes) -> MARNConfig:
     return MARNConfig(**{"max_clips": T, "scales": [2, 3, 5, 8], "dim": 4, "reduction": 2, "max_words": 7, **changes})
 
 
-def word_vectors() -> WordVectors:
-    vectors = np.random.default_rng(0).normal(size=(VOCABULARY, WORD_DIM)).astype(np.float32)
-    vectors[0] = 0
-    return WordVectors(["<pad>", "<unk>"] + [f"word{i}" for i in range(VOCABULARY - 2)], vectors, "random")
-
-
 def make_model(config: MARNConfig | None = None) -> MARN:
-    """All parameters random: no zero biases that could hide a mistake."""
-    model = MARN(config or small(), FEATURE_DIM, word_vectors()).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+    return with_random_weights(MARN(config or small(), FEATURE_DIM, word_vectors()), 0.5)
 
 
 def random_batch(words=(4, 7, 1), seed: int = 0, spans: Tensor | None = None) -> Batch:

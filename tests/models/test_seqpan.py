@@ -7,8 +7,9 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from small import with_random_weights, word_vectors
 
-from vpgfast.data.text import NUM_CHARS, WordVectors
+from vpgfast.data.text import NUM_CHARS
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models import seqpan
@@ -45,20 +46,8 @@ def small_config(**changes):
     )
 
 
-def word_vectors(size=20, dim=5):
-    vectors = np.random.default_rng(0).normal(size=(size, dim)).astype(np.float32)
-    vectors[0] = 0
-    return WordVectors(["<pad>", "<unk>"] + [f"word{i}" for i in range(size - 2)], vectors, "random")
-
-
 def make_model(config=None, dtype=torch.float64, scale=0.4):
-    """A model whose parameters are all random: no zero biases and no unit scales that could hide a mistake."""
-    model = SeqPAN(config or small_config(), FEATURE_DIM, word_vectors()).to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+    return with_random_weights(SeqPAN(config or small_config(), FEATURE_DIM, word_vectors()), scale, dtype)
 
 
 def make_batch(

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import with_random_weights, word_vectors
 
 from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch as collate
-from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models.method import get_method
@@ -62,20 +62,8 @@ def small_config(**changes):
     return WSRAConfig(**{"hidden": 6, "top_k": 1, "last_k": 1, "max_clips": 12, "max_words": 6, **changes})
 
 
-def word_vectors(size=20, dim=5):
-    vectors = np.random.default_rng(0).normal(size=(size, dim)).astype(np.float32)
-    vectors[0] = 0
-    return WordVectors(["<pad>", "<unk>"] + [f"word{i}" for i in range(size - 2)], vectors, "random")
-
-
 def make_model(config=None, dtype=torch.float64, scale=0.7):
-    """A model whose parameters are all random: no zero biases that could hide a mistake."""
-    model = WSRA(config or small_config(), FEATURE_DIM, word_vectors()).to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+    return with_random_weights(WSRA(config or small_config(), FEATURE_DIM, word_vectors()), scale, dtype)
 
 
 VIDEOS = ("a", "b", "c", "a", "d", "e", "f", "g")
@@ -498,7 +486,8 @@ def test_padding_changes_nothing(changes):
 
 
 def reordered(batch, order):
-    rows = {f.name: getattr(batch, f.name)[order] for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)}  # fmt: skip  # noqa: E501
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    rows = {name: value[order] for name, value in values.items() if isinstance(value, torch.Tensor)}
     return replace(batch, paragraphs=[batch.paragraphs[i] for i in order], **rows)
 
 

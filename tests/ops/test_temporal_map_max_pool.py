@@ -106,6 +106,24 @@ def test_grid(device: str, backend: str, dtype: torch.dtype, layout: str, shape:
 
 
 @implementations()
+@pytest.mark.parametrize(("rows", "T"), [(512, 128), (484, 132), (500, 130)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_maps_larger_than_the_caches(device: str, backend: str, rows: int, T: int, dtype: torch.dtype) -> None:
+    """From 32 MiB on the C++ kernel stores past the caches, where rows are aligned; the last of these are not."""
+    rows *= 4 // dtype.itemsize
+    x = random_x((1, rows, T), dtype).to(device)
+    assert rows * T * T * dtype.itemsize >= 2**25
+    expected = torch.cummax(x.unsqueeze(2).expand(-1, -1, T, -1).triu() + _below(T, x), 3).values.triu()
+    with ops.backend(backend):
+        assert torch.equal(temporal_map_max_pool(x), expected)
+
+
+def _below(T: int, x: Tensor) -> Tensor:
+    """-inf below the diagonal, 0 elsewhere."""
+    return torch.full((T, T), -torch.inf, dtype=x.dtype, device=x.device).tril(-1)
+
+
+@implementations()
 @dtypes
 @layouts
 @shapes
