@@ -163,7 +163,8 @@ def build_model(checkpoint: Checkpoint, config: Any, path: Path) -> Method:
 
 
 def load_weights(model: Method, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put weights into a model; raises :class:`CheckpointError` naming the first one that doesn't fit."""
+    """Put weights into a model; raises :class:`CheckpointError` naming what doesn't fit."""
+    model.check_weights(weights, path)
     own = model.state_dict()
     for name, value in own.items():
         if name not in weights:

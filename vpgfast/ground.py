@@ -199,7 +199,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vpgfast.ground",
         description="Find when sentences happen in a video.",
-        epilog="Several --sentence make a paragraph, in that order.",
+        epilog="Several --sentence make a paragraph, in that order. Settings of the run can be changed, as "
+        "in --model.language_model FOLDER where it lies elsewhere now.",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or the folder of a run")
@@ -212,7 +213,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: ground-NAME beside the checkpoint"
     )
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
     open_log()
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
@@ -221,13 +222,14 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--sentence {number} ({sentence!r}) has no word in it")
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    config = settings_of(checkpoint, arguments.checkpoint, [])
+    config = settings_of(checkpoint, arguments.checkpoint, rest)
     model = build_model(checkpoint, config.model, arguments.checkpoint)
     features, duration = _features(arguments, checkpoint, config)
+    needs = get_method(config.method).needs(config.model)
     unknown = unknown_words(arguments.sentence, checkpoint.word_vectors)
-    if unknown:
+    if unknown and needs.vocabulary:
         log.warning("the model has not seen these words and ignores their meaning: %s", ", ".join(unknown))
-    if len(features) > (limit := get_method(config.method).needs(config.model).max_clips):
+    if len(features) > (limit := needs.max_clips):
         log.info("%d clips are brought down to %d: one is %.1f s", len(features), limit, duration / limit)
     found = ground(model, config, checkpoint.word_vectors, features, duration, arguments.sentence, arguments.top)
 

@@ -6,7 +6,9 @@ Training, evaluation and grounding know methods through this file alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -48,6 +50,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` best spans of each sentence."""
+
+    def check_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        """Refuse weights from ``path`` that were trained beside something else than what this model was given.
+
+        Raises:
+            CheckpointError: they were; says what to give instead.
+        """
 
 
 def get_method(name: str) -> type[Method]:

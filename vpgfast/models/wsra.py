@@ -10,8 +10,9 @@ moments; P candidate moments; d width of a snippet; H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
+from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, init_linear, masked_softmax
 from vpgfast.models.method import Method
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
@@ -31,6 +33,9 @@ class WSRAConfig:
     """Settings of WSRA; the defaults are the paper's for Charades-STA.
 
     Attributes:
+        language_model: folder of a frozen language model, as save_pretrained of the package transformers writes it: a
+            sentence is the mean of its outputs (section 4, with GPT-2). null: the mean of its word vectors (WSRA*).
+        language_layers: which outputs of the language model: those of "all" its modules, or of the "last".
         hidden: width H of the hidden layer of phi.
         video_loss: weight of the foreground-background loss (Eq. 3); 0 leaves it out (Table 1).
         snippet_loss: weight of the loss over snippets and negative queries (Eq. 5); 0 leaves it out (Table 1).
@@ -56,9 +61,11 @@ class WSRAConfig:
         overlap: share of its length that a window has in common with the next.
         nms: largest IoU of two spans in a prediction; null keeps all.
         max_clips: videos of more clips are mean-pooled to this many.
-        max_words: longer sentences are cut to this many words.
+        max_words: longer sentences are cut to this many words; a language model reads up to its own limit instead.
     """
 
+    language_model: Path | None = None
+    language_layers: Literal["all", "last"] = "all"
     hidden: int = 512
     video_loss: float = 0.1
     snippet_loss: float = 1.0
@@ -116,13 +123,22 @@ class WSRA(Method):
     def needs(config: WSRAConfig) -> BatchNeeds:
         """Single sentences without spans, videos pooled down to ``max_clips``."""
         return BatchNeeds(
-            level="sentence", spans=False, max_clips=config.max_clips, resample="pool", max_words=config.max_words
+            level="sentence",
+            spans=False,
+            max_clips=config.max_clips,
+            resample="pool",
+            max_words=config.max_words,
+            vocabulary=config.language_model is None,
         )
 
     def __init__(self, config: WSRAConfig, feature_dim: int, word_vectors: WordVectors) -> None:
         super().__init__(config, feature_dim, word_vectors)
         self.config = config
-        self.sentence = MeanOfWords(word_vectors)
+        self.sentence: MeanOfWords | MeanOfOutputs
+        if config.language_model is None:
+            self.sentence = MeanOfWords(word_vectors)
+        else:
+            self.sentence = MeanOfOutputs(LanguageModel(config.language_model), config.language_layers)
         self.dropout = Dropout(config.dropout)
         dim = feature_dim * (2 if config.global_feature else 1)
         # Two functions with parameters of their own (Fig. 2); one that no loss trains is not there.
@@ -195,7 +211,14 @@ class WSRA(Method):
         """The vector t of each sentence, [B, d_t]."""
         if batch.words.shape[1] != 1:
             raise ValueError(f"WSRA takes one sentence a video, this batch has up to {batch.words.shape[1]}")
-        return self.sentence(batch.words[:, 0], batch.word_mask[:, 0])
+        if isinstance(self.sentence, MeanOfWords):
+            return self.sentence(batch.words[:, 0], batch.word_mask[:, 0])
+        return self.sentence([paragraph.sentences[0] for paragraph in batch.paragraphs]).to(batch.video.dtype)
+
+    def check_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        """Refuses weights that were trained beside another language model."""
+        if isinstance(self.sentence, MeanOfOutputs):
+            self.sentence.check_weights(weights, "sentence.", path)
 
     def moments(self, batch: Batch) -> Moments:
         """The candidate moments of each video."""
@@ -219,10 +242,7 @@ class WSRA(Method):
 
 
 class MeanOfWords(nn.Module):
-    """A sentence as the mean of its words' vectors (the text feature of WSRA*, section 4.1).
-
-    Any module that maps word indices and their mask to one vector a sentence, and says its width, can stand here.
-    """
+    """A sentence as the mean of its words' vectors (the text feature of WSRA*, section 4.1)."""
 
     def __init__(self, word_vectors: WordVectors) -> None:
         super().__init__()
