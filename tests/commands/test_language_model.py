@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def args(data_args: list[str], folder: Path) -> list[str]:
     model = ["--model.hidden=16", "--model.query_negatives=true", f"--model.language_model={folder}"]
-    return ["--method=wsra", "--epochs=2", "--batch_size=16", "--accelerator=cpu", *model, *data_args]
+    return ["--method=wsra", "--epochs=2", "--batch_size=3", "--accelerator=cpu", *model, *data_args]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small import with_random_weights, word_vectors
 
+from benchmarks.field_wsra import FieldWSRA, broadcast, tiled
 from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch as collate
 from vpgfast.data.types import Batch, Paragraph
@@ -241,6 +242,22 @@ def test_losses_equal_the_plain_ones(changes):
     assert list(losses) == list(expected)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value, rel=1e-9), name
+
+
+@pytest.mark.parametrize("relevance", [tiled, broadcast])
+@pytest.mark.parametrize(
+    "changes", [{}, {"margin": 0.5, "tau": 2.0}, {"top_k": 2, "false_negatives": True}], ids=ids_of
+)
+def test_the_tiled_form_gives_the_same(changes, relevance):
+    """Loss and all gradients of the forms that benchmarks/test_wsra.py times."""
+    model, batch = make_model(small_config(**changes)), make_batch([max(count, 2) for count in CLIPS])
+    batch.words[0, 0, 0] = 1  # an unknown word, whose vector is trained
+    batch.video.requires_grad_()
+    inputs = [batch.video, *model.parameters()]
+    ours, fields = model.loss(batch)["loss"], FieldWSRA(model, relevance).loss(batch)
+    torch.testing.assert_close(ours, fields, rtol=1e-10, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(fields, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("changes", SWITCHES, ids=ids_of)
