@@ -45,6 +45,9 @@ def make_step(B: int, device: torch.device) -> tuple[Step, Batch]:
     torch.manual_seed(0)
     config = WSRAConfig()
     model = WSRA(config, FEATURE_DIM, WordVectors(words, numbers, "random")).to(device)
+    for phi in (model.phi_video, model.phi_snippet):
+        # Fresh weights give nearly the same score to all pairs, and gradients of which nothing but rounding is left.
+        torch.nn.init.normal_(phi.out.weight, std=0.2)
     mask = torch.ones(B, 1, WORDS, dtype=torch.bool)
     batch = Batch(
         paragraphs=[Paragraph(str(b), 30.0, ("",)) for b in range(B)],
@@ -83,6 +86,8 @@ def test_wsra(device: torch.device, record) -> None:
             floor_bytes={"forward": features + weights, "forward+backward": 2 * (features + weights) + weights},
             # Backward by the weights alone: the clips' features are data.
             floor_flops={"forward": products + pairs, "forward+backward": 2 * (products + pairs)},
-            tolerance=1e-3,
+            # A hidden unit at 0 is on or off by the last bit of a sum, and gradients of random clips cancel: one such
+            # unit shows. In float64 tests/models/test_wsra.py finds all ways equal to eight digits.
+            tolerance=3e-3,
         )
     )
