@@ -187,8 +187,8 @@ class MeanOfOutputs(nn.Module):
         # Machines differ in the last bits of a sum, models in the first.
         if there.shape != here.shape or not (there - here).norm() <= 1e-3 * there.norm():
             raise CheckpointError(
-                f"{path}: trained with the outputs of another language model (or of other layers); give the folder "
-                f"of the one it was trained with as {SETTING}"
+                f"checkpoint {path}: trained with the outputs of another language model (or of other layers); "
+                f"give the folder of the one it was trained with as {SETTING}"
             )
 
 
