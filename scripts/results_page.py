@@ -34,6 +34,10 @@ the papers' settings, for those who have them.
 **Simulated features** are made from the words of the sentences. Such a run shows that the whole path works at real
 scale on real text and real timing, and says nothing about real video.
 """
+ABLATIONS_HEAD = """# Over seeds, and the papers' ablations
+
+From `vpgfast ablate` ([what its verdicts mean](commands.md#ablate)).
+"""
 
 
 def store(run: Path) -> None:
@@ -74,7 +78,8 @@ def main() -> None:
         store(Path(run))
     runs = sorted(path.parent for path in STORE.glob("*/metrics.json"))
     sections = [section(run) for run in runs]
-    sections += [ablation_section(path.parent) for path in sorted(ABLATIONS.glob(f"*/{RESULT}"))]
+    if ablations := sorted(path.parent for path in ABLATIONS.glob(f"*/{RESULT}")):
+        sections += [ABLATIONS_HEAD, *map(ablation_section, ablations)]
     (ROOT / "docs" / "results.md").write_text("\n".join([HEAD, *sections]))
 
 
