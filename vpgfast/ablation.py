@@ -343,7 +343,9 @@ def claim_text(claim: Mapping[str, Any]) -> str:
     spread = "one seed" if seeds == 1 else f"standard error {100 * claim['standard_error']:.1f}, {seeds} seeds"
     paper = claim["paper_difference"]
     published = "" if paper is None else f"; paper {100 * paper:+.2f}"
-    text = f"{claim['verdict']}: {claim['claim']} ({better} - {worse}, {metric}: {points:+.1f}, {spread}{published})."
+    text = (
+        f"{claim['verdict']}: {claim['claim']} ({better} minus {worse}, {metric}: {points:+.1f}, {spread}{published})."
+    )
     if claim["verdict"] == REVERSED:
         text += f" Here {better} is {-points:.1f} points below {worse} in {metric}."
     if claim["below_baselines"]:

@@ -281,7 +281,7 @@ def test_claims_in_words(tables_file: Path) -> None:
     def text(narrow: list[float], wide: list[float]) -> str:
         return claim_text(summary(tables_file, narrow, wide)["claims"][0])
 
-    said = "more width helps (wide - narrow, mIoU: "
+    said = "more width helps (wide minus narrow, mIoU: "
     assert text([0.2, 0.3], [0.3, 0.41]) == f"holds: {said}+10.5, standard error 0.5, 2 seeds)."
     assert text([0.3, 0.41], [0.2, 0.3]) == (
         f"does not hold: {said}-10.5, standard error 0.5, 2 seeds). Here wide is 10.5 points below narrow in mIoU."
