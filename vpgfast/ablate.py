@@ -121,10 +121,6 @@ def main(argv: Sequence[str]) -> int:
     plan = make_plan(tables, settings, seeds, output, str(options.tables or "the command line"))
     needed = {plan.names[table.title, row.name] for table in wanted for row in table.rows}
     runs = [run for run in plan.runs if run.name in needed]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output folder {output}: {error.strerror}") from None
     with locked(output) as lock:
         open_log(output / "log.txt")
         unfinished = [run for run in runs if look_into(run.folder, run.config) != "finished"]
@@ -277,14 +273,19 @@ def _folder_name(text: str, taken: Collection[str]) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold the folder for this command and its runs; yields the descriptor that the runs inherit.
+    """Make the folder and hold it for this command and its runs; yields the descriptor that the runs inherit.
 
     A run that outlives a killed command keeps the lock, so that no second process writes into its folder.
 
     Raises:
-        ConfigError: another one holds it.
+        ConfigError: another one holds it, or the folder can't be made or written.
     """
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"output folder {folder}: {error.strerror}") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -378,6 +378,12 @@ def test_another_run_in_the_folder(
     assert "holds a run with other settings (model.level: sentence there, paragraph here)" in error_line(capsys)
 
 
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigError, match="out: File exists"), ablate.locked(tmp_path / "out"):
+        pass
+
+
 def test_two_commands_in_one_folder(tmp_path: Path) -> None:
     with (
         ablate.locked(tmp_path),
