@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes docs/results.md from the stored runs: docs/results/<run>/{metrics.json,config.yaml,spans.png}.
+"""Writes docs/results.md from the stored runs: docs/results/<run>/{metrics.json,config.yaml,spans.png}, and from the
+stored results of `vpgfast ablate`: docs/results/ablations/<name>/ablation.{json,md,png}.
 
-    python scripts/results_page.py [RUN_FOLDER ...]     # first copies finished runs into docs/results
+    python scripts/results_page.py [RUN_FOLDER ...]     # first copies finished runs or ablations into docs/results
 
 No number of that page is typed by hand.
 """
@@ -14,11 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vpgfast.ablate import PAGE, PICTURE, RESULT
+from vpgfast.ablation import markdown
 from vpgfast.metrics import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "docs" / "results"
+ABLATIONS = STORE / "ablations"
 KEPT = ("metrics.json", "config.yaml", "spans.png")
+KEPT_OF_ABLATIONS = (RESULT, PAGE, PICTURE)
 HEAD = """# Results of our own runs
 
 Written by `scripts/results_page.py` from the stored files of each run (`docs/results/<run>/`); in %. Beside each method
@@ -29,13 +34,20 @@ the papers' settings, for those who have them.
 **Simulated features** are made from the words of the sentences. Such a run shows that the whole path works at real
 scale on real text and real timing, and says nothing about real video.
 """
+ABLATIONS_HEAD = """# Over seeds, and the papers' ablations
+
+From `vpgfast ablate` ([what its verdicts mean](commands.md#ablate)).
+"""
 
 
 def store(run: Path) -> None:
-    target = STORE / run.name
+    ablation = (run / RESULT).is_file()
+    target = (ABLATIONS if ablation else STORE) / run.name
     target.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in KEPT_OF_ABLATIONS if ablation else KEPT:
         shutil.copy(run / name, target / name)
+    if ablation:
+        return  # it says itself which commit it is of
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     (target / "commit.txt").write_text(head.stdout)
 
@@ -52,11 +64,23 @@ def section(run: Path) -> str:
     return f"## {run.name}\n\n{about}\n\n```\n{format_table(rows)}\n```\n"
 
 
+def ablation_section(folder: Path) -> str:
+    content = json.loads((folder / RESULT).read_text())
+    place = f"results/ablations/{folder.name}"
+    links = ", ".join(f"[{name}]({place}/{name})" for name in KEPT_OF_ABLATIONS)
+    versions = content["versions"]
+    about = f"{content['seconds']:.0f} s in all, commit {versions.get('commit', 'unknown')}: {links}"
+    return f"## {folder.name}\n\n{about}\n\n{markdown(content, '###', f'{place}/{PICTURE}')}"
+
+
 def main() -> None:
     for run in sys.argv[1:]:
         store(Path(run))
     runs = sorted(path.parent for path in STORE.glob("*/metrics.json"))
-    (ROOT / "docs" / "results.md").write_text("\n".join([HEAD, *map(section, runs)]))
+    sections = [section(run) for run in runs]
+    if ablations := sorted(path.parent for path in ABLATIONS.glob(f"*/{RESULT}")):
+        sections += [ABLATIONS_HEAD, *map(ablation_section, ablations)]
+    (ROOT / "docs" / "results.md").write_text("\n".join([HEAD, *sections]))
 
 
 if __name__ == "__main__":

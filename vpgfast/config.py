@@ -144,7 +144,7 @@ def parse_train(argv: Sequence[str], prog: str = "python -m vpgfast.train") -> T
         raise ConfigError(str(error)) from None
     settings, source = QUICK_RUN, "the command line"
     if known.config is not None:
-        settings, source = _read_yaml(known.config), str(known.config)
+        settings, source = read_yaml(known.config), str(known.config)
     elif known.method not in (None, DEFAULT_METHOD):
         settings = {}
     method = known.method or settings.get("method", DEFAULT_METHOD)
@@ -210,21 +210,29 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, kind: str = "config file") -> dict[str, Any]:
+    """What a YAML file of ``key: value`` lines holds.
+
+    Args:
+        kind: what errors call the file.
+
+    Raises:
+        ConfigError: it is missing, unreadable, no YAML (names the line), or holds something else.
+    """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"config file {path}: no such file") from None
+        raise ConfigError(f"{kind} {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path}: unreadable ({error})") from None
+        raise ConfigError(f"{kind} {path}: unreadable ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"config file {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        raise ConfigError(f"{kind} {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"config file {path}: must hold 'key: value' lines, found {type(settings).__name__}")
+        raise ConfigError(f"{kind} {path}: must hold 'key: value' lines, found {type(settings).__name__}")
     return settings
 
 

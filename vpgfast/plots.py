@@ -1,4 +1,4 @@
-"""Pictures: predicted against true spans, training curves, the ranked spans of a query. PNG files, written whole.
+"""Pictures: predicted against true spans, training curves, ranked spans, ablations. PNG files, written whole.
 
 Drawn through matplotlib's object interface: no display, no global state.
 """
@@ -9,6 +9,8 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -136,6 +138,74 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
         axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
         _plain(axis)
     _save(figure, path)
+
+
+def draw_ablation(content: Mapping[str, Any], path: Path) -> None:
+    """Each table a panel: every row's mean and standard deviation over the seeds, with the paper's figure beside it.
+
+    Args:
+        content: of ``ablation.json``.
+        path: of the PNG.
+    """
+    tables = content["tables"]
+    heights = [2.6 if table["line"] else 0.55 + 0.32 * len(table["rows"]) for table in tables]  # inches, without axis
+    total = sum(heights) + 0.75 * len(tables) + 0.9
+    figure = Figure(figsize=(_WIDTH, total), layout="constrained", facecolor="white")
+    title = f"{content['method']} on {content['corpus']}, {content['split']}: mean and standard deviation over seeds"
+    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    handles: dict[str, Any] = {}
+    for axis, table in zip(panels, tables, strict=True):
+        _ablation_panel(axis, table)
+        artists, labels = axis.get_legend_handles_labels()
+        handles.update(zip(labels, artists, strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower left", ncols=4, frameon=False, fontsize=9, labelcolor=INK
+    )
+    _save(figure, path)
+
+
+def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
+    """Rows downwards and the metric to the right; for a line, rows to the right and the metric upwards."""
+    metric, rows, line = table["judged_by"], table["rows"], table["line"]
+    values = [[100 * run["metrics"][metric] for run in row["runs"]] for row in rows]
+    done = [place for place, seeds in enumerate(values) if seeds]
+    means = [fmean(values[place]) for place in done]
+    spreads = [stdev(values[place]) if len(values[place]) > 1 else 0.0 for place in done]
+    published = [(place, 100 * row["paper"][metric]) for place, row in enumerate(rows) if metric in row["paper"]]
+
+    def place_and_value(places: Sequence[float], numbers: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+        return (places, numbers) if line else (numbers, places)
+
+    every_seed = [(place, value) for place in done for value in values[place]]
+    axis.plot(
+        *place_and_value([place for place, _ in every_seed], [value for _, value in every_seed]),
+        "o", color=INK, ms=2.5, mew=0, zorder=4, label="each seed",
+    )  # fmt: skip
+    axis.errorbar(
+        *place_and_value(done, means), xerr=None if line else spreads, yerr=spreads if line else None,
+        fmt="o-" if line else "o", color=PREDICTED, ms=7, lw=1.6, capsize=3, label="mean and standard deviation",
+    )  # fmt: skip
+    if published:
+        places, figures = zip(*published, strict=True)
+        label = "paper, on its own corpus"
+        axis.plot(*place_and_value(places, figures), "D", mfc="white", mec=TRUE, mew=1.4, ms=6, label=label)
+    if table["baselines"]:
+        best = 100 * max(row[metric] for row in table["baselines"].values())
+        draw = axis.axhline if line else axis.axvline
+        draw(best, color=FAINT, lw=1.2, ls="--", label="the best of watching nothing")
+    labels = [textwrap.shorten(row["label"], 44, placeholder=" ...") for row in rows]
+    if line:
+        axis.set_xticks(range(len(rows)), labels)
+        axis.set_ylabel(f"{metric}, %", color=FAINT, fontsize=9)
+    else:
+        axis.set_yticks(range(len(rows)), labels)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_xlabel(f"{metric}, %", color=FAINT, fontsize=9)
+    axis.set_title(": ".join(filter(None, (table["title"], table["about"]))), loc="left", fontsize=10, color=INK)
+    axis.grid(True, color=TRACK, lw=1)
+    axis.set_axisbelow(True)
+    _plain(axis)
 
 
 def _panels(

@@ -1,0 +1,382 @@
+"""Ablation tables: read a paper's tables, judge what it says of them by our own seeds, and write that as text.
+
+A tables file (``configs/<method>/ablations.yaml``) lists what the paper varied, what it got and what it concludes from
+it. Nothing here runs anything; :mod:`vpgfast.ablate` does. Metrics are fractions in [0, 1] everywhere but in the tables
+file and in text, where they are per cent, as in papers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from vpgfast.config import flatten, nearest, read_yaml
+from vpgfast.errors import ConfigError
+from vpgfast.metrics import align
+
+HOLDS, REVERSED, UNDECIDED = "holds", "does not hold", "undecided"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of the method.
+
+    Attributes:
+        name: as the paper numbers it; claims name rows by it.
+        about: what it is, in a few words.
+        settings: of the run, dotted (``{"model.conv_kernel": 1}``), on top of the table's.
+        paper: the paper's figures by metric, fractions; what it doesn't give is absent.
+    """
+
+    name: str
+    about: str
+    settings: dict[str, Any]
+    paper: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """What tables and pictures call it."""
+        return f"{self.name} {self.about}".strip()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says of two rows.
+
+    Attributes:
+        better: name of the row that does better.
+        worse: name of the other.
+        claim: what the paper says, in one line.
+        metric: by which it is judged.
+    """
+
+    better: str
+    worse: str
+    claim: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table (or figure) of the paper.
+
+    Attributes:
+        title: as the paper calls it.
+        about: what it varies.
+        corpus: of the paper's figures.
+        metrics: those of the paper's figures; columns of the text.
+        judged_by: the metric of the claims and of the picture.
+        settings: of all its rows, dotted.
+        rows: in the paper's order.
+        claims: what the paper says of them.
+        line: draw the rows as points of a line, in their order.
+    """
+
+    title: str
+    about: str
+    corpus: str
+    metrics: tuple[str, ...]
+    judged_by: str
+    settings: dict[str, Any]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+    line: bool
+
+
+# --- the tables file
+
+
+def read_tables(path: Path) -> list[Table]:
+    """The tables of a file, in its order.
+
+    Raises:
+        ConfigError: unreadable, or a key that is unknown, missing or wrong; names the file, the table and the row.
+    """
+    content = read_yaml(path, "tables file")
+    entries = _checked(content, str(path), required=("tables",))["tables"]
+    tables = [_table(entry, str(path), number) for number, entry in enumerate(_list(entries, str(path), "tables"), 1)]
+    _unique([table.title for table in tables], str(path), "table")
+    return tables
+
+
+def choose(tables: Sequence[Table], only: Sequence[str], source: str) -> list[Table]:
+    """The tables that ``only`` names by title, or by its beginning up to a comma; all if it names none.
+
+    Raises:
+        ConfigError: a title that isn't there; lists those that are.
+    """
+    for title in only:
+        if not any(title in _titles(table) for table in tables):
+            there = "; ".join(table.title for table in tables)
+            raise ConfigError(f"--only {title!r}: {source} has no such table; it has {there}")
+    return [table for table in tables if not only or any(title in _titles(table) for title in only)]
+
+
+def _titles(table: Table) -> tuple[str, str]:
+    return table.title, table.title.split(",")[0]
+
+
+def _table(entry: Any, source: str, number: int) -> Table:
+    title = entry.get("title") if isinstance(entry, Mapping) else None
+    where = f"{source}, table {title!r}" if title else f"{source}, table number {number}"
+    entry = _checked(
+        entry,
+        where,
+        required=("title", "corpus", "judged_by", "rows"),
+        optional=("about", "metrics", "settings", "claims", "line"),
+    )
+    metrics = tuple(map(str, _list(entry.get("metrics", []), where, "metrics")))
+    rows = tuple(_row(row, where, metrics) for row in _list(entry["rows"], where, "rows"))
+    names = _unique([row.name for row in rows], where, "row")
+    judged_by = str(entry["judged_by"])
+    claims = tuple(_claim(claim, where, names, judged_by) for claim in _list(entry.get("claims", []), where, "claims"))
+    return Table(
+        title=str(entry["title"]),
+        about=str(entry.get("about", "")),
+        corpus=str(entry["corpus"]),
+        metrics=metrics,
+        judged_by=judged_by,
+        settings=_settings(entry.get("settings"), where),
+        rows=rows,
+        claims=claims,
+        line=bool(entry.get("line", False)),
+    )
+
+
+def _row(entry: Any, where: str, metrics: Sequence[str]) -> Row:
+    if isinstance(entry, Mapping) and "name" in entry:
+        where = f"{where}, row {entry['name']!r}"
+    entry = _checked(entry, where, required=("name",), optional=[field.name for field in fields(Row)])
+    figures = _list(entry.get("paper", []), where, "paper")
+    if figures and len(figures) != len(metrics):
+        raise ConfigError(f"{where}: {len(figures)} figures below 'paper', the table has {len(metrics)} metrics")
+    if not all(figure is None or (isinstance(figure, int | float) and 0 <= figure <= 100) for figure in figures):
+        raise ConfigError(f"{where}: 'paper' takes numbers from 0 to 100, or null, found {figures}")
+    paper = {name: figure / 100 for name, figure in zip(metrics, figures, strict=False) if figure is not None}
+    return Row(str(entry["name"]), str(entry.get("about", "")), _settings(entry.get("settings"), where), paper)
+
+
+def _claim(entry: Any, where: str, names: Sequence[str], judged_by: str) -> Claim:
+    entry = _checked(entry, f"{where}, claims", required=("better", "claim"), optional=("metric",))
+    pair = list(map(str, _list(entry["better"], where, "better")))
+    if len(pair) != 2:
+        raise ConfigError(f"{where}: 'better' takes two rows, the better one first, found {pair}")
+    for name in pair:
+        if name not in names:
+            raise ConfigError(f"{where}: a claim names the row {name!r}, which isn't there{nearest(name, names)}")
+    return Claim(pair[0], pair[1], str(entry["claim"]), str(entry.get("metric", judged_by)))
+
+
+def _checked(entry: Any, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: must hold 'key: value' lines, found {type(entry).__name__}")
+    valid = dict.fromkeys((*required, *optional))
+    for key in entry:
+        if key not in valid:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), valid)}; there are {', '.join(valid)}")
+    for key in required:
+        if key not in entry:
+            raise ConfigError(f"{where}: the key {key!r} is missing")
+    return entry
+
+
+def _list(value: Any, where: str, key: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: {key!r} must be a list, found {value!r}")
+    return value
+
+
+def _settings(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ConfigError(f"{where}: 'settings' must hold 'key: value' lines, found {value!r}")
+    return flatten(value or {})
+
+
+def _unique(names: list[str], where: str, what: str) -> list[str]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{where}: two {what}s are called {twice[0]!r}")
+    return names
+
+
+# --- what came out
+
+
+def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """A table with our results in it, as ``ablation.json`` holds it.
+
+    Args:
+        table: as the file says.
+        finished: by row name and seed, what ``metrics.json`` of that run holds. A seed that didn't finish is absent.
+    """
+    rows = []
+    for row in table.rows:
+        runs = [
+            {"seed": seed, **{key: run[key] for key in ("seconds", "metrics", "control")}}
+            for seed, run in sorted(finished[row.name].items())
+        ]
+        settings = {**table.settings, **row.settings}
+        rows.append({"name": row.name, "label": row.label, "settings": settings, "paper": row.paper, "runs": runs})
+    # Rows may be judged on other data or by other rules; what watching nothing earns is shown if all have it in common.
+    baselines = [run["baselines"] for runs in finished.values() for run in runs.values()]
+    common = baselines[0] if baselines and all(other == baselines[0] for other in baselines) else {}
+    return {
+        "title": table.title,
+        "about": table.about,
+        "paper_corpus": table.corpus,
+        "metrics": list(table.metrics),
+        "judged_by": table.judged_by,
+        "line": table.line,
+        "baselines": common,
+        "rows": rows,
+        "claims": [_judge(claim, table, finished, common) for claim in table.claims],
+    }
+
+
+def verdict(differences: Sequence[float]) -> tuple[str, float | None, float | None]:
+    """Whether a claim holds, from the differences "better" minus "worse" of the seeds that both rows have.
+
+    It holds if the mean difference is above 0 by more than twice its standard error (standard deviation over the seeds
+    / sqrt(seeds)), it doesn't if it is below 0 by as much, and is undecided otherwise, and with one seed, which has no
+    spread.
+
+    Returns:
+        (verdict, mean difference, standard error); ``None`` for what can't be told.
+    """
+    if not differences:
+        return UNDECIDED, None, None
+    mean = fmean(differences)
+    if len(differences) == 1:
+        return UNDECIDED, mean, None
+    error = stdev(differences) / math.sqrt(len(differences))
+    if abs(mean) <= 2 * error:
+        return UNDECIDED, mean, error
+    return (HOLDS if mean > 0 else REVERSED), mean, error
+
+
+def _judge(
+    claim: Claim,
+    table: Table,
+    finished: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    baselines: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    better, worse = finished[claim.better], finished[claim.worse]
+    seeds = sorted(better.keys() & worse.keys())
+    differences = [better[seed]["metrics"][claim.metric] - worse[seed]["metrics"][claim.metric] for seed in seeds]
+    decision, mean, error = verdict(differences)
+    # A comparison of two rows that both know less than a baseline says little, whatever its verdict.
+    best = max((values[claim.metric] for values in baselines.values()), default=None)
+    means = [fmean(run["metrics"][claim.metric] for run in runs.values()) for runs in (better, worse) if runs]
+    paper = {row.name: row.paper.get(claim.metric) for row in table.rows}
+    first, second = paper[claim.better], paper[claim.worse]
+    return {
+        "claim": claim.claim,
+        "better": claim.better,
+        "worse": claim.worse,
+        "metric": claim.metric,
+        "verdict": decision,
+        "difference": mean,
+        "standard_error": error,
+        "seeds": seeds,
+        "below_baselines": best is not None and bool(means) and max(means) < best,
+        "paper_difference": None if first is None or second is None else first - second,
+    }
+
+
+# --- as text
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Fractions as ``mean ± standard deviation`` in per cent; one value stands alone, none is a dash."""
+    if not values:
+        return "-"
+    mean = f"{100 * fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * stdev(values):.1f}"
+
+
+def table_text(table: Mapping[str, Any], seeds: int) -> str:
+    """A table of ``ablation.json``: each row's mean ± standard deviation over its seeds, the paper's figures below it.
+
+    A column says what a row earns when its sentences are swapped for another video's; a table of a single row, which
+    is a run repeated, says that for every metric. A row that lacks seeds says how many it has.
+    """
+    # What the paper gives, and what claims are judged by; a run without any of these columns has a dash there.
+    names = list(dict.fromkeys([*table["metrics"], table["judged_by"]]))
+    lines: list[tuple[str, list[str]]] = []
+    for row in table["rows"]:
+        runs = row["runs"]
+        cells = [mean_and_spread([run["metrics"][name] for run in runs if name in run["metrics"]]) for name in names]
+        swapped = mean_and_spread([run["control"][table["judged_by"]] for run in runs if run["control"]])
+        missing = "" if len(runs) == seeds else f" [{len(runs)} of {seeds} seeds]"
+        lines.append((row["label"] + missing, [*cells, swapped]))
+        if row["paper"]:
+            figures = [f"{100 * row['paper'][name]:.2f}" if name in row["paper"] else "-" for name in names]
+            lines.append(("    paper", [*figures, ""]))
+    for name, values in table["baselines"].items():
+        cells = [f"{100 * values[metric]:.1f}" if metric in values else "-" for metric in names]
+        lines.append((name, [*cells, ""]))
+    header = [*names, f"{table['judged_by']}, swapped"]
+    if len(table["rows"]) == 1:
+        header = names
+        lines = [(label, cells[:-1]) for label, cells in lines]
+        controls = [run["control"] for run in table["rows"][0]["runs"] if run["control"]]
+        swapped_cells = [mean_and_spread([control[name] for control in controls if name in control]) for name in names]
+        lines.append((f"{table['rows'][0]['label']}, sentences swapped", swapped_cells))
+    return align(header, lines)
+
+
+def heading(table: Mapping[str, Any]) -> str:
+    """Title and subject of a table."""
+    return ": ".join(filter(None, (table["title"], table["about"])))
+
+
+def claim_text(claim: Mapping[str, Any]) -> str:
+    """One claim: verdict, what the paper says, and the numbers; of one that does not hold, what is true instead."""
+    better, worse, metric, seeds = claim["better"], claim["worse"], claim["metric"], len(claim["seeds"])
+    if claim["difference"] is None:
+        return f"{claim['verdict']}: {claim['claim']} (no seed of both {better} and {worse} has finished)."
+    points = 100 * claim["difference"]
+    spread = "one seed" if seeds == 1 else f"standard error {100 * claim['standard_error']:.1f}, {seeds} seeds"
+    paper = claim["paper_difference"]
+    published = "" if paper is None else f"; paper {100 * paper:+.2f}"
+    text = (
+        f"{claim['verdict']}: {claim['claim']} ({better} minus {worse}, {metric}: {points:+.1f}, {spread}{published})."
+    )
+    if claim["verdict"] == REVERSED:
+        text += f" Here {better} is {-points:.1f} points below {worse} in {metric}."
+    if claim["below_baselines"]:
+        text += " Neither earns what watching nothing does."
+    return text
+
+
+def describe(content: Mapping[str, Any]) -> str:
+    """One paragraph: what was run, and how to read it."""
+    seeds = content["seeds"]
+    numbers = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    spread = (
+        "one seed, so no spread and no verdict" if len(seeds) == 1 else "mean ± standard deviation over the seeds, in %"
+    )
+    return f"{content['method']} on {content['corpus']}, {content['split']} split, {numbers}: {spread}."
+
+
+def markdown(content: Mapping[str, Any], level: str, picture: str) -> str:
+    """``ablation.json`` as Markdown.
+
+    Args:
+        content: of that file.
+        level: marks of the tables' headings, such as ``##``.
+        picture: where the picture is, seen from the page.
+    """
+    parts = [describe(content)]
+    for table in content["tables"]:
+        about = (
+            f"The paper's figures are of {table['paper_corpus']}." if any(row["paper"] for row in table["rows"]) else ""
+        )
+        text = f"```\n{table_text(table, len(content['seeds']))}\n```"
+        claims = "\n".join(f"- {claim_text(claim)}" for claim in table["claims"])
+        parts += filter(None, (f"{level} {heading(table)}", about, text, claims))
+    return "\n\n".join([*parts, f"![{content['method']} on {content['corpus']}]({picture})"]) + "\n"
