@@ -85,5 +85,5 @@ class FieldMARN:
         total = torch.zeros((), dtype=video.dtype, device=video.device)
         for branch, dense, weight in zip(branches, self.maps, (1.0, model.config.clip_weight), strict=False):
             _, feature = self.attended(branch, dense, video, query)
-            total = total + weight * model.decoder(feature, embedded, words, mask)
+            total = total + weight * model.decoder(feature, embedded, words, mask).mean()
         return total

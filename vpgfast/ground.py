@@ -23,7 +23,7 @@ from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, write_f
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig
 from vpgfast.data.batches import make_batch, prepare
-from vpgfast.data.corpus import DataConfig
+from vpgfast.data.corpus import MOTION, DataConfig
 from vpgfast.data.moving_shapes import pixel_features
 from vpgfast.data.pixels import PixelFeatures
 from vpgfast.data.text import UNKNOWN, WordVectors, tokenize
@@ -144,8 +144,8 @@ def read_features(path: Path) -> np.ndarray:
 
 def extractor(config: DataConfig) -> PixelFeatures | None:
     """What makes this package's own features from a video file; ``None`` if the run's features came from elsewhere."""
-    if config.corpus == "moving_shapes" and config.features is None:
-        return pixel_features(config.moving_shapes)
+    if config.corpus == "moving_shapes" and config.features in (None, MOTION):
+        return pixel_features(config.moving_shapes, motion=config.features == MOTION)
     return None
 
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from vpgfast import ground
+from vpgfast import evaluate, ground, train
 from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
 
 SENTENCE = "A red circle moves left."
@@ -99,6 +99,33 @@ def test_unknown_words_are_named(run: Path, video: Path, tmp_path: Path, capsys:
         "warning: the model has not seen these words and ignores their meaning: zebra, quietly"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("method", ["marn", "wsra"])
+def test_weakly_supervised_methods(method: str, data_args: list[str], tmp_path: Path) -> None:
+    """Trained, evaluated and asked with the commands alone, on the features of motion that `ground` makes again."""
+    args = ["--method", method, "--data.features=motion", "--epochs=1", "--accelerator=cpu", *data_args]
+    sizes = ["--model.reduction=1", "--model.dim=8"] if method == "marn" else ["--model.hidden=8"]
+    folder = tmp_path / "run"
+    assert train.main([*args, *sizes, "--output", str(folder)]) == 0
+    assert evaluate.main([str(folder), "--output", str(tmp_path / "val"), "--split=val"]) == 0
+    video = min(Path(load_checkpoint(folder).settings["data"]["cache"]).rglob("test_*.mp4"))
+    asked = [
+        "--video",
+        str(video),
+        "--sentence",
+        SENTENCE,
+        "--sentence",
+        "It vanishes.",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert ground.main([str(folder), *asked]) == 0
+    content = read(tmp_path / "o")
+    assert [entry["sentence"] for entry in content["sentences"]] == [SENTENCE, "It vanishes."]
+    for entry in content["sentences"]:
+        assert entry["spans"]
+        assert all(0 <= span["start"] < span["end"] <= content["duration"] + 1e-3 for span in entry["spans"])
 
 
 @pytest.mark.parametrize("sentence", ["", "   ", "?!"])

@@ -43,6 +43,11 @@ def test_real_corpora_with_simulated_features(real, corpus, train, val, test):
     assert sum(map(len, loader)) == sum(len(p.sentences) for p in loaded.splits["test"][:40])
 
 
+def test_motion_is_of_moving_shapes_alone(real):
+    with pytest.raises(ConfigError, match="'motion' are made from the pixels of moving_shapes, there are none of char"):
+        load_corpus(replace(real, features="motion"))
+
+
 def test_held_out_validation(real):
     loaded = load_corpus(replace(real, corpus="charades_sta"))
     names = {split: {p.video_id for p in paragraphs} for split, paragraphs in loaded.splits.items()}

@@ -112,6 +112,16 @@ def test_features_are_those_of_the_video_file(small_config, small_corpus):
         assert duration == pytest.approx(script.duration, abs=1e-3)
 
 
+def test_motion_alone_is_a_part_of_the_same_features(small_config, small_corpus):
+    moving = load_corpus(replace(small_config, features="motion"))
+    assert moving.features.source.endswith("motion alone")
+    path = min((folder_of(small_config) / "videos").iterdir())
+    features, _ = pixel_features(small_config.moving_shapes, motion=True).extract(path)
+    np.testing.assert_array_equal(moving.features[path.stem], features)
+    assert moving.features.dim == features.shape[1] < small_corpus.features.dim
+    assert set(moving.features.video_ids()) == set(small_corpus.features.video_ids())
+
+
 def test_same_options_same_bits(tmp_path):
     """Made twice, in one process and in two, everything is the same; another seed changes all of it."""
     first = make_moving_shapes(SMALL, seed=3, cache=tmp_path / "a", workers=1)

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from vpgfast.data.pixels import PixelFeatures
+from vpgfast.data.pixels import PixelFeatures, motion_columns
 from vpgfast.errors import VideoError
 
 
@@ -53,6 +53,17 @@ def test_variable_frame_rate(tmp_path):
     features, duration = PixelFeatures(clips_per_second=1.0).extract(video)
     assert duration == pytest.approx(4.0)
     np.testing.assert_allclose(brightness(features)[:4], np.array([20, 20, 20, 120]) / 255, atol=0.02)
+
+
+def test_motion_alone(tmp_path):
+    """What stands still shows nothing; what happens shows the same as in the whole features."""
+    still = PixelFeatures(motion=True).extract(write_video(tmp_path / "still.mp4", [90] * 20, list(range(20))))[0]
+    assert still.shape[1] == PixelFeatures(motion=True).dim == 65
+    assert np.abs(still).max() < 0.05
+    video = write_video(tmp_path / "v.mp4", [20] * 10 + [120] * 10, list(range(20)))
+    whole, moving = (PixelFeatures(motion=motion).extract(video)[0] for motion in (False, True))
+    np.testing.assert_array_equal(moving, whole[:, motion_columns()])
+    assert np.abs(moving).max() > 0.5
 
 
 def test_one_frame(tmp_path):

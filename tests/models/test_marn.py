@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
-from vpgfast.models.marn import MARN, Attended, Decoder, MARNConfig
+from vpgfast.models.marn import MARN, Attended, Decoder, MARNConfig, another_video
 from vpgfast.ops import multi_scale_grid
 
 T, FEATURE_DIM, VOCABULARY, WORD_DIM = 9, 6, 20, 5
@@ -28,6 +29,13 @@ def small(**changes) -> MARNConfig:
 
 def make_model(config: MARNConfig | None = None) -> MARN:
     return with_random_weights(MARN(config or small(), FEATURE_DIM, word_vectors()), 0.5)
+
+
+def with_settings(model: MARN, **changes) -> MARN:
+    """The same weights with other settings of the loss."""
+    other = copy(model)
+    other.config = replace(model.config, **changes)
+    return other
 
 
 def random_batch(words=(4, 7, 1), seed: int = 0, spans: Tensor | None = None) -> Batch:
@@ -104,7 +112,7 @@ def test_decoder_by_loops() -> None:
             nll = nll - (decoder.out.weight @ h + decoder.out.bias).log_softmax(0)[words[b, m]]
             before = embedded[b, m]
         losses.append(nll / length)
-    torch.testing.assert_close(decoder(feature, embedded, words, mask), torch.stack(losses).mean())
+    torch.testing.assert_close(decoder(feature, embedded, words, mask), torch.stack(losses))
 
 
 @pytest.mark.parametrize("kind", ["avg", "max", "lstm"])
@@ -125,11 +133,63 @@ def test_other_representations_by_loops(kind: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_sees_no_timestamp() -> None:
+@pytest.mark.parametrize("clip_branch", [True, False])
+def test_negatives_one_by_one(clip_branch: bool) -> None:
+    """The hinge of each sentence in the video it is rolled onto; a sentence never meets its own video."""
+    model = make_model(small(negative_weight=0.3, negative_margin=0.2, clip_weight=0.7, clip_branch=clip_branch))
+    batch = random_batch((4, 7, 1, 3))
+    batch.paragraphs[2] = replace(batch.paragraphs[2], video_id="v0")  # items 0 and 2 are of one video
+    torch.manual_seed(5)
+    losses = model.loss(batch)
+    torch.manual_seed(5)
+    shift, different = another_video(batch)
+    names = [p.video_id for p in batch.paragraphs]
+    paper = MARN.loss(with_settings(model, negative_weight=0.0), batch)
+    words, mask = batch.words[:, 0], batch.word_mask[:, 0]
+    expected = torch.zeros((), dtype=torch.float64)
+    pairs = [(b, (b - shift) % 4) for b in range(4) if names[b] != names[(b - shift) % 4]]
+    assert different.tolist() == [b in dict(pairs) for b in range(4)]
+    for branch, weight in zip(model.branches(), (1.0, 0.7), strict=False):
+        hinges = []
+        for b, other in pairs:
+            likelihoods = []
+            for v in (b, other):
+                moments = model.moments(branch, batch)[v : v + 1]
+                feature = branch.attend(moments, model.read(batch)[b : b + 1]).feature
+                embedded = model.words(words)[b : b + 1]
+                likelihoods.append(model.decoder(feature, embedded, words[b : b + 1], mask[b : b + 1]))
+            hinges.append((0.2 + likelihoods[0] - likelihoods[1]).relu())
+        expected = expected + weight * torch.cat(hinges).mean()
+    torch.testing.assert_close(losses["negatives"], expected)
+    torch.testing.assert_close(losses["loss"], paper["loss"] + 0.3 * expected)
+
+
+def test_no_other_video_no_negatives() -> None:
+    """A batch of one sentence, or of one video's sentences, has the paper's loss."""
+    model = make_model(small(negative_weight=1.0))
+    one, two = random_batch((3,)), random_batch((3, 4))
+    two.paragraphs[1] = two.paragraphs[0]
+    for batch in (one, two):
+        losses = model.loss(batch)
+        assert losses["negatives"] == 0
+        torch.testing.assert_close(losses["loss"], FieldMARN(model).loss(batch))
+
+
+def test_every_other_item_is_met() -> None:
+    batch = random_batch((1, 1, 1, 1))
+    assert {another_video(batch)[0] for _ in range(60)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("negative_weight", [0.0, 1.0])
+def test_sees_no_timestamp(negative_weight: float) -> None:
     """Spans of NaN in a batch change nothing, and training batches hold none."""
-    model = make_model()
-    poison = torch.full((3, 1, 2), torch.nan)
-    assert torch.equal(model.loss(random_batch())["loss"], model.loss(random_batch(spans=poison))["loss"])
+    model = make_model(small(negative_weight=negative_weight))
+    poison, losses = torch.full((3, 1, 2), torch.nan), []
+    for spans in (None, poison):
+        torch.manual_seed(0)
+        losses.append(model.loss(random_batch(spans=spans))["loss"])
+    assert torch.equal(*losses)
+    assert losses[0].isfinite()
     needs = MARN.needs(small())
     paragraph = Paragraph("v", 10.0, ("word1 word2",), np.array([[np.nan, np.nan]]))
     batch = make_batch([paragraph], [np.zeros((4, FEATURE_DIM), np.float32)], word_vectors(), needs, training=True)

@@ -46,7 +46,6 @@ SWITCHES = [
     {"referring_weights": False},
     {"false_negatives": True},
     {"query_negatives": True},
-    {"attention_scale": 5.0},
     {"attend": "moments"},
     {"global_feature": True},
     {"moments": "segments"},
@@ -173,7 +172,7 @@ class PlainWSRA:
 
     def split(self, i):
         v, t = self.videos[i], self.queries[i]
-        e = [math.exp(self.config.attention_scale * self.phi("phi_video", x, t)) for x in v]
+        e = [math.exp(self.phi("phi_video", x, t)) for x in v]
         alpha = [x / sum(e) for x in e]  # Eq. 2
         foreground = sum(a * x for a, x in zip(alpha, v, strict=True))
         background = sum((1 - a) * x for a, x in zip(alpha, v, strict=True)) / (len(v) - 1) if len(v) > 1 else None
@@ -600,13 +599,6 @@ def test_bfloat16_autocast():
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-def test_dropout_only_in_training():
-    model, batch = make_model(small_config(dropout=0.5)), make_batch()
-    losses = {model.loss(batch)["loss"].item() for _ in range(3)}
-    assert len(losses) == 3
-    assert model.eval().loss(batch)["loss"].item() == make_model().loss(batch)["loss"].item()
-
-
 def test_query_negatives_by_hand():
     """Eq. 3 with the background and one negative query beside it: two terms of one video in the sum."""
     negative = torch.tensor([[0.5, 0.3, 9.0]])
@@ -636,11 +628,11 @@ def test_sentence_is_the_mean_of_its_words():
     ("changes", "least", "most"),
     [
         ({}, 0.55, 1.0),
-        ({"query_negatives": True, "attention_scale": 5.0}, 0.85, 1.0),
+        ({"query_negatives": True}, 0.85, 1.0),
         # Eq. 3 alone asks nothing of the query: the shortcut that query_negatives closes. Chance is a fifth.
         ({"snippet_loss": 0.0, "batch_loss": 0.0}, 0.0, 0.5),
     ],
-    ids=["as published", "with our switches", "Eq. 3 alone"],
+    ids=["as published", "with query negatives", "Eq. 3 alone"],
 )
 def test_finds_the_marked_clips_without_spans(changes, least, most):
     """Each sentence is one word; its video shows that word's direction in a quarter of the clips, others elsewhere."""
@@ -703,8 +695,6 @@ def test_every_setting_is_documented():
         ({"windows": []}, r"windows must be shares of the video.*got \[\]"),
         ({"windows": [0.2, 1.5]}, "windows must be shares of the video"),
         ({"overlap": 1.0}, "overlap must lie in"),
-        ({"dropout": 1.0}, "dropout must lie in"),
-        ({"attention_scale": 0.0}, "attention_scale must be above 0"),
         ({"nms": 2.0}, "nms must lie in"),
     ],
 )
@@ -732,7 +722,7 @@ def test_every_config_is_read(path):
 def test_the_papers_settings(name, last_k):
     config = parse_train(["--config", str(CONFIGS / f"{name}.yaml")])
     model, optim = config.model, config.optim
-    assert (model.query_negatives, model.attention_scale, model.dropout) == (False, 1.0, 0.0)
+    assert not model.query_negatives
     assert (model.video_loss, model.snippet_loss, model.batch_loss) == (0.1, 1.0, 0.1)
     assert (model.margin, model.tau, model.hidden, model.top_k, model.last_k) == (0.2, 1.0, 512, 3, last_k)
     assert (optim.name, optim.lr, optim.schedule, optim.weight_decay) == ("adam", 1e-4, "constant", 0)

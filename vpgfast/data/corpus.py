@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vpgfast.data.annotations import DATASETS, load_annotations
-from vpgfast.data.features import HDF5Features, check_features, open_features
+from vpgfast.data.features import HDF5Features, SelectedColumns, check_features, open_features
 from vpgfast.data.moving_shapes import MovingShapesOptions, make_moving_shapes
+from vpgfast.data.pixels import motion_columns
 from vpgfast.data.simulated import SimulatedFeatures, SimulatedOptions
 from vpgfast.data.text import WordVectors, load_word_vectors, tokenize
 from vpgfast.data.types import FeatureReader, Paragraph
@@ -22,6 +23,8 @@ from vpgfast.errors import ConfigError, FeatureError
 log = logging.getLogger(__name__)
 
 CORPORA = ("moving_shapes", *DATASETS)
+SIMULATED, MOTION = "simulated", "motion"
+"""Values of ``features`` that are neither file nor folder."""
 
 SPLITS = {
     "activitynet": ("train", "val_1", "val_2"),
@@ -44,7 +47,7 @@ class DataConfig:
         corpus: moving_shapes (made on the spot), activitynet, charades_sta, charades_cd, tacos or didemo.
         root: folder of the annotation files, or of folders named after the data sets; moving_shapes needs none.
         features: an HDF5 file, a folder of .npy or .npz files, or "simulated" (made from the sentences, for trials
-            only); moving_shapes has its own.
+            only); moving_shapes has its own, or "motion", the part of them that movement and change alone show.
         features_key: where a video's features are in that file, e.g. "{video_id}/c3d_features"; none: found out.
         features_dim: width that the features must have; none: any.
         on_bad_features: stop, or skip the videos whose features are missing or unfit.
@@ -132,7 +135,9 @@ def load_corpus(config: DataConfig) -> Corpus:
 
     name = config.corpus
     features: FeatureReader
-    if config.features == "simulated":
+    if config.features == MOTION and not made:
+        raise ConfigError(f"features {MOTION!r} are made from the pixels of moving_shapes, there are none of {name}")
+    if config.features == SIMULATED:
         everything = [paragraph for split in splits.values() for paragraph in split]
         # All words need a vector here, or the sentences of other splits would have no meaning to simulate.
         words = vectors
@@ -141,11 +146,13 @@ def load_corpus(config: DataConfig) -> Corpus:
         features = SimulatedFeatures(everything, words, config.simulated, config.seed)
         name += " (simulated features)"
         log.warning("%s: clip features are simulated from the sentences; results say nothing about real video", name)
-    elif config.features is not None:
+    elif config.features not in (None, MOTION):
         features = open_features(config.features, config.features_key, config.features_dim)
         splits = _usable(splits, features, config)
     elif made:
         features = HDF5Features(folder / "features.h5")
+        if config.features == MOTION:
+            features = SelectedColumns(features, motion_columns(), "motion alone")
     else:
         raise ConfigError(
             f"corpus {config.corpus} needs features: a feature file or folder, or 'simulated' for a trial without video"

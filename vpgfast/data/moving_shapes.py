@@ -406,9 +406,9 @@ def render_video(options: MovingShapesOptions, seed: int, split: str, number: in
     return video
 
 
-def pixel_features(options: MovingShapesOptions) -> PixelFeatures:
-    """The extractor that made this corpus's features, to run on other videos."""
-    return PixelFeatures(size=64, fps=options.fps, clips_per_second=options.clips_per_second)
+def pixel_features(options: MovingShapesOptions, motion: bool = False) -> PixelFeatures:
+    """The extractor that made this corpus's features (or those of motion alone), to run on other videos."""
+    return PixelFeatures(size=64, fps=options.fps, clips_per_second=options.clips_per_second, motion=motion)
 
 
 def _make_one(

@@ -22,6 +22,7 @@ NUM_BLOBS = len(HUES) + 1
 
 _BLOB_STATISTICS = 16
 _GRID = 4
+_MOVEMENT = (4, 5, 6, 7, 8, 10, 11)  # of a blob's statistics: speeds, growth, fading, coming and going
 _CHUNK = 64  # frames measured at a time
 _MIN_CHROMA, _MIN_WHITE = 70, 140  # of 255
 _MIN_PIXELS = 0.002  # of the frame; smaller blobs are compression noise
@@ -38,16 +39,19 @@ class PixelFeatures:
         size: frames are scaled to ``size`` x ``size`` pixels.
         fps: frames looked at a second.
         clips_per_second: clips a second.
+        motion: keep only what movement and change alone show, as optical flow does: not where a blob is, how large, of
+            what form.
     """
 
     size: int = 64
     fps: float = 8.0
     clips_per_second: float = 2.0
+    motion: bool = False
 
     @property
     def dim(self) -> int:
-        """Width of a clip feature: 16 numbers a colour, and brightness and motion on a 4 x 4 grid."""
-        return NUM_BLOBS * _BLOB_STATISTICS + 2 * _GRID * _GRID
+        """Width of a clip feature: 16 numbers a colour (7 of motion), and brightness and motion on a 4 x 4 grid."""
+        return len(motion_columns()) if self.motion else NUM_BLOBS * _BLOB_STATISTICS + 2 * _GRID * _GRID
 
     def extract(self, video: str | Path) -> tuple[np.ndarray, float]:
         """Features of a video file: float32 [T, dim], and the video's duration in seconds.
@@ -67,7 +71,15 @@ class PixelFeatures:
         if chunk:
             _measure(np.stack(chunk), blobs, grids)
         clips = max(1, round(frames.duration * self.clips_per_second))
-        return _clip_features(np.concatenate(blobs), np.concatenate(grids), clips, self.fps), frames.duration
+        features = _clip_features(np.concatenate(blobs), np.concatenate(grids), clips, self.fps)
+        return features[:, motion_columns()] if self.motion else features, frames.duration
+
+
+def motion_columns() -> np.ndarray:
+    """Which elements of a whole clip feature those with ``motion`` are."""
+    blobs = np.add.outer(_BLOB_STATISTICS * np.arange(NUM_BLOBS), _MOVEMENT).ravel()
+    grid = NUM_BLOBS * _BLOB_STATISTICS + _GRID * _GRID + np.arange(_GRID * _GRID)
+    return np.concatenate((blobs, grid))
 
 
 class _SampledFrames:

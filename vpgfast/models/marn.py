@@ -48,6 +48,10 @@ class MARNConfig:
         clip_scores: let its attention refine the scores at inference (Eq. 15, Table 5).
         clip_weight: lambda, weight of its loss (Eq. 14).
         epsilon: weight of its attention in the scores (Eq. 15).
+        negative_weight: weight of a loss that wants a query told worse from another video of the batch than from its
+            own (not in the paper: attention can be a code for the query, which the decoder learns to read whatever the
+            video shows); 0 leaves it out.
+        negative_margin: by how much worse, in nats a word.
         nms: largest IoU between two ranked proposals; null ranks all of them.
         max_words: longer sentences are cut to this many words.
     """
@@ -65,6 +69,8 @@ class MARNConfig:
     clip_scores: bool = True
     clip_weight: float = 1.0
     epsilon: float = 0.1
+    negative_weight: float = 0.0
+    negative_margin: float = 1.0
     nms: float | None = 0.5
     max_words: int = 50
 
@@ -82,10 +88,9 @@ class MARNConfig:
                 f"marn: conv_kernel and attention_kernels (one or more) must be odd, got {self.conv_kernel} and "
                 f"{self.attention_kernels}"
             )
-        if self.clip_weight < 0 or self.epsilon < 0:
-            raise ConfigError(
-                f"marn: clip_weight and epsilon must be 0 or more, got {self.clip_weight} and {self.epsilon}"
-            )
+        for name in ("clip_weight", "epsilon", "negative_weight", "negative_margin"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"marn: {name} must be 0 or more, got {getattr(self, name)}")
         if self.nms is not None and not 0 <= self.nms <= 1:
             raise ConfigError(f"marn: nms must be from 0 to 1, or null, got {self.nms}")
 
@@ -142,27 +147,54 @@ class MARN(Method):
 
     def forward(self, batch: Batch) -> tuple[Attended, Attended | None]:
         """From a batch of single sentences (M = 1) to what the proposals' and the clips' branch attend to."""
+        query = self.read(batch)
+        proposals, *clips = [branch.attend(self.moments(branch, batch), query) for branch in self.branches()]
+        return proposals, clips[0] if clips else None
+
+    def branches(self) -> list[Branch]:
+        """The proposals' branch and, if there is one, the clips'."""
+        return [self.proposals] if self.clips is None else [self.proposals, self.clips]
+
+    def read(self, batch: Batch) -> Tensor:
+        """F_q of each sentence, [B, D]."""
         if batch.words.shape[1] != 1:
             raise ValueError(f"MARN takes one sentence a video, this batch has up to {batch.words.shape[1]}")
-        if batch.video.shape[1] != self.config.max_clips:
-            raise ValueError(f"MARN takes {self.config.max_clips} clips a video, this batch has {batch.video.shape[1]}")
         states, _ = self.query(self.words(batch.words[:, 0]))
         last = (batch.word_mask[:, 0].sum(1) - 1).clamp_min(0)
-        query = states[torch.arange(len(last), device=last.device), last]  # F_q
-        video = batch.video.transpose(1, 2)
-        proposals = self.proposals(video, query, self.representation)
-        return proposals, None if self.clips is None else self.clips(video, query, self.representation)
+        return states[torch.arange(len(last), device=last.device), last]
+
+    def moments(self, branch: Branch, batch: Batch) -> Tensor:
+        """Features of a branch's moments, [B, D, P]."""
+        if batch.video.shape[1] != self.config.max_clips:
+            raise ValueError(f"MARN takes {self.config.max_clips} clips a video, this batch has {batch.video.shape[1]}")
+        return branch(batch.video.transpose(1, 2), self.representation)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` = ``proposals`` (Eq. 10) + lambda ``clips`` (Eq. 13): the query's mean negative log-likelihood."""
+        """``loss`` = ``proposals`` (Eq. 10) + lambda ``clips`` (Eq. 13): the query's mean negative log-likelihood.
+
+        With ``negative_weight`` both branches have a hinge on the likelihood in another video beside it, whose weighted
+        sum is ``negatives``.
+        """
+        config = self.config
         words, mask = batch.words[:, 0], batch.word_mask[:, 0]
-        embedded = self.words(words)
-        proposals, clips = self(batch)
-        losses = {"proposals": self.decoder(proposals.feature, embedded, words, mask)}
-        if clips is None:
-            return {"loss": losses["proposals"], **losses}
-        losses["clips"] = self.decoder(clips.feature, embedded, words, mask)
-        return {"loss": losses["proposals"] + self.config.clip_weight * losses["clips"], **losses}  # Eq. 14
+        embedded, query = self.words(words), self.read(batch)
+        losses: dict[str, Tensor] = {}
+        shift, different = another_video(batch) if config.negative_weight else (0, mask)
+        parts = zip(("proposals", "clips"), (1.0, config.clip_weight), self.branches(), strict=False)
+        total, negatives = query.new_zeros((), dtype=torch.float32), query.new_zeros((), dtype=torch.float32)
+        for name, weight, branch in parts:
+            moments = self.moments(branch, batch)
+            own = self.decoder(branch.attend(moments, query).feature, embedded, words, mask)
+            losses[name] = own.mean()
+            total = total + weight * losses[name]  # Eq. 14
+            if config.negative_weight:
+                other = branch.attend(moments.roll(shift, 0), query).feature
+                gap = config.negative_margin + own - self.decoder(other, embedded, words, mask)
+                negatives = negatives + weight * (gap.relu() * different).sum() / different.sum().clamp_min(1)
+        if config.negative_weight:
+            losses["negatives"] = negatives
+            total = total + config.negative_weight * negatives
+        return {"loss": total, **losses}
 
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
@@ -235,9 +267,12 @@ class Branch(nn.Module):
         self.reduce = nn.Conv1d(feature_dim, channels, config.conv_kernel, padding=config.conv_kernel // 2)
         self.attention = MapAttention(config.dim, config.attention_kernels, grid)
 
-    def forward(self, video: Tensor, query: Tensor, representation: MomentRepresentation) -> Attended:
-        """Features [B, d_v, T] and the query [B, D]; ``representation`` is shared by the branches."""
-        moments = representation(self.reduce(video), self.grid)  # F_vp, Eq. 1-3
+    def forward(self, video: Tensor, representation: MomentRepresentation) -> Tensor:
+        """F_vp of Eq. 1-3: clips [B, d_v, T] -> moments [B, D, P]; ``representation`` is shared by the branches."""
+        return representation(self.reduce(video), self.grid)
+
+    def attend(self, moments: Tensor, query: Tensor) -> Attended:
+        """Moments [B, D, P] and queries [B, D] -> what each query attends to."""
         weights = self.attention(moments, query)
         # Over the moments' own features: those fused with the query would let the decoder read it there (sec. 3.2).
         return Attended(weights, (moments @ weights.to(moments.dtype).unsqueeze(2)).squeeze(2))  # Eq. 8
@@ -286,7 +321,7 @@ class Decoder(nn.Module):
         self.out = nn.Linear(dim, vocabulary)
 
     def forward(self, feature: Tensor, embedded: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """Mean over the sentences of the mean negative log-likelihood of a word.
+        """Mean negative log-likelihood of a word of each sentence, [B].
 
         Args:
             feature: [B, D].
@@ -299,4 +334,12 @@ class Decoder(nn.Module):
         states, _ = self.lstm(inputs)
         logits = self.out(states).transpose(1, 2)
         nll = F.cross_entropy(logits, words, reduction="none")
-        return ((nll * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
+        return (nll * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def another_video(batch: Batch) -> tuple[int, Tensor]:
+    """By how much to roll a batch so that each item meets another one, and bool [B]: whether that is another video."""
+    names = [paragraph.video_id for paragraph in batch.paragraphs]
+    shift = int(torch.randint(1, max(2, len(names)), ()))
+    different = [name != names[i - shift] for i, name in enumerate(names)]
+    return shift, torch.tensor(different, device=batch.video.device)

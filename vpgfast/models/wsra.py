@@ -23,7 +23,7 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
-from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, init_linear, masked_softmax
+from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax
 from vpgfast.models.method import Method
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
@@ -50,9 +50,6 @@ class WSRAConfig:
         false_negatives: let queries of the same video, or with the same words, be negatives.
         query_negatives: also hold the foreground's score with its own query above its scores with the negative queries
             (not in the paper: Eq. 3 can be won without reading the query).
-        attention_scale: what phi is multiplied by before the softmax of Eq. 2. At the paper's 1 no snippet gets more
-            than e times the attention of another, so that a short moment hardly weighs in its own foreground.
-        dropout: probability of dropping an element of the snippets and of the sentence vector (the paper names none).
         attend: what a snippet is: "clips", or "moments", the mean features of the candidate moments (section 3, and
             DiDeMo in section 4.1).
         global_feature: append the mean of a video's snippets to each of them (DiDeMo, section 4.1).
@@ -77,8 +74,6 @@ class WSRAConfig:
     referring_weights: bool = True
     false_negatives: bool = False
     query_negatives: bool = False
-    attention_scale: float = 1.0
-    dropout: float = 0.0
     attend: Literal["clips", "moments"] = "clips"
     global_feature: bool = False
     moments: Literal["windows", "segments"] = "windows"
@@ -99,15 +94,12 @@ class WSRAConfig:
             raise ConfigError("wsra: video_loss or snippet_loss must be above 0, nothing else reads the query")
         if self.batch_loss and not self.video_loss:
             raise ConfigError("wsra: batch_loss needs video_loss, whose foregrounds it compares")
-        for name in ("tau", "attention_scale"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"wsra: {name} must be above 0, got {getattr(self, name)}")
+        if not self.tau > 0:
+            raise ConfigError(f"wsra: tau must be above 0, got {self.tau}")
         if not self.windows or not all(0 < share <= 1 for share in self.windows):
             raise ConfigError(f"wsra: windows must be shares of the video, above 0 and at most 1, got {self.windows}")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"wsra: overlap must lie in [0, 1), got {self.overlap}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"wsra: dropout must lie in [0, 1), got {self.dropout}")
         if self.nms is not None and not 0 <= self.nms <= 1:
             raise ConfigError(f"wsra: nms must lie in [0, 1], got {self.nms}")
 
@@ -139,7 +131,6 @@ class WSRA(Method):
             self.sentence = MeanOfWords(word_vectors)
         else:
             self.sentence = MeanOfOutputs(LanguageModel(config.language_model), config.language_layers)
-        self.dropout = Dropout(config.dropout)
         dim = feature_dim * (2 if config.global_feature else 1)
         # Two functions with parameters of their own (Fig. 2); one that no loss trains is not there.
         self.phi_video = Relevance(dim, self.sentence.out_dim, config.hidden) if config.video_loss else None
@@ -159,11 +150,10 @@ class WSRA(Method):
         snippets, mask = self.snippets(batch, self.moments(batch))
         query = self.query(batch)
         chosen = choose_queries(query, same_videos(batch), config.top_k, config.last_k, config.false_negatives)
-        snippets, query = self.dropout(snippets), self.dropout(query)
         losses: dict[str, Tensor] = {}
         if self.phi_video is not None:
             scores = self.phi_video(snippets, query.unsqueeze(1))
-            alpha = masked_softmax(config.attention_scale * scores, mask)  # Eq. 2
+            alpha = masked_softmax(scores, mask)  # Eq. 2
             foreground, background = split_video(snippets, mask, alpha)
             has_background = (mask.sum(1) > 1).unsqueeze(1)
             positive = self.phi_video(foreground, query).unsqueeze(1)
