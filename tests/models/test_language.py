@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from language_models import LIMIT, make_bert, make_gpt2
+from language_models import LIMIT, make_bert, make_gpt2, minilm
 from safetensors.torch import load_file, save_file
 from small import word_vectors
 from test_wsra import FEATURE_DIM, make_batch, small_config
@@ -61,6 +61,19 @@ def make_model(folder: Path, **changes) -> WSRA:
 
 
 # what a vector is
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+def test_a_real_model_knows_meaning(layers: str) -> None:
+    """Sentences that share no word but their meaning are nearer to each other than to others."""
+    mean = MeanOfOutputs(LanguageModel(minilm()), layers)
+    vectors = mean(
+        ["A man closes the door.", "Somebody shuts a gate.", "The dog eats its dinner.", "A puppy is feeding."]
+    )
+    assert vectors.shape == (4, 384)
+    cosines = torch.nn.functional.cosine_similarity(vectors.unsqueeze(0), vectors.unsqueeze(1), dim=2)
+    for one, other, unlike in ((0, 1, (2, 3)), (2, 3, (0, 1))):
+        assert cosines[one, other] > max(cosines[i, j] for i in (one, other) for j in unlike)
 
 
 @pytest.mark.parametrize("layers", ["all", "last"])
