@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How well a trained MARN tells a sentence, from where: is its attention a place in the video, or a code for the sentence?
+"""How well a trained MARN tells a sentence, from where: is its attention a place in the video or a code for the words?
 
     python scripts/what_marn_tells.py RUN_FOLDER [...]
 
