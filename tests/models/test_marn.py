@@ -294,3 +294,20 @@ def test_the_papers_settings(name: str, clips: int, proposals: int, reduction: i
     assert (config.samples, config.conv_kernel, config.attention_kernels) == (4, 3, [3])
     assert (config.representation, config.clip_branch, config.clip_scores) == ("conv3d", True, True)
     assert len(MARN(replace(config, dim=4), 4096, word_vectors()).proposals.grid) == proposals
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("negative_weight", [0.0, 1.0])
+def test_cuda_agrees_with_the_cpu(negative_weight: float) -> None:
+    """Loss, gradients and spans, in float64."""
+    model, batch = make_model(small(negative_weight=negative_weight)), random_batch()
+    gradients, losses, spans = [], [], []
+    for device in ("cpu", "cuda"):
+        model, moved = model.to(device), batch.to(device)
+        torch.manual_seed(0)
+        losses.append(model.loss(moved)["loss"])
+        gradients.append([g.cpu() for g in torch.autograd.grad(losses[-1], list(model.parameters()))])
+        spans.append(model.predict(moved, 4).spans.cpu())
+    torch.testing.assert_close(losses[1].cpu(), losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(spans[1], spans[0])
