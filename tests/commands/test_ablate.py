@@ -219,7 +219,7 @@ def test_claims_are_true_of_the_papers_own_figures(path: Path) -> None:
     for table in read_tables(path):
         figures = {row.name: row.paper for row in table.rows}
         for claim in table.claims:
-            if claim.metric in table.metrics:
+            if claim.metric in figures[claim.better]:
                 assert figures[claim.better][claim.metric] > figures[claim.worse][claim.metric], claim
                 checked += 1
     assert checked == {"marn": 16, "wsra": 6}[path.parent.name]
