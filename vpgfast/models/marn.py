@@ -178,22 +178,21 @@ class MARN(Method):
         config = self.config
         words, mask = batch.words[:, 0], batch.word_mask[:, 0]
         embedded, query = self.words(words), self.read(batch)
-        losses: dict[str, Tensor] = {}
-        shift, different = another_video(batch) if config.negative_weight else (0, mask)
-        parts = zip(("proposals", "clips"), (1.0, config.clip_weight), self.branches(), strict=False)
-        total, negatives = query.new_zeros((), dtype=torch.float32), query.new_zeros((), dtype=torch.float32)
-        for name, weight, branch in parts:
+        other = another_video(batch) if config.negative_weight else None
+        losses, hinges = {}, {}
+        for name, branch in zip(("proposals", "clips"), self.branches(), strict=False):
             moments = self.moments(branch, batch)
             own = self.decoder(branch.attend(moments, query).feature, embedded, words, mask)
             losses[name] = own.mean()
-            total = total + weight * losses[name]  # Eq. 14
-            if config.negative_weight:
-                other = branch.attend(moments.roll(shift, 0), query).feature
-                gap = config.negative_margin + own - self.decoder(other, embedded, words, mask)
-                negatives = negatives + weight * (gap.relu() * different).sum() / different.sum().clamp_min(1)
-        if config.negative_weight:
-            losses["negatives"] = negatives
-            total = total + config.negative_weight * negatives
+            if other is not None:
+                feature = branch.attend(moments.roll(other.shift, 0), query).feature
+                gap = (config.negative_margin + own - self.decoder(feature, embedded, words, mask)).relu()
+                hinges[name] = (gap * other.different).sum() / other.different.sum().clamp_min(1)
+        weights = {"proposals": 1.0, "clips": config.clip_weight}
+        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()  # Eq. 14
+        if other is not None:
+            losses["negatives"] = torch.stack([weights[name] * value for name, value in hinges.items()]).sum()
+            total = total + config.negative_weight * losses["negatives"]
         return {"loss": total, **losses}
 
     @torch.no_grad()
@@ -337,9 +336,21 @@ class Decoder(nn.Module):
         return (nll * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
-def another_video(batch: Batch) -> tuple[int, Tensor]:
-    """By how much to roll a batch so that each item meets another one, and bool [B]: whether that is another video."""
+class AnotherVideo(NamedTuple):
+    """Another item of the batch for each item.
+
+    Attributes:
+        shift: by how much to roll the batch so that each item meets the other one.
+        different: bool [B], whether that is of another video.
+    """
+
+    shift: int
+    different: Tensor
+
+
+def another_video(batch: Batch) -> AnotherVideo:
+    """Drawn at random, the same shift for all."""
     names = [paragraph.video_id for paragraph in batch.paragraphs]
     shift = int(torch.randint(1, max(2, len(names)), ()))
     different = [name != names[i - shift] for i, name in enumerate(names)]
-    return shift, torch.tensor(different, device=batch.video.device)
+    return AnotherVideo(shift, torch.tensor(different, device=batch.video.device))
