@@ -71,4 +71,5 @@ TARGETS = (
     ),
     Target("marn proposals", "ActivityNet B=4 d_v=4096 T=128 P=942", 8, 8, over_field=True),
     Target("marn", "ActivityNet B=4 d_v=4096 T=128 P=942", 3, 3, over_field=True),
+    Target("wsra", "Charades-STA B=42 d_v=1024 T=64 H=512", 2, 2, over_field=True),
 )
