@@ -16,14 +16,17 @@ decoder tells the sentence from any video that it is pointed at, and can't tell 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from vpgfast.checkpoint import build_model, load_checkpoint
+from vpgfast.command import command
 from vpgfast.config import from_dict
 from vpgfast.data.batches import make_loader
 from vpgfast.data.corpus import load_corpus
+from vpgfast.errors import UserError
 from vpgfast.models.marn import MARN
 from vpgfast.ops import temporal_iou
 
@@ -32,6 +35,8 @@ from vpgfast.ops import temporal_iou
 def likelihoods(run: Path) -> list[float]:
     """Of the three, in nats a word."""
     checkpoint = load_checkpoint(run)
+    if checkpoint.method != MARN.name:
+        raise UserError(f"checkpoint {run}: made by method {checkpoint.method!r}, a run of {MARN.name!r} is needed")
     config = from_dict(checkpoint.settings, str(run))
     model = build_model(checkpoint, config.model, run).eval()
     assert isinstance(model, MARN)
@@ -57,11 +62,16 @@ def likelihoods(run: Path) -> list[float]:
     return (sums / count).tolist()
 
 
-def main() -> None:
+@command
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
     print(f"{'nats a word from':<40}{'attended':>12}{'the moment':>12}{'elsewhere':>12}")
-    for run in map(Path, sys.argv[1:]):
+    for run in map(Path, argv):
         print(f"{run.parent.name + '/' + run.name:<40}" + "".join(f"{value:12.2f}" for value in likelihoods(run)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
