@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpgfast.data.types import Batch
-from vpgfast.models.wsra import WSRA, Relevance, choose_queries, same_videos
+from vpgfast.models.layers import same_videos
+from vpgfast.models.wsra import WSRA, Relevance, choose_queries
 
 
 def tiled(phi: Relevance, video: Tensor, query: Tensor) -> Tensor:

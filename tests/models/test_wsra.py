@@ -14,6 +14,7 @@ from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch as collate
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
+from vpgfast.models.layers import same_videos
 from vpgfast.models.method import get_method
 from vpgfast.models.wsra import (
     WSRA,
@@ -23,7 +24,6 @@ from vpgfast.models.wsra import (
     batch_loss,
     choose_queries,
     log_one_plus_sum_exp,
-    same_videos,
     segments_of_videos,
     snippet_loss,
     split_video,

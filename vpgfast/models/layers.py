@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpgfast.data.text import UNKNOWN
+from vpgfast.data.types import Batch
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -33,6 +34,13 @@ def masked_log_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     """Log-softmax over the elements that ``mask`` keeps; the others get a very low, finite number."""
     lowest = torch.finfo(scores.dtype).min
     return scores.masked_fill(~mask, lowest).log_softmax(dim).masked_fill(~mask, lowest)
+
+
+def same_videos(batch: Batch) -> Tensor:
+    """bool [B, B]: which items of a batch are sentences of one video."""
+    numbers = {paragraph.video_id: i for i, paragraph in enumerate(batch.paragraphs)}
+    video = torch.tensor([numbers[p.video_id] for p in batch.paragraphs], device=batch.video.device)
+    return video.unsqueeze(0) == video.unsqueeze(1)
 
 
 class Dropout(nn.Dropout):
@@ -153,17 +161,20 @@ class SeparableConvLayer(nn.Module):
         return x + self.dropout(self.pointwise(y).relu())
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, key_mask: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, key_mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention of several heads: softmax(q.k / sqrt(d / heads)) v over the keys that are real.
 
     Args:
         query: [B, Q, d]; key, value: [B, K, d].
         heads: number of equal pieces that d is cut into.
-        key_mask: bool [B, K]. Where a row holds no key at all the result is zero.
+        key_mask: bool [B, K], None if all keys are real. Where a row holds no key at all the result is zero.
 
     Returns:
         [B, Q, d].
     """
+    if key_mask is None:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     any_key = key_mask.any(1)
     # Attention kernels work on 16 keys at a time; with 15, or 17, some are several times slower than with 16 or 32.
     missing = -key.shape[1] % 16

@@ -20,6 +20,7 @@ METHODS = {
     "seqpan": "vpgfast.models.seqpan:SeqPAN",
     "marn": "vpgfast.models.marn:MARN",
     "wsra": "vpgfast.models.wsra:WSRA",
+    "siamgtr": "vpgfast.models.siamgtr:SiamGTR",
 }
 """Name of each method -> where its class is; imported only when asked for."""
 

@@ -23,7 +23,7 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
-from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax
+from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax, same_videos
 from vpgfast.models.method import Method
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
@@ -312,13 +312,6 @@ def choose_queries(query: Tensor, same_video: Tensor, top_k: int, last_k: int, f
     if not false_negatives:
         negatives = negatives & (similarity < 1 - 1e-5)
     return Queries(similarity, top, negatives)
-
-
-def same_videos(batch: Batch) -> Tensor:
-    """bool [B, B]: which items of a batch are sentences of one video."""
-    numbers = {paragraph.video_id: i for i, paragraph in enumerate(batch.paragraphs)}
-    video = torch.tensor([numbers[p.video_id] for p in batch.paragraphs], device=batch.video.device)
-    return video.unsqueeze(0) == video.unsqueeze(1)
 
 
 def split_video(snippets: Tensor, mask: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

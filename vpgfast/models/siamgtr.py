@@ -1,0 +1,664 @@
+"""SiamGTR: Siamese Learning with Joint Alignment and Regression for Weakly-Supervised Video Paragraph Grounding.
+
+Tan et al., CVPR 2024. A paragraph's sentences are grounded together by one network that sees two videos in training:
+the paragraph's own (inference branch), and that video inserted into another one (augmentation branch), where it is
+known when the whole paragraph happens. Equation numbers are the paper's, A.x those of its supplement; what the paper
+leaves open is settled in ``docs/methods/siamgtr.md`` and named where it happens.
+
+Letters: B paragraphs with their videos; M sentences; Q = 1 + M queries, the paragraph's before those of its sentences;
+T clips; D width; H heads; K layers; C concepts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.errors import ConfigError
+from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, attend, same_videos
+from vpgfast.models.method import Method
+from vpgfast.ops import AttentionStats, anchor_cross_attention, anchor_embedding, temporal_giou
+
+
+@dataclass
+class SiamGTRConfig:
+    """Settings of SiamGTR; the defaults are the paper's for ActivityNet Captions.
+
+    Attributes:
+        supervision: "weakly" sees no span in training, "semi" those of a share of the paragraphs, "fully" all of them
+            and has no augmentation branch.
+        labelled_share: of the training paragraphs, for "semi"; which ones depends on the seed.
+        max_clips: T, the number of clips that every video is brought to.
+        dim: width D.
+        heads: H of every attention.
+        layers: K of the video encoder, of the query encoder and of the decoder.
+        feed_forward: width of the hidden layer of their feed-forward networks.
+        dropout: in them.
+        paragraph: what the query of the whole paragraph is made of: a "learned" token, the "mean" or "max" of the
+            sentences' features, or its "words" read in one go (Table 7).
+        modulated_positions: let the content of clips modulate their positional encodings (Eq. 3, Table 4: MPE).
+        dynamic_anchors: decode with anchors that every layer moves (Eq. 6-7, Table 4: DAB).
+        concepts: C, how many of the commonest nouns and verbs the queries must tell (Eq. 5, Table 4: CSC);
+            0 leaves it out.
+        strides: smallest and largest stride of the random re-sampling of the inserted video (Eq. 1, Table 4: RRS);
+            [1, 1] leaves it as it is.
+        boundary_shift: p, by how much of the inserted video's length each of its ends may be labelled too far inside
+            (Eq. 2, Table 4: RBS); 0 labels it exactly.
+        insert_at_ends: share of the insertions that go to the very start or end of the other video, so that which side
+            is meant can only be told from the paragraph (not in the paper).
+        regression_weight: of the regression in the augmentation branch (Eq. 8).
+        self_consistent: regress only where the attention has more than ``beta`` inside (Eq. 8, Table 5); off, always.
+        beta: see self_consistent.
+        order_weight: of the order-guided attention loss (Eq. 9, Table 5).
+        concept_weight: of the concept loss (Eq. 5).
+        cross_branch_weight: of the loss between the branches (Eq. A.1, Table 6).
+        anchor_ranking_weight: of the loss on the order of the anchors (Eq. A.2, Table 6).
+        pseudo_attention_weight: of the attention inside the inserted video (Eq. A.3, Table 6).
+        sentence_pseudo_attention: ask it of the sentences, too (not in the paper).
+        label_weight: of the loss on labelled paragraphs (section 3.5).
+        sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
+        max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
+        max_words: longer sentences are cut to this many words.
+    """
+
+    supervision: Literal["weakly", "semi", "fully"] = "weakly"
+    labelled_share: float = 0.1
+    max_clips: int = 256
+    dim: int = 256
+    heads: int = 8
+    layers: int = 3
+    feed_forward: int = 1024
+    dropout: float = 0.1
+    paragraph: Literal["learned", "mean", "max", "words"] = "learned"
+    modulated_positions: bool = True
+    dynamic_anchors: bool = True
+    concepts: int = 100
+    strides: list[float] = field(default_factory=lambda: [0.75, 3.0])
+    boundary_shift: float = 0.1
+    insert_at_ends: float = 0.0
+    regression_weight: float = 2.0
+    self_consistent: bool = True
+    beta: float = 0.5
+    order_weight: float = 1.0
+    concept_weight: float = 10.0
+    cross_branch_weight: float = 1.0
+    anchor_ranking_weight: float = 1.0
+    pseudo_attention_weight: float = 1.0
+    sentence_pseudo_attention: bool = False
+    label_weight: float = 1.0
+    sentence_order: Literal["time", "file"] = "time"
+    max_sentences: int | None = None
+    max_words: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "dim", "heads", "layers", "feed_forward", "max_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"siamgtr: {name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.heads or self.dim % 4:
+            raise ConfigError(f"siamgtr: dim must be a multiple of 4 and of heads = {self.heads}, got {self.dim}")
+        if self.concepts < 0:
+            raise ConfigError(f"siamgtr: concepts must be 0 or more, got {self.concepts}")
+        if len(self.strides) != 2 or not 0 < self.strides[0] <= self.strides[1]:
+            raise ConfigError(f"siamgtr: strides must be two rising numbers above 0, got {self.strides}")
+        for name, upper in (("labelled_share", 1.0), ("insert_at_ends", 1.0), ("beta", 1.0), ("boundary_shift", 0.5)):
+            if not 0 <= getattr(self, name) <= upper:
+                raise ConfigError(f"siamgtr: {name} must lie in [0, {upper:g}], got {getattr(self, name)}")
+        for name in ("regression", "order", "concept", "cross_branch", "anchor_ranking", "pseudo_attention", "label"):
+            if not getattr(self, f"{name}_weight") >= 0:
+                raise ConfigError(f"siamgtr: {name}_weight must be 0 or more, got {getattr(self, f'{name}_weight')}")
+        if self.max_sentences is not None and self.max_sentences < 1:
+            raise ConfigError(f"siamgtr: max_sentences must be at least 1, or null, got {self.max_sentences}")
+
+
+class SiamGTR(Method):
+    """The network of sections 3.2 to 3.4, its losses and its inference."""
+
+    name = "siamgtr"
+    Config = SiamGTRConfig
+    config: SiamGTRConfig
+
+    @staticmethod
+    def needs(config: SiamGTRConfig) -> BatchNeeds:
+        """Paragraphs, the labelled share of them with spans, every video brought to T clips."""
+        return BatchNeeds(
+            level="paragraph",
+            labelled_share={"weakly": 0.0, "semi": config.labelled_share, "fully": 1.0}[config.supervision],
+            max_clips=config.max_clips,
+            resample="pool",
+            fixed_length=True,
+            max_words=config.max_words,
+            content_words=config.concepts > 0,
+            max_sentences=config.max_sentences,
+            sentence_order=config.sentence_order,
+        )
+
+    def __init__(self, config: SiamGTRConfig, feature_dim: int, word_vectors: WordVectors) -> None:
+        super().__init__(config, feature_dim, word_vectors)
+        self.config = config
+        self.clips = nn.Linear(feature_dim, config.dim)
+        self.text = QueryEncoder(config, word_vectors)
+        self.video = VideoEncoder(config)
+        self.decoder = Decoder(config)
+        self.span = mlp(config.dim, config.dim, config.dim, 2)
+        self.concepts = Concepts(config, word_vectors) if config.concepts else None
+
+    def forward(
+        self, clips: Tensor, queries: Queries, intervals: Tensor | None = None, need_weights: bool = False
+    ) -> Decoded:
+        """Look for queries in videos.
+
+        Args:
+            clips: [B, T, D] of :meth:`project`.
+            queries: of the text encoder.
+            intervals: [B, Q, 2] fractions of the duration, where the attention's mass is wanted.
+            need_weights: whether the attention of the last layer itself is wanted.
+        """
+        inside = None if intervals is None else clips_inside(intervals, clips.shape[1])
+        return self.decoder(self.video(clips), queries, inside, need_weights)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss`` = the weighted sum of the losses that the supervision has, each of which is there by its name."""
+        config, size = self.config, len(batch)
+        clips, queries = self.project(batch), self.text(batch)
+        spans = (
+            torch.zeros(size, queries.mask.shape[1] - 1, 2, device=clips.device) if batch.spans is None else batch.spans
+        )
+        intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
+        pseudo = None
+        if config.supervision != "fully":
+            # Both branches have the same weights: they are one batch.
+            pseudo = self.insert(clips, batch)
+            clips = torch.cat([clips, pseudo.clips])
+            queries = Queries(*(torch.cat([x, x]) for x in queries))
+            intervals = torch.cat([intervals, pseudo.interval.unsqueeze(1).expand_as(intervals)])
+        found = self(clips, queries, intervals)
+        predicted = self.span_of(found.features[-1])
+
+        sentences, pairs = batch.sentence_mask, batch.sentence_mask[:, 1:]
+        gap = 1 / sentences.sum(1, keepdim=True).clamp_min(1)  # 1 / N
+        places = found.centroid[-1, :, 1:] / config.max_clips
+        losses = {"order": order_loss(places[:size], gap / 2, pairs)}
+        if found.anchors is not None:
+            centres = found.anchors[-1, :size, 1:, 0].sigmoid()
+            losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
+        if self.concepts is not None:
+            losses["concept"] = self.concepts.loss(queries.features[:size], batch)
+        if pseudo is not None:
+            there = pseudo.there.unsqueeze(1)
+            losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
+            mass = found.mass[:, size:]
+            error = boundary_error(predicted[size:, :1], pseudo.interval.unsqueeze(1))
+            if config.self_consistent:
+                error = error * (mass[-1, :, :1] > config.beta)
+            losses["regression"] = mean_where(error, there)
+            losses["pseudo_attention"] = attention_loss(mass[..., :1], there)
+            if config.sentence_pseudo_attention:
+                inside = attention_loss(mass[..., 1:], sentences & there)
+                losses["pseudo_attention"] = losses["pseudo_attention"] + inside
+            losses["cross_branch"] = cross_branch_loss(
+                found.features[:, size:], found.features[:, :size], sentences, there
+            )
+        if config.supervision != "weakly":
+            known = (
+                sentences & batch.labelled.unsqueeze(1) if batch.labelled is not None else torch.zeros_like(sentences)
+            )
+            error = boundary_error(predicted[:size, 1:], spans)
+            losses["label"] = mean_where(error, known) + attention_loss(found.mass[:, :size, 1:], known)
+        weights = {name: getattr(config, f"{name}_weight") for name in losses}
+        return {"loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum(), **losses}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
+        """The one span of each sentence; its score is the share of the sentence's attention that lies inside."""
+        found = self(self.project(batch), self.text(batch), need_weights=True)
+        spans = self.span_of(found.features[-1])[:, 1:].clamp(0, 1)
+        assert found.weights is not None
+        clip = torch.arange(self.config.max_clips, device=spans.device) / self.config.max_clips
+        start, end = spans[..., :1], spans[..., 1:]
+        shared = torch.minimum(end, clip + 1 / len(clip)) - torch.maximum(start, clip)
+        scores = (found.weights[:, 1:] * shared.clamp_min(0) * len(clip)).sum(-1)
+        spans = spans * batch.durations[:, None, None]
+        scores = scores.masked_fill(~batch.sentence_mask, -torch.inf)
+        return Prediction(
+            spans=F.pad(spans.unsqueeze(2), (0, 0, 0, top_n - 1)),
+            scores=F.pad(scores.unsqueeze(2), (0, top_n - 1), value=-torch.inf),
+        )
+
+    def project(self, batch: Batch) -> Tensor:
+        """F_v (section 3.2), [B, T, D]."""
+        if batch.video.shape[1] != self.config.max_clips:
+            raise ValueError(
+                f"SiamGTR takes {self.config.max_clips} clips a video, this batch has {batch.video.shape[1]}"
+            )
+        return self.clips(batch.video)
+
+    def span_of(self, features: Tensor) -> Tensor:
+        """Start and end of each query as fractions of the duration [..., 2], from its features [..., D]."""
+        centre, width = at_least_float32(self.span(features)).sigmoid().unbind(-1)
+        return torch.stack([centre - width / 2, centre + width / 2], -1)
+
+    def insert(self, clips: Tensor, batch: Batch) -> PseudoVideos:
+        """Every video of the batch inserted into another one, at random (section 3.3)."""
+        config, size, device = self.config, len(batch), clips.device
+        draws = torch.rand(size, size, device=device).masked_fill(same_videos(batch), -1)
+        background = draws.argmax(1)
+        low, high = config.strides
+        stride = low + (high - low) * torch.rand(size, device=device)
+        place = torch.randint(0, config.max_clips + 1, (size,), device=device)
+        end = torch.randint(0, 2, (size,), device=device) * config.max_clips
+        place = torch.where(torch.rand(size, device=device) < config.insert_at_ends, end, place)
+        shift = config.boundary_shift * torch.rand(size, 2, device=device)
+        return PseudoVideos(*insert_videos(clips, background, stride, place, shift), there=draws.amax(1) >= 0)
+
+
+class Queries(NamedTuple):
+    """Paragraphs and their sentences as queries.
+
+    Attributes:
+        features: Z_q [B, Q, D], the paragraph's before those of its sentences.
+        mask: bool [B, Q], which there are.
+    """
+
+    features: Tensor
+    mask: Tensor
+
+
+class PseudoVideos(NamedTuple):
+    """Videos inserted into other videos.
+
+    Attributes:
+        clips: F_aug [B, T, D] (Eq. 1).
+        interval: [B, 2], when the inserted video is on, fractions of the whole (Eq. 2).
+        there: bool [B], whether there was another video to insert into; without, the rest means nothing.
+    """
+
+    clips: Tensor
+    interval: Tensor
+    there: Tensor
+
+
+class Decoded(NamedTuple):
+    """What the decoder's K layers have found.
+
+    Attributes:
+        features: [K, B, Q, D].
+        anchors: A [K, B, Q, 2], logits of (centre, width), after each layer; None without dynamic anchors.
+        centroid: [K, B, Q], the attended clip (Eq. 9).
+        mass: [K, B, Q], the attention inside the intervals given; None where none were.
+        weights: [B, Q, T], the attention of the last layer, mean over its heads; None unless asked for.
+    """
+
+    features: Tensor
+    anchors: Tensor | None
+    centroid: Tensor
+    mass: Tensor | None
+    weights: Tensor | None
+
+
+def insert_videos(
+    clips: Tensor, background: Tensor, stride: Tensor, place: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """NRS(Concat(F_bg[:I], RRS(F_v), F_bg[I:])) and when RRS(F_v) is on (Eq. 1-2), for a whole batch at once.
+
+    RRS takes the clips at 0, s, 2s, ... (rounded down); NRS interpolates between the centres of clips.
+
+    Args:
+        clips: F_v [B, T, D].
+        background: int64 [B], which of them each is inserted into.
+        stride: [B], s > 0.
+        place: int64 [B], I, how many of the background's clips come first, 0 to T.
+        shift: [B, 2], how much of the inserted video is labelled as background at its start and at its end.
+
+    Returns:
+        [B, T, D] and [B, 2].
+    """
+    B, T, _ = clips.shape
+    count = (T / stride).ceil().long()  # clips that RRS leaves: i * s < T
+    total = T + count
+    position = (torch.arange(T, device=clips.device) + 0.5) * (total / T).unsqueeze(1) - 0.5
+    position = torch.minimum(position.clamp_min(0), (total - 1).unsqueeze(1))
+    low = position.long()
+    high = torch.minimum(low + 1, (total - 1).unsqueeze(1))
+    flat = clips.flatten(0, 1)
+
+    def at(index: Tensor) -> Tensor:
+        """Clips of the concatenation, [B, T] -> [B, T, D]."""
+        inserted = index - place.unsqueeze(1)
+        of_video = (inserted >= 0) & (inserted < count.unsqueeze(1))
+        own = (inserted * stride.unsqueeze(1)).long().clamp(0, T - 1)
+        other = torch.where(inserted < 0, index, index - count.unsqueeze(1)).clamp(0, T - 1)
+        row = torch.where(of_video, torch.arange(B, device=clips.device).unsqueeze(1), background.unsqueeze(1))
+        return F.embedding(row * T + torch.where(of_video, own, other), flat)
+
+    pseudo = torch.lerp(at(low), at(high), (position - low).unsqueeze(2).to(clips.dtype))
+    inner = torch.stack([place + shift[:, 0] * count, place + count - shift[:, 1] * count], 1)
+    return pseudo, inner / total.unsqueeze(1)
+
+
+class QueryEncoder(nn.Module):
+    """Sentences by a bidirectional GRU, the paragraph by a token, and a transformer over them (section 3.2, Eq. 4)."""
+
+    def __init__(self, config: SiamGTRConfig, word_vectors: WordVectors) -> None:
+        super().__init__()
+        self.paragraph = config.paragraph
+        self.words = WordEmbedding(word_vectors.vectors)
+        self.gru = nn.GRU(word_vectors.dim, config.dim, bidirectional=True, batch_first=True)
+        self.sentence = nn.Linear(2 * config.dim, config.dim)
+        if self.paragraph == "learned":
+            self.token = nn.Parameter(torch.randn(config.dim))
+        self.norm = nn.LayerNorm(config.dim)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+
+    def forward(self, batch: Batch) -> Queries:
+        """Z_q of a batch's words."""
+        there = batch.sentence_mask
+        sentences = self.read(batch.words[there], batch.word_mask[there])
+        sentences = sentences.new_zeros(*there.shape, sentences.shape[-1]).masked_scatter(there.unsqueeze(2), sentences)
+        queries = torch.cat([self.whole(batch, sentences).unsqueeze(1), sentences], 1)
+        mask = F.pad(there, (1, 0), value=True)
+        x = self.norm(queries) + sinusoid(queries.shape[1], queries.shape[2], queries)
+        for layer in self.layers:
+            x = layer(x, mask=mask)
+        return Queries(x, mask)
+
+    def read(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Sentences int64 [N, W], each of one word or more -> F_s [N, D]."""
+        packed = pack_padded_sequence(self.words(words), mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        _, last = self.gru(packed)
+        return self.sentence(torch.cat([last[0], last[1]], 1))
+
+    def whole(self, batch: Batch, sentences: Tensor) -> Tensor:
+        """F_p [B, D], what the query of the paragraph starts from (Table 7)."""
+        there = batch.sentence_mask.unsqueeze(2)
+        if self.paragraph == "learned":
+            return self.token.expand(len(batch), -1)
+        if self.paragraph == "mean":
+            return sentences.sum(1) / there.sum(1)
+        if self.paragraph == "max":
+            return sentences.masked_fill(~there, torch.finfo(sentences.dtype).min).amax(1)
+        words, mask = batch.words.flatten(1), batch.word_mask.flatten(1)
+        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+        return self.read(words.gather(1, order), mask.gather(1, order))
+
+
+class VideoEncoder(nn.Module):
+    """Self-attention over the clips, whose positions are added to queries and keys alone (Eq. 3)."""
+
+    def __init__(self, config: SiamGTRConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config, config.modulated_positions) for _ in range(config.layers))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """[B, T, D] -> memory M [B, T, D]."""
+        positions = sinusoid(clips.shape[1], clips.shape[2], clips)
+        for layer in self.layers:
+            clips = layer(clips, positions)
+        return clips
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm transformer layer as DETR's: positions, if any, are added to queries and keys and not to values.
+
+    Args:
+        modulated: multiply the positions by a function of the content first, X_pe = MLP(X) * PE(X) (Eq. 3).
+    """
+
+    def __init__(self, config: SiamGTRConfig, modulated: bool = False) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.modulate = mlp(dim, dim, dim) if modulated else None
+        self.query_key = nn.Linear(dim, 2 * dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, D], positions [N, D], bool mask [B, N] -> [B, N, D]."""
+        where = x
+        if positions is not None:
+            where = x + (positions if self.modulate is None else self.modulate(x) * positions)
+        query, key = self.query_key(where).chunk(2, -1)
+        x = self.norm(x + self.dropout(self.out(attend(query, key, self.value(x), self.heads, mask))))
+        return self.feed_forward(x)
+
+
+class FeedForward(nn.Module):
+    """LayerNorm(x + two linear layers with a ReLU between them)."""
+
+    def __init__(self, config: SiamGTRConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(config.dim, config.feed_forward)
+        self.out = nn.Linear(config.feed_forward, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return self.norm(x + self.dropout(self.out(self.dropout(self.hidden(x).relu()))))
+
+
+class Decoder(nn.Module):
+    """Layers that look at the clips with anchors, which each of them moves (section 3.3, "Query Decoder")."""
+
+    def __init__(self, config: SiamGTRConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.dim, self.clips = dim, config.max_clips
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.seed = mlp(dim, dim, 2) if config.dynamic_anchors else None
+        self.offset = mlp(dim, dim, 2) if config.dynamic_anchors else None
+        self.position = mlp(dim, dim, dim) if config.dynamic_anchors else None
+
+    def forward(self, memory: Tensor, queries: Queries, inside: Tensor | None, need_weights: bool) -> Decoded:
+        """Memory M [B, T, D] and queries; ``inside`` [B, Q, 2] as ``intervals`` of ``anchor_cross_attention``."""
+        x, mask = queries
+        positions = sinusoid(memory.shape[1], self.dim, memory)
+        features, anchors, stats, logits = [], [], [], None
+        for number, layer in enumerate(self.layers):
+            embedded = self.embed(x, logits)
+            weights = need_weights and number == len(self.layers) - 1
+            x, attended = layer(x, mask, memory, positions, embedded, inside, weights)
+            if self.seed is not None and self.offset is not None:
+                logits = self.seed(x) if logits is None else logits + self.offset(x)
+                anchors.append(logits)
+            features.append(x)
+            stats.append(attended)
+        return Decoded(
+            features=torch.stack(features),
+            anchors=torch.stack(anchors) if anchors else None,
+            centroid=torch.stack([s.centroid for s in stats]),
+            mass=None if inside is None else torch.stack([s.mass for s in stats]),
+            weights=at_least_float32(stats[-1].weights).mean(1) if need_weights else None,
+        )
+
+    def embed(self, x: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """F_a and H_a [B, Q, D] of the anchors; those of the first layer are all zero."""
+        if self.position is None:
+            return None
+        anchors = x.new_zeros(*x.shape[:2], 2) if logits is None else logits.sigmoid()
+        # In clips, as the clips' own positions are; the op counts in turns of a circle.
+        embedded = anchor_embedding(anchors * (self.clips / (2 * math.pi)), self.dim)
+        return embedded, self.position(embedded)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries (Eq. 6), attention to the clips (Eq. 7), feed-forward.
+
+    Without anchors it is DETR's layer: positions of clips are added to their content, queries have none but their own.
+    """
+
+    def __init__(self, config: SiamGTRConfig) -> None:
+        super().__init__()
+        dim, anchors = config.dim, config.dynamic_anchors
+        self.heads = config.heads
+        self.query_key = nn.Linear(dim, 2 * dim)
+        self.query_key_position = nn.Linear(dim, 2 * dim) if anchors else None
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.cross_query = nn.Linear(dim, dim)
+        self.cross_query_position = nn.Linear(dim, dim) if anchors else None
+        self.cross_key_value = nn.Linear(dim, 2 * dim)
+        self.cross_key_value_position = nn.Linear(dim, 2 * dim)
+        self.cross_out = nn.Linear(dim, dim)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        memory: Tensor,
+        positions: Tensor,
+        anchors: tuple[Tensor, Tensor] | None,
+        inside: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, AttentionStats]:
+        """Queries [B, Q, D] and their mask, memory [B, T, D], its positions [T, D], (F_a, H_a) -> queries [B, Q, D]."""
+        query_key = self.query_key(x)
+        if anchors is not None and self.query_key_position is not None:
+            query_key = query_key + self.query_key_position(anchors[1])
+        query, key = query_key.chunk(2, -1)
+        x = self.norm(x + self.dropout(self.out(attend(query, key, self.value(x), self.heads, mask))))
+
+        query = self.cross_query(x)
+        key, value = self.cross_key_value(memory).chunk(2, -1)
+        key_position, value_position = self.cross_key_value_position(positions).unsqueeze(0).chunk(2, -1)
+        if anchors is not None and self.cross_query_position is not None:
+            query_position = self.cross_query_position(anchors[0])
+        else:
+            key = key + key_position
+            query_position, key_position = query[..., :0], key_position[..., :0]
+        heads = [self.split(y) for y in (query, query_position, key, key_position, value + value_position)]
+        attended, stats = anchor_cross_attention(*heads, None, inside, need_weights)
+        x = self.cross_norm(x + self.dropout(self.cross_out(attended.transpose(1, 2).flatten(2))))
+        return self.feed_forward(x), stats
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, H, N, D / H]."""
+        return x.unflatten(2, (self.heads, x.shape[2] // self.heads)).transpose(1, 2)
+
+
+class Concepts(nn.Module):
+    """Conceptual semantic connector: queries must tell which common nouns and verbs they hold (Eq. 5).
+
+    The concepts are the commonest nouns and verbs of the training sentences, as words of the vocabulary.
+    """
+
+    def __init__(self, config: SiamGTRConfig, word_vectors: WordVectors) -> None:
+        super().__init__()
+        words = torch.zeros(config.concepts, dtype=torch.long)  # 0, the padding, where the corpus has fewer
+        counts = word_vectors.content_counts
+        self.counted = counts is not None  # not in a model made for its weights: they bring the concepts
+        if counts is not None:
+            commonest = (-counts).argsort(kind="stable")[: config.concepts]
+            commonest = commonest[counts[commonest] > 0]
+            words[: len(commonest)] = torch.from_numpy(commonest)
+        self.register_buffer("words", words)
+        self.register_buffer("vectors", torch.as_tensor(word_vectors.vectors, dtype=torch.float32)[words])
+        self.project = nn.Linear(word_vectors.dim, config.dim)
+        self.words: Tensor
+        self.vectors: Tensor
+
+    def loss(self, queries: Tensor, batch: Batch) -> Tensor:
+        """BCE of the paragraphs' concepts + BCE of the sentences', each a mean, of Z_q [B, Q, D]."""
+        if not self.counted:
+            raise ValueError("concepts need word vectors with content_counts (vpgfast.data.text.count_content_words)")
+        logits = at_least_float32(queries @ self.project(self.vectors).t())
+        of_sentences = self.labels(batch.words)
+        labels = torch.cat([of_sentences.any(1, keepdim=True), of_sentences], 1)
+        error = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+        known = (self.words > 0)[None, None]
+        return mean_where(error[:, :1], known) + mean_where(error[:, 1:], known & batch.sentence_mask.unsqueeze(2))
+
+    def labels(self, words: Tensor) -> Tensor:
+        """Which concepts sentences hold: int64 [B, M, W] -> bool [B, M, C]."""
+        size = len(self.words)
+        number = torch.full((int(words.max()) + 1,), size, device=words.device)
+        known = self.words[(self.words > 0) & (self.words < len(number))]
+        number[known] = torch.arange(len(known), device=words.device)
+        held = torch.zeros(*words.shape[:2], size + 1, dtype=torch.bool, device=words.device)
+        return held.scatter_(2, number[words], True)[..., :size]
+
+
+# --- losses
+
+
+def mean_where(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the elements of ``x`` that ``mask`` (bool, broadcast to ``x``) keeps; 0 where it keeps none."""
+    mask = mask.expand_as(x)
+    return x.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
+
+
+def order_loss(places: Tensor, gap: Tensor, pairs: Tensor) -> Tensor:
+    """max(0, gap + place of sentence j - place of sentence j + 1), mean over pairs of neighbours (Eq. 9 and A.2).
+
+    Args:
+        places: [B, M], fractions of the duration.
+        gap: [B, 1], how far apart neighbours have to be at least.
+        pairs: bool [B, M - 1].
+    """
+    return mean_where((gap + places[:, :-1] - places[:, 1:]).relu(), pairs)
+
+
+def boundary_error(spans: Tensor, target: Tensor) -> Tensor:
+    """L1 distance of both ends + 1 - GIoU (Eq. 8), of two [..., 2] -> [...]."""
+    return (spans - target).abs().sum(-1) + 1 - temporal_giou(spans, target, pairwise=False)
+
+
+def attention_loss(mass: Tensor, mask: Tensor) -> Tensor:
+    """-log of the attention inside an interval, mean over layers and queries (Eq. A.3): [K, B, Q] and bool [B, Q]."""
+    return mean_where(-mass.clamp_min(1e-6).log(), mask)
+
+
+def cross_branch_loss(augmented: Tensor, normal: Tensor, sentences: Tensor, there: Tensor) -> Tensor:
+    """1 - cosine of the branches' features, for sentences and for paragraphs, mean over layers (Eq. A.1).
+
+    Sentences follow the inference branch, the paragraph follows the augmentation branch.
+
+    Args:
+        augmented, normal: [K, B, Q, D].
+        sentences: bool [B, M].
+        there: bool [B, 1], whether the augmentation branch has a video.
+    """
+    of_sentences = 1 - F.cosine_similarity(augmented[:, :, 1:], normal[:, :, 1:].detach(), dim=-1)
+    of_paragraph = 1 - F.cosine_similarity(augmented[:, :, :1].detach(), normal[:, :, :1], dim=-1)
+    return mean_where(of_sentences, sentences & there) + mean_where(of_paragraph, there)
+
+
+# --- parts
+
+
+def clips_inside(intervals: Tensor, T: int) -> Tensor:
+    """Fractions of the duration [..., 2] -> clip positions. A clip is inside if its middle is, the nearest always."""
+    start, end = (intervals.double() * T - 0.5).unbind(-1)
+    middle = ((start + end) / 2).round().clamp(0, T - 1)
+    return torch.stack([torch.minimum(start, middle), torch.maximum(end, middle)], -1)
+
+
+def sinusoid(length: int, dim: int, like: Tensor) -> Tensor:
+    """Sinusoidal positions [length, dim] of the transformer (Vaswani et al., 2017), sine and cosine side by side."""
+    rate = 10000.0 ** (-torch.arange(0, dim, 2, device=like.device, dtype=torch.float64) / dim)
+    angle = torch.arange(length, device=like.device).unsqueeze(1) * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(like.dtype)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
