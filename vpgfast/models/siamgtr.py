@@ -173,30 +173,31 @@ class SiamGTR(Method):
             torch.zeros(size, queries.mask.shape[1] - 1, 2, device=clips.device) if batch.spans is None else batch.spans
         )
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
-        pseudo = None
+        insertions = None
         if config.supervision != "fully":
             # Both branches have the same weights: they are one batch.
-            pseudo = self.insert(clips, batch)
-            clips = torch.cat([clips, pseudo.clips])
+            insertions = draw_insertions(batch, config)
+            pseudo, interval = insert_videos(clips, insertions)
+            clips = torch.cat([clips, pseudo])
             queries = Queries(*(torch.cat([x, x]) for x in queries))
-            intervals = torch.cat([intervals, pseudo.interval.unsqueeze(1).expand_as(intervals)])
+            intervals = torch.cat([intervals, interval.unsqueeze(1).expand_as(intervals)])
         found = self(clips, queries, intervals)
         predicted = self.span_of(found.features[-1])
 
         sentences, pairs = batch.sentence_mask, batch.sentence_mask[:, 1:]
-        gap = 1 / sentences.sum(1, keepdim=True).clamp_min(1)  # 1 / N
         places = found.centroid[-1, :, 1:] / config.max_clips
+        gap = 1 / sentences.sum(1, keepdim=True).to(places.dtype)  # 1 / N
         losses = {"order": order_loss(places[:size], gap / 2, pairs)}
         if found.anchors is not None:
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()
             losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
         if self.concepts is not None:
             losses["concept"] = self.concepts.loss(queries.features[:size], batch)
-        if pseudo is not None:
-            there = pseudo.there.unsqueeze(1)
+        if insertions is not None:
+            there = insertions.there.unsqueeze(1)
             losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
             mass = found.mass[:, size:]
-            error = boundary_error(predicted[size:, :1], pseudo.interval.unsqueeze(1))
+            error = boundary_error(predicted[size:, :1], interval.unsqueeze(1))
             if config.self_consistent:
                 error = error * (mass[-1, :, :1] > config.beta)
             losses["regression"] = mean_where(error, there)
@@ -246,19 +247,6 @@ class SiamGTR(Method):
         centre, width = at_least_float32(self.span(features)).sigmoid().unbind(-1)
         return torch.stack([centre - width / 2, centre + width / 2], -1)
 
-    def insert(self, clips: Tensor, batch: Batch) -> PseudoVideos:
-        """Every video of the batch inserted into another one, at random (section 3.3)."""
-        config, size, device = self.config, len(batch), clips.device
-        draws = torch.rand(size, size, device=device).masked_fill(same_videos(batch), -1)
-        background = draws.argmax(1)
-        low, high = config.strides
-        stride = low + (high - low) * torch.rand(size, device=device)
-        place = torch.randint(0, config.max_clips + 1, (size,), device=device)
-        end = torch.randint(0, 2, (size,), device=device) * config.max_clips
-        place = torch.where(torch.rand(size, device=device) < config.insert_at_ends, end, place)
-        shift = config.boundary_shift * torch.rand(size, 2, device=device)
-        return PseudoVideos(*insert_videos(clips, background, stride, place, shift), there=draws.amax(1) >= 0)
-
 
 class Queries(NamedTuple):
     """Paragraphs and their sentences as queries.
@@ -272,17 +260,21 @@ class Queries(NamedTuple):
     mask: Tensor
 
 
-class PseudoVideos(NamedTuple):
-    """Videos inserted into other videos.
+class Insertions(NamedTuple):
+    """How each video of a batch is inserted into another one.
 
     Attributes:
-        clips: F_aug [B, T, D] (Eq. 1).
-        interval: [B, 2], when the inserted video is on, fractions of the whole (Eq. 2).
-        there: bool [B], whether there was another video to insert into; without, the rest means nothing.
+        background: int64 [B], which of the batch it is inserted into.
+        stride: float64 [B], s > 0 of the random re-sampling.
+        place: int64 [B], I, how many of the background's clips come before it, 0 to T.
+        shift: float64 [B, 2], shares of its length that are labelled as background at its start and its end (RBS).
+        there: bool [B], whether the batch has another video at all; without, the rest means nothing.
     """
 
-    clips: Tensor
-    interval: Tensor
+    background: Tensor
+    stride: Tensor
+    place: Tensor
+    shift: Tensor
     there: Tensor
 
 
@@ -304,34 +296,42 @@ class Decoded(NamedTuple):
     weights: Tensor | None
 
 
-def insert_videos(
-    clips: Tensor, background: Tensor, stride: Tensor, place: Tensor, shift: Tensor
-) -> tuple[Tensor, Tensor]:
-    """NRS(Concat(F_bg[:I], RRS(F_v), F_bg[I:])) and when RRS(F_v) is on (Eq. 1-2), for a whole batch at once.
+def draw_insertions(batch: Batch, config: SiamGTRConfig) -> Insertions:
+    """At random (section 3.3, A.1); the background is a video of the same batch."""
+    size, T, device = len(batch), config.max_clips, batch.video.device
+    draws = torch.rand(size, size, device=device).masked_fill(same_videos(batch), -1)
+    low, high = config.strides
+    stride = low + (high - low) * torch.rand(size, device=device, dtype=torch.float64)
+    place = torch.randint(0, T + 1, (size,), device=device)
+    end = T * torch.randint(0, 2, (size,), device=device)
+    place = torch.where(torch.rand(size, device=device) < config.insert_at_ends, end, place)
+    shift = config.boundary_shift * torch.rand(size, 2, device=device, dtype=torch.float64)
+    return Insertions(draws.argmax(1), stride, place, shift, draws.amax(1) >= 0)
 
-    RRS takes the clips at 0, s, 2s, ... (rounded down); NRS interpolates between the centres of clips.
+
+def insert_videos(clips: Tensor, insertions: Insertions) -> tuple[Tensor, Tensor]:
+    """F_aug = NRS(Concat(F_bg[:I], RRS(F_v), F_bg[I:])), and when RRS(F_v) is on (Eq. 1-2), for a whole batch at once.
+
+    RRS takes the clips at 0, s, 2s, ... (rounded down); NRS interpolates linearly between the middles of clips.
 
     Args:
         clips: F_v [B, T, D].
-        background: int64 [B], which of them each is inserted into.
-        stride: [B], s > 0.
-        place: int64 [B], I, how many of the background's clips come first, 0 to T.
-        shift: [B, 2], how much of the inserted video is labelled as background at its start and at its end.
 
     Returns:
-        [B, T, D] and [B, 2].
+        [B, T, D], and [B, 2] fractions of the whole.
     """
     B, T, _ = clips.shape
-    count = (T / stride).ceil().long()  # clips that RRS leaves: i * s < T
+    background, stride, place, shift, _ = insertions
+    count = (T / stride).ceil().long()  # clips that RRS leaves: those with i * s < T
     total = T + count
-    position = (torch.arange(T, device=clips.device) + 0.5) * (total / T).unsqueeze(1) - 0.5
+    position = (torch.arange(T, device=clips.device) + 0.5) * (total.double() / T).unsqueeze(1) - 0.5
     position = torch.minimum(position.clamp_min(0), (total - 1).unsqueeze(1))
     low = position.long()
     high = torch.minimum(low + 1, (total - 1).unsqueeze(1))
     flat = clips.flatten(0, 1)
 
     def at(index: Tensor) -> Tensor:
-        """Clips of the concatenation, [B, T] -> [B, T, D]."""
+        """Clips of the concatenation, int64 [B, T] -> [B, T, D]."""
         inserted = index - place.unsqueeze(1)
         of_video = (inserted >= 0) & (inserted < count.unsqueeze(1))
         own = (inserted * stride.unsqueeze(1)).long().clamp(0, T - 1)
@@ -340,8 +340,8 @@ def insert_videos(
         return F.embedding(row * T + torch.where(of_video, own, other), flat)
 
     pseudo = torch.lerp(at(low), at(high), (position - low).unsqueeze(2).to(clips.dtype))
-    inner = torch.stack([place + shift[:, 0] * count, place + count - shift[:, 1] * count], 1)
-    return pseudo, inner / total.unsqueeze(1)
+    labelled = torch.stack([place + shift[:, 0] * count, place + (1 - shift[:, 1]) * count], 1)
+    return pseudo, (labelled / total.unsqueeze(1)).to(at_least_float32(clips).dtype)
 
 
 class QueryEncoder(nn.Module):
