@@ -1,4 +1,4 @@
-"""When does a sentence happen in a video? ``python -m vpgfast.ground CHECKPOINT --video FILE --sentence "..."``.
+"""When do sentences happen in a video? ``python -m vpgfast.ground CHECKPOINT --video FILE --sentence "..."``.
 
 Prints ranked spans in seconds, and writes them as text, json and a picture.
 """
@@ -26,7 +26,7 @@ from vpgfast.data.batches import make_batch, prepare
 from vpgfast.data.corpus import MOTION, DataConfig
 from vpgfast.data.moving_shapes import pixel_features
 from vpgfast.data.pixels import PixelFeatures
-from vpgfast.data.text import UNKNOWN, WordVectors, tokenize
+from vpgfast.data.text import UNKNOWN, WordVectors, split_sentences, tokenize
 from vpgfast.data.types import Paragraph
 from vpgfast.errors import CheckpointError, FeatureError, UserError
 from vpgfast.evaluate import settings_of
@@ -54,10 +54,12 @@ class Grounding:
     scores: np.ndarray
 
     def as_text(self) -> str:
-        """The sentences with their spans, one a line."""
+        """The sentences with their spans, one a line; several sentences are numbered."""
         lines = []
-        for sentence, spans, scores in zip(self.sentences, self.spans, self.scores, strict=True):
-            lines.append(sentence)
+        for number, (sentence, spans, scores) in enumerate(
+            zip(self.sentences, self.spans, self.scores, strict=True), start=1
+        ):
+            lines.append(f"{number}. {sentence}" if len(self.sentences) > 1 else sentence)
             for rank, ((start, end), score) in enumerate(zip(spans, scores, strict=True), start=1):
                 if np.isfinite(start):
                     lines.append(f"{rank:4d}.  {start:8.2f} - {end:8.2f} s   score {score:.4g}")
@@ -117,6 +119,40 @@ def _join(parts: Sequence[np.ndarray], top: int) -> np.ndarray:
         joined[row : row + len(part), : part.shape[1]] = part[:, :top]
         row += len(part)
     return joined
+
+
+def read_paragraph(path: Path) -> list[str]:
+    """The sentences of a UTF-8 text file, cut by :func:`split_sentences`: at least one, each with a word.
+
+    Args:
+        path: of the file; ``-`` is standard input.
+
+    Raises:
+        UserError: the file can't be read, is not UTF-8, is empty, or a line of it has no word.
+    """
+    where = f"--paragraph {path}"
+    try:
+        content = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"{where}: can't be read ({error.strerror}); give a text file, or - for standard input"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{where}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the text as UTF-8"
+        ) from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not tokenize(line):
+            raise UserError(
+                f"{where}, line {number}: {line.strip()!r} has no word in it; write a sentence or delete it"
+            )
+    sentences = split_sentences(text)
+    if not sentences:
+        raise UserError(f"{where}: is empty; write at least one sentence")
+    log.info("paragraph %s: %d sentences", path, len(sentences))
+    return sentences
 
 
 def read_features(path: Path) -> np.ndarray:
@@ -199,8 +235,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vpgfast.ground",
         description="Find when sentences happen in a video.",
-        epilog="Several --sentence make a paragraph, in that order. Settings of the run can be changed, as "
-        "in --model.language_model FOLDER where it lies elsewhere now.",
+        epilog="Several --sentence make a paragraph, in that order. A --paragraph of several lines has one sentence a "
+        "line. A single line is cut after . ! ? and ... that a space or the end follows, but not after Mr. Mrs. Ms. "
+        "Dr. Prof. St. vs. e.g. i.e., not after etc., Jr., Sr., a.m., U.S., an ellipsis or a closing quote where a "
+        "lower-case letter follows, and not where a piece would have no letter. Settings of the run can be changed, "
+        "as in --model.language_model FOLDER where it lies elsewhere now.",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or the folder of a run")
@@ -208,7 +247,14 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--video", type=Path, help="video file, for models trained on features that this package makes")
     source.add_argument("--features", type=Path, help=".npy or .npz file of clip features [clips, width]")
     parser.add_argument("--duration", type=float, help="length of the video in seconds, with --features")
-    parser.add_argument("--sentence", action="append", required=True, help="what to look for; may be repeated")
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--sentence", action="append", help="what to look for; may be repeated")
+    query.add_argument(
+        "--paragraph",
+        type=Path,
+        metavar="FILE",
+        help="text file (UTF-8) with the sentences to look for, in order; - reads standard input; see below",
+    )
     parser.add_argument("--top", type=int, default=5, help="spans a sentence (default 5)")
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: ground-NAME beside the checkpoint"
@@ -217,21 +263,24 @@ def main(argv: Sequence[str]) -> int:
     open_log()
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
-    for number, sentence in enumerate(arguments.sentence, start=1):
+    for number, sentence in enumerate(arguments.sentence or (), start=1):
         if not tokenize(sentence):
             raise UserError(f"--sentence {number} ({sentence!r}) has no word in it")
+    sentences = arguments.sentence or read_paragraph(arguments.paragraph)
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = settings_of(checkpoint, arguments.checkpoint, rest)
     model = build_model(checkpoint, config.model, arguments.checkpoint)
     features, duration = _features(arguments, checkpoint, config)
     needs = get_method(config.method).needs(config.model)
-    unknown = unknown_words(arguments.sentence, checkpoint.word_vectors)
+    unknown = unknown_words(sentences, checkpoint.word_vectors)
     if unknown and needs.vocabulary:
         log.warning("the model has not seen these words and ignores their meaning: %s", ", ".join(unknown))
     if len(features) > (limit := needs.max_clips):
         log.info("%d clips are brought down to %d: one is %.1f s", len(features), limit, duration / limit)
-    found = ground(model, config, checkpoint.word_vectors, features, duration, arguments.sentence, arguments.top)
+    if needs.level == "paragraph" and needs.max_sentences and len(sentences) > needs.max_sentences:
+        log.info("the method takes %d sentences at a time: %d are cut into pieces", needs.max_sentences, len(sentences))
+    found = ground(model, config, checkpoint.word_vectors, features, duration, sentences, arguments.top)
 
     print(found.as_text())
     name = (arguments.video or arguments.features).stem

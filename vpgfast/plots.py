@@ -69,7 +69,10 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
 def draw_ranked(
     sentences: Sequence[str], ranked: np.ndarray, scores: np.ndarray, duration: float, path: Path, title: str
 ) -> None:
-    """The best spans of each sentence of a query over the video's time line, paler the lower their score.
+    """The spans of each sentence of a query over the video's time line.
+
+    Of several sentences, the best span of each comes first, all on one time axis. The ranked spans, paler the lower
+    their score, are drawn for one sentence, and below the overview where a sentence has more than one.
 
     Args:
         sentences: M of them.
@@ -79,22 +82,34 @@ def draw_ranked(
         path: of the PNG.
         title: above the picture.
     """
-    counts = [int(np.isfinite(spans[:, 0]).sum()) for spans in ranked]
-    step = 0.42  # of a row's height: one ranked span
-    heights = [0.35 + step * max(count, 1) for count in counts]
-    figure, (axis,) = _panels([sum(heights)], title, row_height=0.5, above=0.0, right=2.0)
-    _time_line(axis, "", duration, sum(heights))
-    top = 0.0
-    for sentence, spans, values, count, height in zip(sentences, ranked, scores, counts, heights, strict=True):
-        _sentence(axis, top, sentence)
-        for k in range(count):
-            y = top + 0.5 + step * k
-            _bar(axis, y, 0.2, 0, duration, TRACK)
-            # The first stands out; the others fade by rank, since methods' scores have no common scale.
-            _bar(axis, y, 0.2, spans[k, 0], spans[k, 1], PREDICTED, alpha=1.0 if k == 0 else 0.75 / (1 + 0.35 * k))
-            label = f"{k + 1}.  {spans[k, 0]:.1f} - {spans[k, 1]:.1f} s   ({values[k]:.3g})"
-            _label(axis, y + 0.1, label, INK if k == 0 else FAINT)
-        top += height
+    counts = np.isfinite(ranked[..., 0]).sum(axis=1)
+    panels = {"": counts}  # heading -> how many spans of each sentence
+    if len(sentences) > 1:
+        sentences = [f"{number}. {sentence}" for number, sentence in enumerate(sentences, start=1)]
+        panels = {"best span of each sentence": counts.clip(max=1)}
+        if counts.max() > 1:
+            panels["ranked spans of each sentence"] = counts
+    digits = 2 if duration < 10 else 1 if duration < 1000 else 0
+    step = 0.42  # of a row's height: one span
+    heights = [0.35 + step * shown.clip(min=1) for shown in panels.values()]
+    above = 0.25 if len(sentences) > 1 else 0.0
+    figure, axes = _panels([rows.sum() for rows in heights], title, row_height=0.5, above=above, right=2.15)
+    for axis, (heading, shown), rows in zip(axes, panels.items(), heights, strict=True):
+        _time_line(axis, heading, duration, rows.sum())
+        for m, top in enumerate(rows.cumsum() - rows):
+            _sentence(axis, top, sentences[m])
+            if not shown[m]:
+                _bar(axis, top + 0.5, 0.2, 0, duration, TRACK)
+                _label(axis, top + 0.6, "no span", FAINT)
+            for k in range(shown[m]):
+                y = top + 0.5 + step * k
+                start, end = ranked[m, k]
+                _bar(axis, y, 0.2, 0, duration, TRACK)
+                # The first stands out; the others fade by rank, since methods' scores have no common scale.
+                _bar(axis, y, 0.2, start, end, PREDICTED, alpha=1.0 if k == 0 else 0.75 / (1 + 0.35 * k))
+                rank = f"{k + 1}.  " if shown is counts else ""
+                label = f"{rank}{start:.{digits}f} - {end:.{digits}f} s   ({scores[m, k]:.3g})"
+                _label(axis, y + 0.1, label, INK if k == 0 else FAINT)
     _save(figure, path)
 
 
@@ -215,7 +230,8 @@ def _panels(
     below = 0.45  # inches for the axis
     heights = [row_height * count for count in rows]
     total = sum(heights) + len(heights) * (above + below) + 0.5
-    figure = Figure(figsize=(_WIDTH, total), facecolor="white")
+    # The renderer's limit is 2**16 pixels, which many sentences with many spans each would pass.
+    figure = Figure(figsize=(_WIDTH, total), dpi=min(100, 60_000 / total), facecolor="white")
     figure.text(0.03, 1 - 0.22 / total, title, color=INK, fontsize=12, va="center")
     axes, top = [], 0.4
     for height in heights:
@@ -248,11 +264,18 @@ def _label(axis: Axes, y: float, text: str, colour: str) -> None:
 
 
 def _bar(axis: Axes, y: float, height: float, start: float, end: float, colour: str, alpha: float = 1.0) -> None:
-    """A bar from ``start`` to ``end`` seconds; a very short one is still seen."""
-    width = max(end - start, axis.get_xlim()[1] / 400)
+    """A bar from ``start`` to ``end`` seconds; a very short one is still seen, at the end of the video too."""
+    duration = axis.get_xlim()[1]
+    width = max(end - start, duration / 400)
     axis.add_patch(
         FancyBboxPatch(
-            (start, y), width, height, boxstyle="square,pad=0", facecolor=colour, edgecolor="none", alpha=alpha
+            (min(start, duration - duration / 400), y),
+            width,
+            height,
+            boxstyle="square,pad=0",
+            facecolor=colour,
+            edgecolor="none",
+            alpha=alpha,
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_video(run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert scores == sorted(scores, reverse=True)
     text = (tmp_path / "grounding.txt").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert text.splitlines()[0] == SENTENCE
+    lines = text.splitlines()
+    assert [lines[0], lines[4]] == [f"1. {SENTENCE}", "2. It vanishes."]
     assert (tmp_path / "grounding.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -63,6 +65,7 @@ def test_features_of_a_long_video(run: Path, features: Path, tmp_path: Path) -> 
     args = ["--features", str(features), "--duration=7200", "--sentence", SENTENCE, "--output", str(tmp_path)]
     assert ground.main([str(run), *args]) == 0
     (entry,) = read(tmp_path)["sentences"]
+    assert (tmp_path / "grounding.txt").read_text().splitlines()[0] == SENTENCE
     assert len(entry["spans"]) == 5
     assert all(0 <= span["start"] < span["end"] <= 7200 for span in entry["spans"])
 
@@ -80,16 +83,86 @@ def test_features_in_npz(run: Path, features: Path, tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
-def test_paragraph_longer_than_the_method_takes_at_once(run: Path, tmp_path: Path, train_args: list[str]) -> None:
-    from vpgfast import train
+def test_paragraph_longer_than_the_method_takes_at_once(
+    features: Path, tmp_path: Path, train_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every sentence keeps its place and its spans, whichever piece it is in."""
+    folder, out, text = tmp_path / "r", tmp_path / "out", tmp_path / "p.txt"
+    assert train.main([*train_args, "--epochs=1", "--model.level=paragraph", "--output", str(folder)]) == 0
+    shapes = ("red circle", "blue square", "green triangle")
+    sentences = [f"The {shape} {verb}." for verb in ("appears", "moves left", "vanishes") for shape in shapes]
+    text.write_text("\n".join(sentences))
+    asked = [str(folder), "--features", str(features), "--duration=90", "--top=4", "--output", str(out)]
+    assert ground.main([*asked, "--paragraph", str(text)]) == 0
+    assert "the method takes 4 sentences at a time: 9 are cut into pieces" in capsys.readouterr().err
+    together = read(out)["sentences"]
+    assert [entry["sentence"] for entry in together] == sentences
+    assert len({str(entry["spans"]) for entry in together}) == 9
+    for entry in together:
+        assert ground.main([*asked, "--sentence", entry["sentence"]]) == 0
+        (alone,) = read(out)["sentences"]
+        for key in ("start", "end", "score"):
+            found = [span[key] for span in entry["spans"]]
+            assert found == pytest.approx([span[key] for span in alone["spans"]], rel=1e-4), key
+    assert "are cut into pieces" not in capsys.readouterr().err
 
-    assert train.main([*train_args, "--epochs=1", "--model.level=paragraph", "--output", str(tmp_path / "r")]) == 0
-    sentences = [f"A red circle moves left {'again ' * i}." for i in range(6)]  # the tiny method takes four
-    checkpoint = load_checkpoint(tmp_path / "r")
-    np.save(tmp_path / "f.npy", np.ones((9, checkpoint.feature_dim), np.float32))
-    args = ["--features", str(tmp_path / "f.npy"), "--duration=9", "--output", str(tmp_path / "out")]
-    assert ground.main([str(tmp_path / "r"), *args, *[x for s in sentences for x in ("--sentence", s)]]) == 0
-    assert [entry["sentence"] for entry in read(tmp_path / "out")["sentences"]] == sentences
+
+@pytest.mark.parametrize("text", [f"{SENTENCE}\n\n It vanishes. \n", f"\ufeff{SENTENCE} It vanishes.\r\n"])
+def test_paragraph_is_its_sentences(
+    run: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """From a file and from standard input."""
+    path, out = tmp_path / "p.txt", tmp_path / "out"
+    path.write_bytes(text.encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    found = []
+    for query in (
+        ["--sentence", SENTENCE, "--sentence", "It vanishes."],
+        ["--paragraph", str(path)],
+        ["--paragraph=-"],
+    ):
+        assert ground.main([str(run), "--video", str(video), *query, "--output", str(out)]) == 0
+        found.append((read(out), (out / "grounding.png").read_bytes()))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "p.txt: is empty"),
+        (b"\xef\xbb\xbf \r\n\n", "p.txt: is empty"),
+        (b"It stops.\n\n ?! \n", "p.txt, line 3: '?!' has no word in it"),
+        (b"...", "p.txt, line 1: '...' has no word in it"),
+        (b"It stops.\nA caf\xe9.\n", "p.txt, line 2: byte 0xe9 is not UTF-8"),
+        ("It stops.".encode("utf-16"), "p.txt, line 1: byte 0xff is not UTF-8"),
+    ],
+)
+def test_paragraph_that_is_none(
+    run: Path, features: Path, capsys: pytest.CaptureFixture[str], content: bytes, expected: str
+) -> None:
+    path = features.with_name("p.txt")
+    path.write_bytes(content)
+    assert ground.main([str(run), "--features", str(features), "--duration=9", "--paragraph", str(path)]) == 2
+    assert expected in error_line(capsys)
+
+
+def test_paragraph_that_cannot_be_read(run: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(run), "--features", str(features), "--duration=9", "--paragraph"]
+    for path in (features.with_name("none.txt"), features.parent):
+        assert ground.main([*asked, str(path)]) == 2
+        assert f"--paragraph {path}: can't be read" in error_line(capsys)
+
+
+def test_either_sentences_or_a_paragraph(run: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(run), "--features", str(features), "--duration=9"]
+    for query, expected in (
+        ([], "one of the arguments --sentence --paragraph is required"),
+        (["--sentence", SENTENCE, "--paragraph", "p.txt"], "--paragraph: not allowed with argument --sentence"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            ground.main([*asked, *query])
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err
 
 
 def test_unknown_words_are_named(run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

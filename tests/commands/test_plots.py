@@ -59,15 +59,86 @@ def test_a_video_of_a_hundred_sentences_keeps_the_picture_small(tmp_path: Path, 
     assert drawn[0].get_figheight() < 8
 
 
-def test_ranked_spans(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_ranked_spans_of_one_sentence(tmp_path: Path, drawn: list[Figure]) -> None:
+    ranked, scores = np.array([[[1.0, 2.0], [3.0, 9.5]]]), np.array([[0.9, 0.25]])
+    plots.draw_ranked(["first"], ranked, scores, 10.0, tmp_path / "g.png", "")
+    (figure,) = drawn
+    assert len(figure.axes) == 1
+    assert texts(figure) == ["first", "1.  1.0 - 2.0 s   (0.9)", "2.  3.0 - 9.5 s   (0.25)"]
+    assert bars(figure, plots.PREDICTED) == [(1, 2), (3, 9.5)]
+
+
+def test_ranked_spans_of_several_sentences_stand_below_the_best_ones(tmp_path: Path, drawn: list[Figure]) -> None:
     ranked = np.array([[[1.0, 2.0], [3.0, 9.5]], [[0.0, 4.0], [np.nan, np.nan]]])
     scores = np.array([[0.9, 0.25], [0.5, -np.inf]])
     plots.draw_ranked(["first", "second"], ranked, scores, 10.0, tmp_path / "g.png", "")
     (figure,) = drawn
+    headings = [axis.get_title(loc="left") for axis in figure.axes]
+    assert headings == ["best span of each sentence", "ranked spans of each sentence"]
     assert texts(figure) == [
-        "first", "1.  1.0 - 2.0 s   (0.9)", "2.  3.0 - 9.5 s   (0.25)", "second", "1.  0.0 - 4.0 s   (0.5)",
+        "1. first", "1.0 - 2.0 s   (0.9)", "2. second", "0.0 - 4.0 s   (0.5)",
+        "1. first", "1.  1.0 - 2.0 s   (0.9)", "2.  3.0 - 9.5 s   (0.25)", "2. second", "1.  0.0 - 4.0 s   (0.5)",
     ]  # fmt: skip
-    assert bars(figure, plots.PREDICTED) == [(1, 2), (3, 9.5), (0, 4)]
+    assert bars(figure, plots.PREDICTED) == [(1, 2), (0, 4), (1, 2), (3, 9.5), (0, 4)]
+    assert {axis.get_xlim() for axis in figure.axes} == {(0, 10)}
+
+
+def test_one_span_a_sentence_needs_no_ranks(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Rows in the paragraph's order, from the top; the places of missing spans are NaN, as `ground` gives them."""
+    count = 30
+    ranked = np.full((count, 5, 2), np.nan)
+    ranked[:, 0] = np.stack((np.arange(30.0), np.arange(30.0) + 2), axis=1)
+    ranked[7] = np.nan
+    scores = np.where(np.isfinite(ranked[..., 0]), 0.5, -np.inf)
+    plots.draw_ranked(["$x$ " * 99] * count, ranked, scores, 31.0, tmp_path / "g.png", "")
+    (figure,) = drawn
+    (axis,) = figure.axes
+    numbered = [text for text in axis.texts if text.get_text().endswith("...")]
+    assert [int(text.get_text().split(".")[0]) for text in numbered] == list(range(1, 31))
+    tops = [text.get_position()[1] for text in numbered]
+    assert tops == sorted(tops)
+    assert axis.yaxis_inverted()
+    assert [text.get_text() for text in axis.texts].count("no span") == 1
+    assert len(bars(figure, plots.TRACK)) == 30
+    assert bars(figure, plots.PREDICTED) == [(m, m + 2) for m in range(30) if m != 7]
+
+
+def test_no_span_at_all(tmp_path: Path, drawn: list[Figure]) -> None:
+    for sentences in (["first"], ["first", "second"]):
+        empty = np.full((len(sentences), 3, 2), np.nan)
+        plots.draw_ranked(sentences, empty, empty[..., 0], 5.0, tmp_path / "g.png", "")
+    assert texts(drawn[0]) == ["first", "no span"]
+    assert texts(drawn[1]) == ["1. first", "no span", "2. second", "no span"]
+
+
+def test_spans_without_length_are_seen(tmp_path: Path, drawn: list[Figure]) -> None:
+    """At the end of the video, too, where a bar to the right of the start would be cut off."""
+    ranked = np.array([[[0.0, 0.0]], [[200.0, 200.0]], [[400.0, 400.0]]])
+    plots.draw_ranked(["a", "b", "c"], ranked, np.ones((3, 1)), 400.0, tmp_path / "g.png", "")
+    assert bars(drawn[0], plots.PREDICTED) == [(0, 1), (200, 201), (399, 400)]
+
+
+@pytest.mark.parametrize(
+    ("duration", "label"),
+    [(1.0, "0.25 - 0.50 s   (1)"), (60.0, "15.0 - 30.0 s   (1)"), (10800.0, "2700 - 5400 s   (1)")],
+)
+def test_labels_suit_the_length_of_the_video_and_fit(
+    tmp_path: Path, drawn: list[Figure], duration: float, label: str
+) -> None:
+    ranked = duration * np.array([[[0.25, 0.5]], [[0.99, 1.0]]]).repeat(10, axis=1)
+    scores = np.full((2, 10), -1.23e-3)
+    scores[0, 0] = 1.0
+    plots.draw_ranked(["a", "b"], ranked, scores, duration, tmp_path / "g.png", "")
+    (figure,) = drawn
+    assert label in texts(figure)
+    ends = [text.get_window_extent().x1 for axis in figure.axes for text in axis.texts]
+    assert max(ends) < figure.bbox.x1
+
+
+def test_a_picture_stays_within_what_can_be_drawn() -> None:
+    """A hundred sentences with fifty spans each would be a hundred thousand pixels high."""
+    figure, _ = plots._panels([2200.0], "", row_height=0.5, above=0.0, right=1.0)
+    assert 50_000 < figure.bbox.height < 2**16
 
 
 def test_curves_mark_the_best_epoch(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vpgfast.data.annotations import load_annotations
-from vpgfast.data.text import CHARACTERS, NUM_CHARS, WordVectors, char_ids, load_word_vectors, tokenize
+from vpgfast.data.text import CHARACTERS, NUM_CHARS, WordVectors, char_ids, load_word_vectors, split_sentences, tokenize
 from vpgfast.errors import UserError
 
 GLOVE = "the 0.1 0.2 0.3\n, 1 1 1\ncat -1.5e-2 2 3\nThe 9 9 9\n"
@@ -33,6 +33,51 @@ GLOVE = "the 0.1 0.2 0.3\n, 1 1 1\ncat -1.5e-2 2 3\nThe 9 9 9\n"
 )
 def test_tokenize(sentence, words):
     assert tokenize(sentence) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("", []),
+        (" \n\t\r\n ", []),
+        ("No stop at the end", ["No stop at the end"]),
+        ("One. Two! Three? Four… Five", ["One.", "Two!", "Three?", "Four…", "Five"]),
+        ("a man walks in. he sits down.", ["a man walks in.", "he sits down."]),  # Charades has no capitals
+        ("a man walks in . he sits down .", ["a man walks in .", "he sits down ."]),
+        ("What?! No!! Yes.", ["What?!", "No!!", "Yes."]),
+        ("  One.\t  Two   words. \n", ["One.", "Two words."]),
+        ("One.Two are not cut.", ["One.Two are not cut."]),
+        ("He lifts 1.5 kg, then 2.50. He drops 3.", ["He lifts 1.5 kg, then 2.50.", "He drops 3."]),
+        ("Mr. Smith, Mrs. Smith and Dr. No wave.", ["Mr. Smith, Mrs. Smith and Dr. No wave."]),
+        ("(Mr. Smith waves.) He leaves.", ["(Mr. Smith waves.)", "He leaves."]),
+        ("A tool, e.g. Bob's saw, i.e. a blade.", ["A tool, e.g. Bob's saw, i.e. a blade."]),
+        ("Eggs, milk, etc. are mixed.", ["Eggs, milk, etc. are mixed."]),
+        ("He mixes eggs, milk, etc. She watches.", ["He mixes eggs, milk, etc.", "She watches."]),
+        ("At 5 p.m. he runs for the U.S. team.", ["At 5 p.m. he runs for the U.S. team."]),
+        ("It ends at 5 p.m. He sleeps.", ["It ends at 5 p.m.", "He sleeps."]),
+        ("He waits... and leaves. Then... Nothing.", ["He waits... and leaves.", "Then...", "Nothing."]),
+        ("He waits… and leaves.", ["He waits… and leaves."]),
+        ("He waits . . . then leaves.", ["He waits .", ". . then leaves."]),
+        ('He says "Stop!" and runs. "Go." She goes.', ['He says "Stop!" and runs.', '"Go."', "She goes."]),
+        ("He says “Stop.” She (alone.) stops.", ["He says “Stop.”", "She (alone.) stops."]),
+        ('It waits... "then" it goes. "now" it stops.', ['It waits... "then" it goes.', '"now" it stops.']),
+        ("1. Crack the egg. 2. Whisk it.", ["1. Crack the egg.", "2. Whisk it."]),
+        ("... He waits. ... !", ["... He waits. ... !"]),
+        ("?!", ["?!"]),
+        ("5. 4. 3.", ["5. 4. 3."]),
+        ("Élan vital. Über alles.", ["Élan vital.", "Über alles."]),
+        ("One. Two.\nThree", ["One. Two.", "Three"]),
+        ("\n\n One. Two. \n\n", ["One.", "Two."]),  # one line that isn't empty
+        ("a\r\nb\r\n\r\n  c  \r\n", ["a", "b", "c"]),
+        ("a\n...\nb", ["a", "...", "b"]),
+    ],
+)
+def test_split_sentences(text, sentences):
+    assert split_sentences(text) == sentences
+
+
+def test_a_very_long_line_is_cut_quickly():
+    assert len(split_sentences("He walks. " * 5000)) == 5000
 
 
 def test_char_ids():

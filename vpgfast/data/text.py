@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, cast
 
@@ -42,6 +43,51 @@ def tokenize(sentence: str) -> list[str]:
     commas (``1.5``).
     """
     return _TOKEN.findall(sentence.lower().replace("’", "'"))
+
+
+_OPENING, _CLOSING = "\"'“‘([", "\"'”’)]"
+_NEVER_LAST = frozenset(("mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "vs.", "e.g.", "i.e."))
+_OPEN_END = re.compile(r".*(\.\.|…)|(etc|jr|sr)\.|([^\W\d_]\.){2,}")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a paragraph, in order, each without white space around it.
+
+    A text of several lines holds one sentence a line; empty lines don't count. A single line is cut after every word
+    that ends in ``.``, ``!``, ``?`` or ``…``, with or without closing quotes or brackets, except
+
+    * after ``Mr. Mrs. Ms. Dr. Prof. St. vs. e.g. i.e.``;
+    * before a lower-case letter, where the word is ``etc.``, ``Jr.``, ``Sr.`` or letters with full stops (``a.m.``,
+      ``U.S.``), or ends in several full stops, ``…``, or a closing quote or bracket;
+    * where the piece would have no letter, such as ``2.`` in front of the second step of a list: it stays with what
+      follows it, or at the end with what precedes it.
+
+    What this gets wrong (``George W. Bush waves.``) is written one sentence a line instead.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) != 1:
+        return lines
+    sentences, words = [], lines[0].split()
+    start = 0
+    for stop, (word, following) in enumerate(pairwise([*words, ""]), start=1):
+        if _is_last(word, following) and _has_letter(words[start:stop]) and _has_letter(words[stop:]):
+            sentences.append(" ".join(words[start:stop]))
+            start = stop
+    return [*sentences, " ".join(words[start:])]
+
+
+def _is_last(word: str, following: str) -> bool:
+    """Whether a sentence ends with ``word``, by the word and the one that follows."""
+    bare = word.rstrip(_CLOSING)
+    name = bare.lstrip(_OPENING).lower()
+    if not bare.endswith((".", "!", "?", "…")) or name in _NEVER_LAST:
+        return False
+    goes_on = following.lstrip(_OPENING)[:1].islower()
+    return not (goes_on and (bare != word or _OPEN_END.fullmatch(name)))
+
+
+def _has_letter(words: Iterable[str]) -> bool:
+    return any(character.isalpha() for word in words for character in word)
 
 
 def char_ids(word: str, max_chars: int = 16) -> list[int]:
