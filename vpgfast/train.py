@@ -40,6 +40,7 @@ from vpgfast.command import command, open_log
 from vpgfast.config import OptimConfig, TrainConfig, dump_yaml, flatten, nearest, parse_train, to_dict
 from vpgfast.data.batches import Loader
 from vpgfast.data.corpus import load_corpus
+from vpgfast.data.text import count_content_words
 from vpgfast.errors import ConfigError, UserError
 from vpgfast.evaluate import (
     METRICS_FILE,
@@ -102,6 +103,8 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
     for split in ("train", "val", "test"):
         if not corpus.splits.get(split):
             raise ConfigError(f"{corpus.name}: the {split} split holds no video")
+    if needs.content_words:
+        vectors = count_content_words(vectors, [s for p in corpus.splits["train"] for s in p.sentences])
 
     # Weights start the same in every process; dropout and other noise may then differ.
     torch.manual_seed(config.seed)

@@ -15,13 +15,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from vpgfast import checkpoint, evaluate, train
 from vpgfast.checkpoint import MODEL_FILE, STATE_FILE, load_checkpoint, load_state
-from vpgfast.config import OptimConfig, TrainConfig
+from vpgfast.config import OptimConfig, TrainConfig, parse_train
+from vpgfast.data.corpus import load_corpus
+from vpgfast.data.text import tokenize
 from vpgfast.metrics import MetricRules, metric_names
 
 ROOT = Path(__file__).parents[2]
@@ -149,10 +152,60 @@ def test_early_stopping(train_args: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", ["sentence", "paragraph"])
 def test_weakly_supervised_batches_hold_no_spans(train_args: list[str], tmp_path: Path, level: str) -> None:
     """The method itself asserts it, at every batch."""
-    args = [*train_args, "--epochs=1", "--model.spans=false", f"--model.level={level}"]
+    args = [*train_args, "--epochs=1", "--model.labelled_share=0", f"--model.level={level}"]
     assert train.main([*args, "--output", str(tmp_path / "r")]) == 0
     content = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert content["metrics"]["mIoU"] > 0
+
+
+@pytest.mark.parametrize("level", ["sentence", "paragraph"])
+def test_labels_on_a_share_of_the_paragraphs(
+    train_args: list[str], tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the 20 training videos, the same ones in both epochs; validation and test keep their spans."""
+    epochs: list[dict[str, bool]] = []
+    honest, loss = train.train_epoch, tiny.Tiny.loss
+
+    def watched_epoch(*args) -> dict[str, float]:
+        epochs.append({})
+        return honest(*args)
+
+    def watched_loss(self, batch) -> dict:
+        for b, item in enumerate(batch.paragraphs):
+            label = batch.labelled is not None and bool(batch.labelled[b])
+            assert label == (item.spans is not None) == epochs[-1].setdefault(item.video_id, label)
+        return loss(self, batch)
+
+    monkeypatch.setattr(train, "train_epoch", watched_epoch)
+    monkeypatch.setattr(tiny.Tiny, "loss", watched_loss)
+    args = [*train_args, "--epochs=2", "--model.labelled_share=0.5", f"--model.level={level}"]
+    assert train.main([*args, "--output", str(tmp_path / "r")]) == 0
+    assert epochs[0] == epochs[1]
+    assert (len(epochs[0]), sum(epochs[0].values())) == (20, 10)
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["metrics"]["mIoU"] > 0
+
+
+def test_a_share_beyond_all_is_an_error(
+    train_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*train_args, "--model.labelled_share=1.5", "--output", str(tmp_path / "r")]) == 2
+    assert "labelled_share is 1.5; give the share" in error_line(capsys)
+
+
+def test_nouns_and_verbs_reach_the_method(train_args: list[str], tmp_path: Path) -> None:
+    """Those of the training split alone; the method keeps them, the checkpoint's vocabulary does not."""
+    args, folder = [*train_args, "--epochs=1", "--model.content_words=true"], tmp_path / "r"
+    assert train.main([*args, "--output", str(folder)]) == 0
+    corpus = load_corpus(parse_train(args).data)
+    spoken = [word for p in corpus.splits["train"] for sentence in p.sentences for word in tokenize(sentence)]
+    saved = load_checkpoint(folder)
+    assert saved.word_vectors.content_counts is None
+    counts = dict(zip(saved.word_vectors.words, saved.weights["counts"].tolist(), strict=True))
+    for word in ("circle", "ring", "is", "appears", "vanishes"):
+        assert counts[word] == spoken.count(word) > 0, word
+    assert all(counts[word] == 0 for word in ("the", "a", "blue", "to", "<unk>"))
+    assert "nouns and verbs of the training sentences" in (folder / "log.txt").read_text()
+    assert evaluate.main([str(folder), "--output", str(tmp_path / "e")]) == 0
 
 
 # --- learning rate and weight decay

@@ -29,13 +29,15 @@ class TinyConfig:
     Attributes:
         width: of its one hidden layer.
         level: sentence or paragraph.
-        spans: whether it trains on spans; if not, it learns nothing.
+        labelled_share: of the training paragraphs; without any label it learns nothing.
+        content_words: whether it keeps the counts of nouns and verbs.
         dropout: of the clips, so that random numbers matter.
     """
 
     width: int = 16
     level: Literal["sentence", "paragraph"] = "sentence"
-    spans: bool = True
+    labelled_share: float = 1.0
+    content_words: bool = False
     dropout: float = 0.1
 
 
@@ -48,7 +50,13 @@ class Tiny(Method):
 
     @staticmethod
     def needs(config: TinyConfig) -> BatchNeeds:
-        return BatchNeeds(level=config.level, spans=config.spans, max_clips=32, max_sentences=4)
+        return BatchNeeds(
+            level=config.level,
+            labelled_share=config.labelled_share,
+            max_clips=32,
+            max_sentences=4,
+            content_words=config.content_words,
+        )
 
     def __init__(self, config: TinyConfig, feature_dim: int, word_vectors: WordVectors) -> None:
         super().__init__(config, feature_dim, word_vectors)
@@ -57,6 +65,11 @@ class Tiny(Method):
         self.query = nn.Linear(word_vectors.dim, 2 * config.width)
         self.clips = nn.Linear(feature_dim, config.width)
         self.calls = 0
+        if config.content_words:  # none in a checkpoint's vocabulary: they come with the weights
+            counts = word_vectors.content_counts
+            self.register_buffer("counts", torch.zeros(len(word_vectors.words), dtype=torch.int64))
+            if counts is not None:
+                self.counts.copy_(torch.from_numpy(counts))
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, M, 2, T]: of the start and of the end."""
@@ -69,14 +82,15 @@ class Tiny(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         self.pause()
-        if not self.config.spans:
-            assert batch.spans is None, "a batch without labels holds spans"
+        if batch.spans is None:
+            assert self.config.labelled_share < 1, "a batch with labels holds no spans"
             return {"loss": self.logits(batch).square().mean()}
-        assert batch.spans is not None
+        assert self.config.labelled_share > 0, "a batch without labels holds spans"
+        assert batch.labelled is not None
         clips = batch.video_mask.sum(-1)[:, None, None]
         target = torch.minimum((batch.spans * clips).long(), clips - 1)
         scores = self.logits(batch).log_softmax(-1)
-        loss = -scores.gather(-1, target[..., None]).squeeze(-1)[batch.sentence_mask].mean()
+        loss = -scores.gather(-1, target[..., None]).squeeze(-1)[batch.sentence_mask & batch.labelled[:, None]].mean()
         return {"loss": loss, "double": 2 * loss}
 
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from data_helpers import paragraph
 
-from vpgfast.data.batches import BucketSampler, make_batch, make_loader, prepare
+from vpgfast.data.batches import BucketSampler, choose_labelled, make_batch, make_loader, prepare
 from vpgfast.data.features import ArrayFeatures
 from vpgfast.data.text import WordVectors, char_ids, load_word_vectors
 from vpgfast.data.types import Batch, BatchNeeds
-from vpgfast.errors import FeatureError
+from vpgfast.errors import AnnotationError, ConfigError, FeatureError
 
 VECTORS = load_word_vectors(None, [f"w{i}" for i in range(20)], dim=4)
 PARAGRAPH = BatchNeeds(level="paragraph")
@@ -21,7 +22,7 @@ def equal(a: Batch, b: Batch) -> bool:
     def same(x, y) -> bool:
         return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
-    names = ("video", "video_mask", "words", "word_mask", "sentence_mask", "durations", "chars", "spans")
+    names = ("video", "video_mask", "words", "word_mask", "sentence_mask", "durations", "chars", "spans", "labelled")
     return [p.video_id for p in a.paragraphs] == [p.video_id for p in b.paragraphs] and all(
         same(getattr(a, name), getattr(b, name)) for name in names
     )
@@ -62,6 +63,96 @@ class TestPrepare:
         assert [s for p in pieces[:3] for s in p.spans[:, 0]] == list(range(10))
 
 
+class TestLabelledShare:
+    """Training with the spans of some of the paragraphs."""
+
+    paragraphs = tuple(
+        replace(paragraph(f"v{i}", 1 + i % 4), annotator_spans=tuple(np.ones((4, 2)) for _ in range(1 + i % 4)))
+        for i in range(40)
+    )
+
+    def labelled(self, share: float, seed: int = 0, level: str = "paragraph") -> set[str]:
+        """Videos of the items that keep their labels, each kept or taken off as a whole."""
+        items = prepare(self.paragraphs, BatchNeeds(level=level, labelled_share=share), training=True, seed=seed)
+        kept = {p.video_id for p in items if p.spans is not None}
+        for item in items:
+            assert (item.spans is None) == (item.annotator_spans is None) == (item.video_id not in kept)
+        return kept
+
+    @pytest.mark.parametrize("level", ["paragraph", "sentence"])
+    @pytest.mark.parametrize(("share", "count"), [(0, 0), (1e-6, 1), (0.1, 4), (0.5, 20), (1, 40)])
+    def test_share_of_the_paragraphs(self, share, count, level):
+        assert len(self.labelled(share, level=level)) == count
+        assert self.labelled(share, level=level) == self.labelled(share)
+
+    def test_smaller_shares_are_part_of_larger_ones(self):
+        choices = [self.labelled(share) for share in np.linspace(0, 1, 21)]
+        assert all(small < large for small, large in pairwise(choices))
+
+    def test_the_seed_chooses(self):
+        assert self.labelled(0.5, seed=1) == self.labelled(0.5, seed=1)
+        assert self.labelled(0.5, seed=1) != self.labelled(0.5, seed=2)
+
+    def test_every_paragraph_is_as_likely(self):
+        counts = np.sum([choose_labelled(20, 0.25, seed) for seed in range(400)], axis=0)
+        assert counts.sum() == 400 * 5
+        assert abs(counts - 100).max() < 45  # five standard deviations
+
+    def test_no_paragraph_at_all(self):
+        assert prepare([], replace(PARAGRAPH, labelled_share=0.5), training=True) == []
+
+    def test_sorted_before_labels_are_taken_off(self):
+        (item,) = prepare([paragraph("a", 3)], replace(PARAGRAPH, labelled_share=0), training=True)
+        assert item.sentences == ("w0 w0 w0", "w1 w1 w1", "w2 w2 w2")
+        assert item.spans is None
+
+    def test_evaluation_keeps_all(self):
+        items = prepare(self.paragraphs, replace(PARAGRAPH, labelled_share=0.1), training=False)
+        assert all(p.spans is not None and p.annotator_spans is not None for p in items)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])
+    def test_share_outside_0_to_1(self, share):
+        with pytest.raises(ConfigError, match=r"labelled_share is .* from 0 \(none\) to 1 \(all\)"):
+            BatchNeeds(labelled_share=share)
+
+    def test_missing_labels_are_named(self):
+        """Not trained on as if the moment were at 0."""
+        query = replace(paragraph("a"), spans=None)
+        with pytest.raises(AnnotationError, match="video 'a' has no spans"):
+            prepare([query], PARAGRAPH, training=True)
+        assert len(prepare([query], replace(PARAGRAPH, labelled_share=0), training=True)) == 1
+
+    @pytest.mark.parametrize("level", ["paragraph", "sentence"])
+    @pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+    def test_loader(self, share, level):
+        """Batches hold exactly the chosen labels; those of the others are NaN here and reach no batch."""
+        chosen = choose_labelled(40, share, seed=3)
+        poisoned = [
+            p
+            if label
+            else replace(p, spans=p.spans * np.nan, annotator_spans=tuple(x * np.nan for x in p.annotator_spans))
+            for p, label in zip(self.paragraphs, chosen, strict=True)
+        ]
+        features = ArrayFeatures({p.video_id: np.ones((3, 4)) for p in poisoned})
+        needs = BatchNeeds(level=level, labelled_share=share, sentence_order="file")
+        loader = make_loader(poisoned, features, VECTORS, needs, 4, training=True, seed=3)
+        names = {p.video_id for p, label in zip(poisoned, chosen, strict=True) if label}
+        seen = set()
+        for batch in loader:
+            expected = torch.tensor([p.video_id in names for p in batch.paragraphs])
+            seen |= {p.video_id for p in batch.paragraphs}
+            for p in batch.paragraphs:
+                assert (p.spans is None) == (p.annotator_spans is None) == (p.video_id not in names)
+            if not expected.any():
+                assert batch.spans is None
+                assert batch.labelled is None
+                continue
+            assert torch.equal(batch.labelled, expected)
+            assert batch.spans.isfinite().all()
+            assert torch.equal((batch.spans[..., 1] > 0), batch.sentence_mask & expected[:, None])
+        assert len(seen) == 40
+
+
 class TestMakeBatch:
     def test_shapes_masks_and_padding(self):
         items = [paragraph("a", 3, words=2), paragraph("b", 1, duration=20.0, words=5)]
@@ -79,6 +170,7 @@ class TestMakeBatch:
         assert batch.spans.dtype == torch.float32
         torch.testing.assert_close(batch.spans[0], torch.tensor([[0.2, 0.3], [0.1, 0.2], [0.0, 0.1]]))
         torch.testing.assert_close(batch.spans[1], torch.tensor([[0.0, 0.05], [0, 0], [0, 0]]))
+        assert batch.labelled.tolist() == [True, True]
         assert batch.chars.shape == (2, 3, 5, 2)
         assert batch.chars[0, 0, 0].tolist() == char_ids("w2")
         assert torch.equal((batch.chars != 0).any(-1), batch.word_mask)
@@ -108,15 +200,23 @@ class TestMakeBatch:
 
     def test_weakly_supervised_training_never_sees_a_span(self):
         marked = replace(paragraph(), annotator_spans=(np.ones((4, 2)), np.ones((4, 2))))
-        needs = replace(PARAGRAPH, spans=False)
+        needs = replace(PARAGRAPH, labelled_share=0)
         training = make_batch([marked], [np.ones((2, 3))], VECTORS, needs, training=True)
         assert training.spans is None
+        assert training.labelled is None
         assert all(p.spans is None and p.annotator_spans is None for p in training.paragraphs)
         assert make_batch([marked], [np.ones((2, 3))], VECTORS, needs, training=False).spans is not None
 
     def test_unknown_spans(self):
         query = replace(paragraph(), spans=None)
-        assert make_batch([query], [np.ones((2, 3))], VECTORS, PARAGRAPH, training=False).spans is None
+        alone = make_batch([query], [np.ones((2, 3))], VECTORS, PARAGRAPH, training=False)
+        assert alone.spans is None
+        assert alone.labelled is None
+        batch = make_batch([query, paragraph()], [np.ones((2, 3))] * 2, VECTORS, PARAGRAPH, training=False)
+        assert batch.labelled.dtype == torch.bool
+        assert batch.labelled.tolist() == [False, True]
+        assert not batch.spans[0].any()
+        torch.testing.assert_close(batch.spans[1], torch.tensor([[0.1, 0.2], [0.0, 0.1]]))
 
     def test_move(self):
         batch = make_batch([paragraph()], [np.ones((2, 3))], VECTORS, PARAGRAPH, training=True).to("cpu")
@@ -233,7 +333,7 @@ def test_video_without_features_is_named(workers):
 
 
 def test_weakly_supervised_loader(small_corpus):
-    needs = BatchNeeds(level="paragraph", spans=False)
+    needs = BatchNeeds(level="paragraph", labelled_share=0)
     for training in (True, False):
         loader = make_loader(
             small_corpus.splits["train"], small_corpus.features, small_corpus.word_vectors, needs, 8, training=training

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from vpgfast.data.annotations import load_annotations
-from vpgfast.data.text import CHARACTERS, NUM_CHARS, WordVectors, char_ids, load_word_vectors, split_sentences, tokenize
+from vpgfast.data.text import (
+    CHARACTERS,
+    NUM_CHARS,
+    WordVectors,
+    char_ids,
+    count_content_words,
+    load_word_vectors,
+    split_sentences,
+    tokenize,
+)
 from vpgfast.errors import UserError
 
 GLOVE = "the 0.1 0.2 0.3\n, 1 1 1\ncat -1.5e-2 2 3\nThe 9 9 9\n"
@@ -213,3 +222,84 @@ def test_hashed_vectors_are_the_same_in_every_process():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
     )
     assert out.stdout.strip() == str(load_word_vectors(None, ["cat"], 4).vectors[2].tolist())
+
+
+# --- nouns and verbs
+
+
+def counts_of(*sentences: str, vocabulary: tuple[str, ...] = ()) -> dict[str, int]:
+    """How often each word of the sentences, or else of the vocabulary, is counted; words that are not, left out."""
+    words = vocabulary or [word for sentence in sentences for word in tokenize(sentence)]
+    vectors = count_content_words(load_word_vectors(None, words, dim=2), sentences)
+    assert vectors.content_counts.dtype == np.int64
+    assert vectors.content_counts[:2].tolist() == [0, 0]
+    return {word: int(n) for word, n in zip(vectors.words, vectors.content_counts, strict=True) if n}
+
+
+def test_nouns_and_verbs_of_moving_shapes():
+    counts = counts_of("A blue ring slides to the right.", "The blue one grows.", "The ring that is blue disappears.")
+    assert counts == {"ring": 2, "slides": 1, "right": 1, "grows": 1, "is": 1, "disappears": 1}
+
+
+def test_nouns_and_verbs_of_activitynet():
+    """Words are those of ``tokenize``, in upper case and with endings split off too."""
+    counts = counts_of(
+        "A young woman is seen standing in a room and leads into her dancing.",
+        "The WOMAN doesn't stop; the dog's owner quickly walks over, laughing (2 times)!",
+    )
+    assert counts == {
+        "woman": 2, "is": 1, "seen": 1, "standing": 1, "room": 1, "leads": 1, "dancing": 1, "does": 1, "stop": 1,
+        "dog": 1, "owner": 1, "walks": 1, "laughing": 1, "times": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", ["", " ... !", "1,000 2.5 7", "/", "a\n\nthe"])
+def test_sentences_without_nouns_and_verbs(sentence):
+    assert counts_of(sentence, vocabulary=("man", "a", "the", "7", "1,000")) == {}
+
+
+def test_odd_sentences():
+    long = "x" * 100_000
+    assert counts_of(f"{long} 你好, man/woman\n\nman", vocabulary=(long, "你好", "man", "woman")) == {
+        long: 1, "你好": 1, "man": 2, "woman": 1,
+    }  # fmt: skip
+
+
+def test_counting_leaves_the_vocabulary_as_it_is(caplog):
+    before = load_word_vectors(None, ["man", "the"], dim=2)
+    with caplog.at_level(logging.INFO):
+        counted = count_content_words(before, (s for s in ("The man.", "A man runs.")))  # "runs" is not in it
+    assert before.content_counts is None
+    assert counted.content_counts.tolist() == [0, 0, 2, 0]
+    assert (counted.words, counted.source, counted.index("the")) == (before.words, before.source, 3)
+    assert counted.vectors is before.vectors
+    assert "1 words of the vocabulary, 2 times; commonest: man" in caplog.text
+    with pytest.raises(ValueError, match="content counts do not fit 4 words"):
+        WordVectors(before.words, before.vectors, "test", np.zeros(3, np.int64))
+
+
+def test_counting_fetches_nothing_and_is_imported_late():
+    """In a fresh process that may not use the network; nltk's data is none that could be found."""
+    code = """if True:
+        import sys
+        from vpgfast.data.text import count_content_words, load_word_vectors
+        assert "textblob" not in sys.modules and "nltk" not in sys.modules
+        def refuse(event, arguments):
+            assert not event.startswith(("socket.connect", "socket.getaddrinfo", "urllib.Request")), event
+        sys.addaudithook(refuse)
+        print(count_content_words(load_word_vectors(None, ["man"], 2), ["A man.", "..."]).content_counts.tolist())
+    """
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "NLTK_DATA": "/nowhere", "HOME": "/nowhere"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert out.stdout.strip() == "[0, 0, 1]"
+
+
+def test_nouns_and_verbs_of_a_whole_training_split(shared):
+    """The commonest words are what videos are about, and no function word is among them."""
+    paragraphs = load_annotations("activitynet", "train", shared / "activitynet_captions", "paragraph")
+    sentences = [sentence for paragraph in paragraphs for sentence in paragraph.sentences]
+    vocabulary = {word for sentence in sentences for word in tokenize(sentence)}
+    vectors = count_content_words(load_word_vectors(None, vocabulary, dim=1), sentences)
+    common = [vectors.words[row] for row in np.argsort(-vectors.content_counts)[:100]]
+    assert {"man", "woman", "people", "camera", "water", "playing", "standing", "walks", "holding"} <= set(common)
+    assert not {"the", "a", "and", "in", "his", "then", "white", "two", "slowly"} & set(common)

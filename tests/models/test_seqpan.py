@@ -837,7 +837,7 @@ def test_overfits_eight_examples(changes):
 def test_needs_and_registry():
     assert get_method("seqpan") is SeqPAN
     needs = SeqPAN.needs(SeqPANConfig(max_clips=100, max_words=30, char_cnn=False))
-    assert (needs.level, needs.spans, needs.max_clips, needs.max_words) == ("sentence", True, 100, 30)
+    assert (needs.level, needs.labelled_share, needs.max_clips, needs.max_words) == ("sentence", 1, 100, 30)
     assert (needs.resample, needs.fixed_length, needs.chars) == ("pool", False, False)
     assert SeqPAN.needs(SeqPANConfig()).chars
 

@@ -65,10 +65,11 @@ def random_batch(sentences=(3, 1, 4), seed: int = 0, labelled=None, videos=None)
     lengths[0, 0] = 5
     word_mask = torch.arange(5) < lengths
     names = videos or [f"v{b}" for b in range(B)]
+    items = zip(names, sentences, range(1, B + 1), strict=True)
     spans = torch.rand(B, M, 2, generator=generator).sort(-1).values * there.unsqueeze(2)
     known = None if labelled is None else torch.tensor(labelled)
     return Batch(
-        paragraphs=[Paragraph(name, 10.0 * (b + 1), ("a",) * n) for b, (name, n) in enumerate(zip(names, sentences, strict=True))],
+        paragraphs=[Paragraph(name, 10.0 * place, ("a",) * count) for name, count, place in items],
         video=torch.randn(B, T, FEATURE_DIM, generator=generator, dtype=torch.float64),
         video_mask=torch.ones(B, T, dtype=torch.bool),
         words=torch.randint(1, VOCABULARY, word_mask.shape, generator=generator) * word_mask,

@@ -674,7 +674,7 @@ def test_finds_the_marked_clips_without_spans(changes, least, most):
 def test_needs_and_registry():
     assert get_method("wsra") is WSRA
     needs = WSRA.needs(WSRAConfig(max_clips=100, max_words=30))
-    assert (needs.level, needs.spans, needs.max_clips, needs.max_words) == ("sentence", False, 100, 30)
+    assert (needs.level, needs.labelled_share, needs.max_clips, needs.max_words) == ("sentence", 0, 100, 30)
     assert (needs.resample, needs.fixed_length, needs.chars) == ("pool", False, False)
 
 

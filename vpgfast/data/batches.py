@@ -14,27 +14,63 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vpgfast.data.features import resample
 from vpgfast.data.text import WordVectors, char_ids, tokenize
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Paragraph
+from vpgfast.errors import AnnotationError
+
+_LABELS = 1 << 31
+"""Sets the choice of labelled paragraphs apart from the shuffling, which draws from (seed, epoch)."""
 
 
-def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool) -> list[Paragraph]:
+def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool, seed: int = 0) -> list[Paragraph]:
     """The items that batches are made of: paragraphs ordered, cut and split as a method asks.
 
     At sentence level every sentence becomes an item. At paragraph level sentences are sorted by start, then end (where
     spans are known and ``needs.sentence_order == "time"``); paragraphs of more than ``needs.max_sentences`` lose the
     rest in training and are cut into pieces of that many in evaluation, so that no sentence goes unmeasured.
+
+    In training only ``needs.labelled_share`` of the paragraphs keep their spans and annotator spans, with all of their
+    sentences (see :func:`choose_labelled`); the others lose them after they were sorted. Evaluation keeps all.
+
+    Args:
+        paragraphs: paragraph level.
+        needs: what the method asks for.
+        training: whether the items are trained on.
+        seed: of the choice of labelled paragraphs.
+
+    Raises:
+        AnnotationError: a paragraph that training needs the spans of has none.
     """
+    labelled = choose_labelled(len(paragraphs), needs.labelled_share, seed)
     items = []
-    for paragraph in paragraphs:
+    for paragraph, has_labels in zip(paragraphs, labelled, strict=True):
         count = len(paragraph.sentences)
+        if needs.level == "paragraph" and needs.sentence_order == "time":
+            paragraph = paragraph.by_time()
+        if training and not has_labels:
+            paragraph = replace(paragraph, spans=None, annotator_spans=None)
+        elif training and paragraph.spans is None:
+            raise AnnotationError(
+                f"video {paragraph.video_id!r} has no spans, but the method trains on those of a share of "
+                f"{needs.labelled_share:g} of the paragraphs; leave it out, or train without labels"
+            )
         if needs.level == "sentence":
             items += [paragraph.select([i]) for i in range(count)]
             continue
-        if needs.sentence_order == "time":
-            paragraph = paragraph.by_time()
         size = needs.max_sentences or count
         starts = [0] if training else range(0, count, size)
         items += [paragraph.select(range(start, min(start + size, count))) for start in starts]
     return items
+
+
+def choose_labelled(count: int, share: float, seed: int) -> np.ndarray:
+    """Which of ``count`` paragraphs keep their labels: bool [count], true for ``share`` of them, at least one if
+    share > 0.
+
+    With the same seed the choice at a smaller share is part of that at a larger one.
+    """
+    chosen = np.zeros(count, bool)
+    number = max(1, round(share * count)) if share > 0 else 0
+    chosen[np.random.default_rng((seed, _LABELS)).permutation(count)[:number]] = True
+    return chosen
 
 
 def make_batch(
@@ -47,11 +83,10 @@ def make_batch(
     """Pad B items (see :func:`prepare`) and their [T_b, d_v] features into one :class:`Batch`.
 
     Words and characters are padded to the longest of the batch; features are resampled by ``needs`` first. Spans become
-    fractions of the duration; training batches carry them only if ``needs.spans``, evaluation batches wherever they
-    are known.
+    fractions of the duration, of the items that have any; a weakly supervised method's training batch
+    (``needs.labelled_share == 0``) carries none.
     """
-    with_spans = needs.spans or not training
-    if not with_spans:  # nothing in a weakly supervised method's training batch may tell it
+    if training and needs.labelled_share == 0:  # whoever prepared the items: nothing in the batch may tell
         paragraphs = [replace(p, spans=None, annotator_spans=None) for p in paragraphs]
     clips = [resample(x, needs.max_clips, needs.resample, needs.fixed_length) for x in features]
     texts = [[tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
@@ -69,6 +104,7 @@ def make_batch(
         sentence_mask[b, : len(item)] = True
         for m, sentence in enumerate(item):
             words[b, m, : len(sentence)] = sentence
+    spans, labelled = _spans(paragraphs, most)
     return Batch(
         paragraphs=list(paragraphs),
         video=torch.from_numpy(video),
@@ -78,7 +114,8 @@ def make_batch(
         sentence_mask=torch.from_numpy(sentence_mask),
         durations=torch.tensor([p.duration for p in paragraphs], dtype=torch.float64),
         chars=_chars(texts, words.shape) if needs.chars else None,
-        spans=_spans(paragraphs, most) if with_spans else None,
+        spans=spans,
+        labelled=labelled,
     )
 
 
@@ -96,14 +133,16 @@ def _chars(texts: list[list[list[str]]], shape: tuple[int, ...]) -> torch.Tensor
     return torch.from_numpy(chars)
 
 
-def _spans(paragraphs: Sequence[Paragraph], most: int) -> torch.Tensor | None:
-    """float32 [B, M, 2] fractions of the duration, or ``None`` unless every item has spans."""
+def _spans(paragraphs: Sequence[Paragraph], most: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """float32 [B, M, 2] fractions of the duration and bool [B], who has any; ``None`` twice where nobody has."""
     spans = np.zeros((len(paragraphs), most, 2), np.float32)
+    labelled = np.array([paragraph.spans is not None for paragraph in paragraphs])
+    if not labelled.any():
+        return None, None
     for b, paragraph in enumerate(paragraphs):
-        if paragraph.spans is None:
-            return None
-        spans[b, : len(paragraph.sentences)] = np.clip(paragraph.spans / paragraph.duration, 0, 1)
-    return torch.from_numpy(spans)
+        if paragraph.spans is not None:
+            spans[b, : len(paragraph.sentences)] = np.clip(paragraph.spans / paragraph.duration, 0, 1)
+    return torch.from_numpy(spans), torch.from_numpy(labelled)
 
 
 class _Items(Dataset[tuple[Paragraph, np.ndarray]]):
@@ -202,12 +241,12 @@ def make_loader(
         needs: what the method asks for.
         batch_size: items (sentences or paragraphs) a batch; the last one may be smaller.
         training: see :func:`make_batch` for what it changes in a batch.
-        seed: of the shuffling.
+        seed: of the shuffling, and of which paragraphs keep their labels.
         num_workers: processes that read and pad; 0 does it in this one.
         rank: which of ``world_size`` processes this is, when several train together.
         world_size: their number.
     """
-    items = prepare(paragraphs, needs, training)
+    items = prepare(paragraphs, needs, training, seed)
     # Reading all features just to learn their lengths would be slow; clips follow the duration.
     lengths = [sum(map(len, p.sentences)) if needs.fixed_length else p.duration for p in items]
     return Loader(

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, cast
@@ -104,11 +104,15 @@ class WordVectors:
         vectors: float32 [V, d_w]; row 0 is zero, row 1 is the value from which a trained unknown word starts (the mean
             of the other rows).
         source: where the vectors come from, for logs and tables.
+        content_counts: int64 [V], how often the training sentences have each word as a noun or a verb (0 in rows 0 and
+            1), see :func:`count_content_words`; ``None`` where nobody counted. Checkpoints do not hold it: what a
+            method takes from the counts, it keeps in its weights.
     """
 
     words: list[str]
     vectors: np.ndarray
     source: str
+    content_counts: np.ndarray | None = field(default=None, repr=False, compare=False)
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -116,6 +120,8 @@ class WordVectors:
             raise ValueError(
                 f"{len(self.words)} words (starting {self.words[:2]}) do not fit {self.vectors.shape} vectors"
             )
+        if self.content_counts is not None and self.content_counts.shape != (len(self.words),):
+            raise ValueError(f"{self.content_counts.shape} content counts do not fit {len(self.words)} words")
         self._index = {word: i for i, word in enumerate(self.words)}
 
     @property
@@ -175,6 +181,37 @@ def load_word_vectors(path: str | Path | None, vocabulary: Iterable[str], dim: i
     if kept:
         vectors[UNKNOWN] = vectors[2:].mean(axis=0)
     return WordVectors(["<pad>", "<unk>", *kept], vectors, source)
+
+
+def count_content_words(word_vectors: WordVectors, sentences: Iterable[str]) -> WordVectors:
+    """The same vocabulary, with how often ``sentences`` have each of its words as a noun or a verb.
+
+    Parts of speech are those of TextBlob's English lexicon, which is part of its package: the commonest tag of a word,
+    whatever stands beside it, and by its ending for a word that the lexicon lacks. So "slides" is a noun wherever it
+    stands, and auxiliaries ("is") are verbs. Words outside the vocabulary are not counted.
+
+    Args:
+        word_vectors: the vocabulary; stays as it is.
+        sentences: as written, those of the training split.
+
+    Returns:
+        A copy with ``content_counts`` filled (int64 [V]); words and vectors are shared.
+    """
+    from textblob.en import tag  # brings all of nltk along, which takes a second or two
+
+    counts = np.zeros(len(word_vectors.words), np.int64)
+    for sentence in tqdm(sentences, desc="nouns and verbs", unit=" sentences", delay=1, leave=False):
+        # Our tokens hold neither blanks nor line breaks, so TextBlob tags exactly them: it splits at nothing else here.
+        for word, part_of_speech in tag(" ".join(tokenize(sentence)), tokenize=False):
+            if part_of_speech.startswith(("NN", "VB")):
+                counts[word_vectors.index(word)] += 1
+    counts[: UNKNOWN + 1] = 0  # words outside the vocabulary, and the noun that TextBlob finds in an empty text
+    commonest = [word_vectors.words[row] for row in np.argsort(-counts, kind="stable")[:5] if counts[row]]
+    log.info(
+        "nouns and verbs of the training sentences: %d words of the vocabulary, %d times; commonest: %s",
+        *(np.count_nonzero(counts), counts.sum(), ", ".join(commonest) or "none"),
+    )
+    return replace(word_vectors, content_counts=counts)
 
 
 def _hashed(word: str, dim: int, seed: int) -> np.ndarray:

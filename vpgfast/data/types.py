@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpgfast.errors import ConfigError
+
 
 @dataclass(frozen=True, eq=False)
 class Paragraph:
@@ -79,8 +81,9 @@ class BatchNeeds:
 
     Attributes:
         level: ``"sentence"`` (every paragraph split, M = 1) or ``"paragraph"``.
-        spans: whether training batches carry span targets; ``False`` for weakly supervised methods, whose
-            training batches then hold ``None``.
+        labelled_share: share of the training paragraphs whose spans training batches carry, in [0, 1]: 1 all of them
+            (fully supervised), 0 none (weakly supervised), between: that share, chosen by the seed, see
+            :func:`vpgfast.data.batches.prepare`.
         max_clips: longest clip sequence T handed to the method.
         resample: how a video of more clips is brought down: ``"pool"`` (mean over equal pieces),
             ``"pick"`` (evenly spaced clips), ``"interpolate"`` (linear).
@@ -92,10 +95,15 @@ class BatchNeeds:
         max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into
             pieces.
         sentence_order: ``"time"`` sorts a paragraph's sentences by annotated start, ``"file"`` leaves them.
+        content_words: whether the method is made from word vectors with
+            :attr:`~vpgfast.data.text.WordVectors.content_counts`, the nouns and verbs of the training text.
+
+    Raises:
+        ConfigError: ``labelled_share`` is outside [0, 1].
     """
 
     level: Literal["sentence", "paragraph"] = "sentence"
-    spans: bool = True
+    labelled_share: float = 1.0
     max_clips: int = 64
     resample: Literal["pool", "pick", "interpolate"] = "pool"
     fixed_length: bool = False
@@ -104,6 +112,14 @@ class BatchNeeds:
     vocabulary: bool = True
     max_sentences: int | None = None
     sentence_order: Literal["time", "file"] = "time"
+    content_words: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.labelled_share <= 1:
+            raise ConfigError(
+                f"labelled_share is {self.labelled_share}; give the share of training paragraphs with labels, from 0 "
+                "(none) to 1 (all)"
+            )
 
 
 @dataclass
@@ -119,8 +135,10 @@ class Batch:
         sentence_mask: bool [B, M].
         durations: float64 [B], seconds.
         chars: int64 [B, M, W, K] character indices (0 padding), or ``None``.
-        spans: float32 [B, M, 2], start and end as fractions of the duration, zero where padded; ``None`` when the
-            method may not see them or there are none.
+        spans: float32 [B, M, 2], start and end as fractions of the duration, zero where padded and for items without
+            spans; ``None`` where no item has any. With a ``labelled_share`` between 0 and 1 a training batch
+            may happen to hold no labelled item: then it is ``None`` too.
+        labelled: bool [B], whose sentences have spans; ``None`` exactly where ``spans`` is.
     """
 
     paragraphs: list[Paragraph]
@@ -132,6 +150,7 @@ class Batch:
     durations: Tensor
     chars: Tensor | None = None
     spans: Tensor | None = None
+    labelled: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""

@@ -119,7 +119,7 @@ class MARN(Method):
         """Single sentences without spans, every video brought to T clips."""
         return BatchNeeds(
             level="sentence",
-            spans=False,
+            labelled_share=0,
             max_clips=config.max_clips,
             resample="pool",
             fixed_length=True,

@@ -133,7 +133,7 @@ class SeqPAN(Method):
         """Single sentences with their spans, videos pooled down to ``max_clips``."""
         return BatchNeeds(
             level="sentence",
-            spans=True,
+            labelled_share=1,
             max_clips=config.max_clips,
             resample="pool",
             chars=config.char_cnn,

@@ -116,7 +116,7 @@ class WSRA(Method):
         """Single sentences without spans, videos pooled down to ``max_clips``."""
         return BatchNeeds(
             level="sentence",
-            spans=False,
+            labelled_share=0,
             max_clips=config.max_clips,
             resample="pool",
             max_words=config.max_words,
