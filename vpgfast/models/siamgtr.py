@@ -65,6 +65,13 @@ class SiamGTRConfig:
         pseudo_attention_weight: of the attention inside the inserted video (Eq. A.3, Table 6).
         sentence_pseudo_attention: ask it of the sentences, too (not in the paper).
         label_weight: of the loss on labelled paragraphs (section 3.5).
+        alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, by which
+            every sentence also finds clips before it is decoded (not in the paper: nothing there asks more of a
+            sentence than of its paragraph); 0 leaves both out.
+        pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
+            in the paper).
+        pseudo_span_share: a sentence's span is where its clips are more similar to it than this share of the way from
+            the middle one's to the best one's similarity.
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
         max_words: longer sentences are cut to this many words.
@@ -95,6 +102,9 @@ class SiamGTRConfig:
     pseudo_attention_weight: float = 1.0
     sentence_pseudo_attention: bool = False
     label_weight: float = 1.0
+    alignment_weight: float = 0.0
+    pseudo_span_weight: float = 0.0
+    pseudo_span_share: float = 0.4
     sentence_order: Literal["time", "file"] = "time"
     max_sentences: int | None = None
     max_words: int = 50
@@ -109,12 +119,18 @@ class SiamGTRConfig:
             raise ConfigError(f"siamgtr: concepts must be 0 or more, got {self.concepts}")
         if len(self.strides) != 2 or not 0 < self.strides[0] <= self.strides[1]:
             raise ConfigError(f"siamgtr: strides must be two rising numbers above 0, got {self.strides}")
-        for name, upper in (("labelled_share", 1.0), ("insert_at_ends", 1.0), ("beta", 1.0), ("boundary_shift", 0.5)):
-            if not 0 <= getattr(self, name) <= upper:
-                raise ConfigError(f"siamgtr: {name} must lie in [0, {upper:g}], got {getattr(self, name)}")
-        for name in ("regression", "order", "concept", "cross_branch", "anchor_ranking", "pseudo_attention", "label"):
-            if not getattr(self, f"{name}_weight") >= 0:
-                raise ConfigError(f"siamgtr: {name}_weight must be 0 or more, got {getattr(self, f'{name}_weight')}")
+        for name in ("labelled_share", "insert_at_ends", "beta", "pseudo_span_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"siamgtr: {name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.boundary_shift < 0.5:
+            raise ConfigError(f"siamgtr: boundary_shift must lie in [0, 0.5), got {self.boundary_shift}")
+        for name in (name for name in vars(self) if name.endswith("_weight")):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"siamgtr: {name} must be 0 or more, got {getattr(self, name)}")
+        if self.pseudo_span_weight and not self.alignment_weight:
+            raise ConfigError(
+                "siamgtr: pseudo_span_weight needs alignment_weight, off whose alignment the spans are read"
+            )
         if self.max_sentences is not None and self.max_sentences < 1:
             raise ConfigError(f"siamgtr: max_sentences must be at least 1, or null, got {self.max_sentences}")
 
@@ -150,6 +166,7 @@ class SiamGTR(Method):
         self.decoder = Decoder(config)
         self.span = mlp(config.dim, config.dim, config.dim, 2)
         self.concepts = Concepts(config, word_vectors) if config.concepts else None
+        self.alignment = Alignment(config) if config.alignment_weight else None
 
     def forward(
         self, clips: Tensor, queries: Queries, intervals: Tensor | None = None, need_weights: bool = False
@@ -163,16 +180,30 @@ class SiamGTR(Method):
             need_weights: whether the attention of the last layer itself is wanted.
         """
         inside = None if intervals is None else clips_inside(intervals, clips.shape[1])
-        return self.decoder(self.video(clips), queries, inside, need_weights)
+        memory = self.video(clips)
+        if self.alignment is not None:
+            queries = queries._replace(features=self.alignment(clips, queries, memory))
+        return self.decoder(memory, queries, inside, need_weights)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` = the weighted sum of the losses that the supervision has, each of which is there by its name."""
+        """``loss`` = the weighted sum of the losses that the settings ask for, each of which is there by its name."""
         config, size = self.config, len(batch)
         clips, queries = self.project(batch), self.text(batch)
-        spans = (
-            torch.zeros(size, queries.mask.shape[1] - 1, 2, device=clips.device) if batch.spans is None else batch.spans
-        )
+        sentences, pairs = batch.sentence_mask, batch.sentence_mask[:, 1:]
+        losses: dict[str, Tensor] = {}
+        if self.concepts is not None:
+            losses["concept"] = self.concepts.loss(queries.features, batch)
+
+        spans, labelled = self.labels(batch)
+        unlabelled = sentences & ~labelled
+        if self.alignment is not None:
+            similarity = self.alignment.similarity(queries.sentences[sentences], clips)
+            losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
+            if config.pseudo_span_weight:
+                similar = similar_spans(own_video(similarity, sentences), config.pseudo_span_share).to(spans.dtype)
+                spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
+
         insertions = None
         if config.supervision != "fully":
             # Both branches have the same weights: they are one batch.
@@ -183,39 +214,42 @@ class SiamGTR(Method):
             intervals = torch.cat([intervals, interval.unsqueeze(1).expand_as(intervals)])
         found = self(clips, queries, intervals)
         predicted = self.span_of(found.features[-1])
+        assert found.mass is not None
 
-        sentences, pairs = batch.sentence_mask, batch.sentence_mask[:, 1:]
+        gap = 1 / sentences.sum(1, keepdim=True).to(predicted.dtype)  # 1 / N
         places = found.centroid[-1, :, 1:] / config.max_clips
-        gap = 1 / sentences.sum(1, keepdim=True).to(places.dtype)  # 1 / N
-        losses = {"order": order_loss(places[:size], gap / 2, pairs)}
+        losses["order"] = order_loss(places[:size], gap / 2, pairs)
         if found.anchors is not None:
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()
             losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
-        if self.concepts is not None:
-            losses["concept"] = self.concepts.loss(queries.features[:size], batch)
+        error, mass = boundary_error(predicted[:size, 1:], spans), found.mass[:, :size, 1:]
+        if config.supervision != "weakly":
+            losses["label"] = mean_where(error, labelled) + attention_loss(mass, labelled)
+        if config.pseudo_span_weight:
+            losses["pseudo_span"] = mean_where(error, unlabelled) + attention_loss(mass, unlabelled)
         if insertions is not None:
             there = insertions.there.unsqueeze(1)
             losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
-            mass = found.mass[:, size:]
-            error = boundary_error(predicted[size:, :1], interval.unsqueeze(1))
+            error, mass = boundary_error(predicted[size:, :1], interval.unsqueeze(1)), found.mass[:, size:]
             if config.self_consistent:
                 error = error * (mass[-1, :, :1] > config.beta)
             losses["regression"] = mean_where(error, there)
             losses["pseudo_attention"] = attention_loss(mass[..., :1], there)
             if config.sentence_pseudo_attention:
-                inside = attention_loss(mass[..., 1:], sentences & there)
-                losses["pseudo_attention"] = losses["pseudo_attention"] + inside
-            losses["cross_branch"] = cross_branch_loss(
-                found.features[:, size:], found.features[:, :size], sentences, there
-            )
-        if config.supervision != "weakly":
-            known = (
-                sentences & batch.labelled.unsqueeze(1) if batch.labelled is not None else torch.zeros_like(sentences)
-            )
-            error = boundary_error(predicted[:size, 1:], spans)
-            losses["label"] = mean_where(error, known) + attention_loss(found.mass[:, :size, 1:], known)
+                losses["pseudo_attention"] = losses["pseudo_attention"] + attention_loss(
+                    mass[..., 1:], sentences & there
+                )
+            augmented, normal = found.features[:, size:], found.features[:, :size]
+            losses["cross_branch"] = cross_branch_loss(augmented, normal, sentences, there)
         weights = {name: getattr(config, f"{name}_weight") for name in losses}
         return {"loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum(), **losses}
+
+    def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Spans [B, M, 2], zero where there is no label, and bool [B, M] where there is one."""
+        if batch.spans is None or batch.labelled is None or self.config.supervision == "weakly":
+            there = batch.sentence_mask
+            return batch.video.new_zeros(*there.shape, 2), torch.zeros_like(there)
+        return batch.spans, batch.sentence_mask & batch.labelled.unsqueeze(1)
 
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
@@ -254,10 +288,12 @@ class Queries(NamedTuple):
     Attributes:
         features: Z_q [B, Q, D], the paragraph's before those of its sentences.
         mask: bool [B, Q], which there are.
+        sentences: F_s [B, M, D], each by itself.
     """
 
     features: Tensor
     mask: Tensor
+    sentences: Tensor
 
 
 class Insertions(NamedTuple):
@@ -368,7 +404,7 @@ class QueryEncoder(nn.Module):
         x = self.norm(queries) + sinusoid(queries.shape[1], queries.shape[2], queries)
         for layer in self.layers:
             x = layer(x, mask=mask)
-        return Queries(x, mask)
+        return Queries(x, mask, sentences)
 
     def read(self, words: Tensor, mask: Tensor) -> Tensor:
         """Sentences int64 [N, W], each of one word or more -> F_s [N, D]."""
@@ -463,7 +499,7 @@ class Decoder(nn.Module):
 
     def forward(self, memory: Tensor, queries: Queries, inside: Tensor | None, need_weights: bool) -> Decoded:
         """Memory M [B, T, D] and queries; ``inside`` [B, Q, 2] as ``intervals`` of ``anchor_cross_attention``."""
-        x, mask = queries
+        x, mask = queries.features, queries.mask
         positions = sinusoid(memory.shape[1], self.dim, memory)
         features, anchors, stats, logits = [], [], [], None
         for number, layer in enumerate(self.layers):
@@ -542,8 +578,15 @@ class DecoderLayer(nn.Module):
         else:
             key = key + key_position
             query_position, key_position = query[..., :0], key_position[..., :0]
-        heads = [self.split(y) for y in (query, query_position, key, key_position, value + value_position)]
-        attended, stats = anchor_cross_attention(*heads, None, inside, need_weights)
+        attended, stats = anchor_cross_attention(
+            self.split(query),
+            self.split(query_position),
+            self.split(key),
+            self.split(key_position),
+            self.split(value + value_position),
+            intervals=inside,
+            need_weights=need_weights,
+        )
         x = self.cross_norm(x + self.dropout(self.cross_out(attended.transpose(1, 2).flatten(2))))
         return self.feed_forward(x), stats
 
@@ -594,6 +637,75 @@ class Concepts(nn.Module):
         return held.scatter_(2, number[words], True)[..., :size]
 
 
+class Alignment(nn.Module):
+    """Which clips show a sentence. Neither side sees its context: both are what they are by themselves.
+
+    It is learned by :func:`alignment_loss`, and gives every query what its clips hold before the decoder's first layer.
+    """
+
+    def __init__(self, config: SiamGTRConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.clips = nn.Sequential(nn.LayerNorm(dim), mlp(dim, dim, dim))
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.value = nn.Linear(dim, dim)
+        self.value_position = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def similarity(self, sentences: Tensor, clips: Tensor) -> Tensor:
+        """Cosines, times a learned scale, of sentences F_s [N, D] and clips F_v [B, T, D]: [N, B, T]."""
+        return (self.of_sentences(sentences) @ self.of_clips(clips).flatten(0, 1).t()).unflatten(1, clips.shape[:2])
+
+    def of_sentences(self, sentences: Tensor) -> Tensor:
+        """[..., D] -> vectors as long as the scale."""
+        return F.normalize(at_least_float32(sentences), dim=-1) * self.scale.exp().clamp(max=50)
+
+    def of_clips(self, clips: Tensor) -> Tensor:
+        """[..., D] -> vectors of length 1."""
+        return F.normalize(at_least_float32(self.clips(clips)), dim=-1)
+
+    def forward(self, clips: Tensor, queries: Queries, memory: Tensor) -> Tensor:
+        """Z_q [B, Q, D] with what is attended to by similarity; a paragraph attends by the mean of its sentences."""
+        there = queries.mask[:, 1:].unsqueeze(2)
+        query = self.of_sentences(queries.sentences) * there
+        query = torch.cat([query.sum(1, keepdim=True) / there.sum(1, keepdim=True), query], 1)
+        value = self.value(memory) + self.value_position(sinusoid(memory.shape[1], memory.shape[2], memory))
+        # One head; the op divides by the root of the width.
+        query = (query * query.shape[2] ** 0.5).to(value.dtype).unsqueeze(1)
+        key = self.of_clips(clips).to(value.dtype).unsqueeze(1)
+        attended, _ = anchor_cross_attention(query, query[..., :0], key, key[..., :0], value.unsqueeze(1))
+        return self.norm(queries.features + attended.squeeze(1))
+
+
+def own_video(similarity: Tensor, sentences: Tensor) -> Tensor:
+    """Of the N sentences that bool [B, M] ``sentences`` says there are, [N, B, T], each with its own video: [N, T]."""
+    own = sentences.nonzero()[:, 0]
+    return similarity[torch.arange(len(own), device=own.device), own]
+
+
+@torch.no_grad()
+def similar_spans(similarity: Tensor, share: float) -> Tensor:
+    """The stretch around each sentence's best clip that is more similar to it than a threshold.
+
+    That lies ``share`` of the way from the median over the clips to the best. Similarities are smoothed over 3 clips.
+
+    Args:
+        similarity: [N, T].
+
+    Returns:
+        [N, 2], fractions of the duration.
+    """
+    T = similarity.shape[1]
+    before, after = similarity[:, [0, *range(T - 1)]], similarity[:, [*range(1, T), T - 1]]
+    smooth = (before + 2 * similarity + after) / 4
+    best, place = smooth.max(1, keepdim=True)
+    below = smooth <= torch.lerp(smooth.median(1, keepdim=True).values, best, share)
+    t = torch.arange(T, device=smooth.device)
+    start = torch.where(below & (t < place), t + 1, 0).amax(1)
+    end = torch.where(below & (t > place), t, T).amin(1)
+    return torch.stack([start, end], 1).to(smooth.dtype) / T
+
+
 # --- losses
 
 
@@ -622,6 +734,28 @@ def boundary_error(spans: Tensor, target: Tensor) -> Tensor:
 def attention_loss(mass: Tensor, mask: Tensor) -> Tensor:
     """-log of the attention inside an interval, mean over layers and queries (Eq. A.3): [K, B, Q] and bool [B, Q]."""
     return mean_where(-mass.clamp_min(1e-6).log(), mask)
+
+
+def alignment_loss(similarity: Tensor, sentences: Tensor, same_video: Tensor) -> Tensor:
+    """Whose video does a sentence describe, and which sentence describes a video? The sum of both cross-entropies.
+
+    A video is as similar to a sentence as its best clips are, by log-sum-exp (MIL-NCE: Miech et al., CVPR 2020). The
+    other sentences of a video, and other items of the same video, are no negatives.
+
+    Args:
+        similarity: [N, B, T].
+        sentences: bool [B, M], which there are; the N in their order.
+        same_video: bool [B, B].
+    """
+    own = sentences.nonzero()[:, 0]
+    number, item = torch.arange(len(own), device=own.device), torch.arange(len(sentences), device=own.device)
+    of_video = similarity.logsumexp(2)
+    of_sentence = of_video.t()[own]  # [N, N]: the video of each sentence with every sentence
+    other_item = same_video[own] & (item != own.unsqueeze(1))
+    other_sentence = same_video[own][:, own] & (number != number.unsqueeze(1))
+    return F.cross_entropy(of_video.masked_fill(other_item, -torch.inf), own) + F.cross_entropy(
+        of_sentence.masked_fill(other_sentence, -torch.inf), number
+    )
 
 
 def cross_branch_loss(augmented: Tensor, normal: Tensor, sentences: Tensor, there: Tensor) -> Tensor:
