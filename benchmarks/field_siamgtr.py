@@ -128,15 +128,13 @@ class FieldSiamGTR:
             query, key = both.chunk(2, -1)
             attended, _ = self.attention(layer.heads, query, key, layer.value(x))
             x = layer.norm(x + layer.out(attended))
-            content, value = layer.cross_key_value(memory).chunk(2, -1)
-            position, of_value = layer.cross_key_value_position(positions).chunk(2, -1)
+            cross = layer.cross
             # Each head gets its part of the content beside its part of the position.
-            query = torch.cat(
-                [self.split(layer, layer.cross_query(x)), self.split(layer, layer.cross_query_position(embedded))], 2
-            )
-            key = torch.cat([self.split(layer, content), self.split(layer, position)], 2)
-            attended, weights = self.attention(layer.heads, query.flatten(1), key.flatten(1), value + of_value)
-            x = layer.feed_forward(layer.cross_norm(x + layer.cross_out(attended)))
+            query = torch.cat([self.split(layer, cross.query(x)), self.split(layer, cross.query_position(embedded))], 2)
+            key = torch.cat([self.split(layer, cross.key(memory)), self.split(layer, cross.key_position(positions))], 2)
+            value = cross.value(memory) + cross.value_position(positions)
+            attended, weights = self.attention(layer.heads, query.flatten(1), key.flatten(1), value)
+            x = layer.feed_forward(layer.cross_norm(x + cross.out(attended)))
             logits = decoder.seed(x) if logits is None else logits + decoder.offset(x)
             found["features"].append(x)
             found["anchors"].append(logits)

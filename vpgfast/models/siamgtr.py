@@ -544,11 +544,7 @@ class DecoderLayer(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.cross_query = nn.Linear(dim, dim)
-        self.cross_query_position = nn.Linear(dim, dim) if anchors else None
-        self.cross_key_value = nn.Linear(dim, 2 * dim)
-        self.cross_key_value_position = nn.Linear(dim, 2 * dim)
-        self.cross_out = nn.Linear(dim, dim)
+        self.cross = CrossAttention(dim, config.heads, anchors)
         self.cross_norm = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
@@ -564,35 +560,85 @@ class DecoderLayer(nn.Module):
         need_weights: bool,
     ) -> tuple[Tensor, AttentionStats]:
         """Queries [B, Q, D] and their mask, memory [B, T, D], its positions [T, D], (F_a, H_a) -> queries [B, Q, D]."""
-        query_key = self.query_key(x)
+        query_key, embedded = self.query_key(x), None
         if anchors is not None and self.query_key_position is not None:
-            query_key = query_key + self.query_key_position(anchors[1])
+            embedded, position = anchors
+            query_key = query_key + self.query_key_position(position)
         query, key = query_key.chunk(2, -1)
         x = self.norm(x + self.dropout(self.out(attend(query, key, self.value(x), self.heads, mask))))
+        attended, stats = self.cross(x, embedded, memory, positions, inside, need_weights)
+        return self.feed_forward(self.cross_norm(x + self.dropout(attended))), stats
 
-        query = self.cross_query(x)
-        key, value = self.cross_key_value(memory).chunk(2, -1)
-        key_position, value_position = self.cross_key_value_position(positions).unsqueeze(0).chunk(2, -1)
-        if anchors is not None and self.cross_query_position is not None:
-            query_position = self.cross_query_position(anchors[0])
-        else:
-            key = key + key_position
-            query_position, key_position = query[..., :0], key_position[..., :0]
-        attended, stats = anchor_cross_attention(
-            self.split(query),
-            self.split(query_position),
-            self.split(key),
-            self.split(key_position),
-            self.split(value + value_position),
-            intervals=inside,
-            need_weights=need_weights,
+
+class CrossAttention(nn.Module):
+    """Attention of queries with anchors to clips (Eq. 7), whose keys and values are never built.
+
+    There are few queries and many clips: instead of every clip through the projection W_k, the queries go through its
+    transpose, q . (W_k m) = (W_k' q) . m, and what is attended goes through W_v afterwards. So each head of a query is
+    a query of its own to the memory as it is. Biases of keys cancel in the softmax and those of values are one with
+    the output's: there are none.
+    """
+
+    def __init__(self, dim: int, heads: int, anchors: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.query_position = nn.Linear(dim, dim) if anchors else None
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.key_position = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.value_position = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        anchors: Tensor | None,
+        memory: Tensor,
+        positions: Tensor,
+        inside: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, AttentionStats]:
+        """As :class:`DecoderLayer`; weights [B, H, Q, T]."""
+        B, Q, D = x.shape
+        content = self.split(self.query(x))
+        # Without anchors the content's query meets key + position: the same product with the same query.
+        position = (
+            content if anchors is None or self.query_position is None else self.split(self.query_position(anchors))
         )
-        x = self.cross_norm(x + self.dropout(self.cross_out(attended.transpose(1, 2).flatten(2))))
-        return self.feed_forward(x), stats
+        width = D // self.heads * (1 if position is content else 2)
+        scale = math.sqrt(2 * D / width)  # the op divides by the root of 2 D
+        attended, stats = anchor_cross_attention(
+            scale * self.through(content, self.key).unsqueeze(1),
+            scale * self.through(position, self.key_position).unsqueeze(1),
+            memory.unsqueeze(1),
+            positions.expand(1, 1, -1, -1),
+            memory.unsqueeze(1),
+            intervals=None if inside is None else inside.repeat(1, self.heads, 1),
+            need_weights=True,
+        )
+        assert stats.weights is not None
+        where = stats.weights[:, 0] @ positions.to(stats.weights.dtype)
+        out = self.back(attended[:, 0], self.value) + self.back(where, self.value_position)
+        each = (B, self.heads, Q)
+        return self.out(out), AttentionStats(
+            stats.centroid.view(each).mean(1),
+            None if stats.mass is None else stats.mass.view(each).mean(1),
+            stats.weights.view(*each, -1) if need_weights else None,
+        )
 
     def split(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, H, N, D / H]."""
-        return x.unflatten(2, (self.heads, x.shape[2] // self.heads)).transpose(1, 2)
+        """[B, Q, D] -> [B, H, Q, D / H]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def through(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        """Each head [B, H, Q, D / H] by its rows of the transposed projection -> [B, H Q, D]."""
+        return (x @ projection.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
+
+    def back(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        """[B, H Q, D], each head by its rows of the projection -> [B, Q, D]."""
+        heads = x.unflatten(1, (self.heads, -1)) @ projection.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
+        return heads.transpose(1, 2).flatten(2)
 
 
 class Concepts(nn.Module):
