@@ -174,11 +174,15 @@ def test_unknown_words_are_named(run: Path, video: Path, tmp_path: Path, capsys:
     )
 
 
-@pytest.mark.parametrize("method", ["marn", "wsra"])
+@pytest.mark.parametrize("method", ["marn", "wsra", "siamgtr"])
 def test_weakly_supervised_methods(method: str, data_args: list[str], tmp_path: Path) -> None:
     """Trained, evaluated and asked with the commands alone, on the features of motion that `ground` makes again."""
     args = ["--method", method, "--data.features=motion", "--epochs=1", "--accelerator=cpu", *data_args]
-    sizes = ["--model.reduction=1", "--model.dim=8"] if method == "marn" else ["--model.hidden=8"]
+    sizes = {
+        "marn": ["--model.reduction=1", "--model.dim=8"],
+        "wsra": ["--model.hidden=8"],
+        "siamgtr": ["--model.dim=8", "--model.max_clips=16", "--model.alignment_weight=1"],
+    }[method]
     folder = tmp_path / "run"
     assert train.main([*args, *sizes, "--output", str(folder)]) == 0
     assert evaluate.main([str(folder), "--output", str(tmp_path / "val"), "--split=val"]) == 0
