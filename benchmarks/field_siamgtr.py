@@ -4,12 +4,12 @@ Both take a :class:`vpgfast.models.siamgtr.SiamGTR` for its weights, so that all
 
 :class:`FieldSiamGTR` does as the released paragraph-grounding code of PRVG: one paragraph after another through the
 whole network, every branch by itself, pseudo videos built clip by clip, attention over concatenated heads that returns
-its matrix, and losses by loops over sentences and clips. :func:`plain_attention` stands for our attention op in a model
-that is otherwise batched as ours is.
+its matrix, and losses by loops over sentences and clips. :func:`plain` is batched as ours is, in plain PyTorch.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -18,29 +18,46 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vpgfast.data.types import Batch
-from vpgfast.models.siamgtr import EncoderLayer, Insertions, SiamGTR, draw_insertions, sinusoid
+from vpgfast.models.siamgtr import CrossAttention, EncoderLayer, Insertions, SiamGTR, draw_insertions, sinusoid
 from vpgfast.ops import AttentionStats
 
 
-def plain_attention(
-    q_content: Tensor,
-    q_pos: Tensor,
-    k_content: Tensor,
-    k_pos: Tensor,
-    v: Tensor,
-    key_mask: None = None,
-    intervals: Tensor | None = None,
-    need_weights: bool = False,
-) -> tuple[Tensor, AttentionStats]:
-    """:func:`vpgfast.ops.anchor_cross_attention` of concatenated heads, with its statistics read off the matrix."""
-    query, key = torch.cat([q_content, q_pos], -1), torch.cat([k_content, k_pos.expand(len(v), -1, -1, -1)], -1)
-    weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1)
-    t = torch.arange(v.shape[2], device=v.device)
-    mean = weights.mean(1)
-    mass = None
-    if intervals is not None:
-        mass = (mean * ((intervals[..., :1] <= t) & (t <= intervals[..., 1:]))).sum(-1)
-    return weights @ v, AttentionStats((mean * t).sum(-1), mass, weights)
+class PlainCrossAttention(CrossAttention):
+    """Our cross-attention over concatenated heads, with keys and values built and statistics read off the matrix."""
+
+    def forward(
+        self,
+        x: Tensor,
+        anchors: Tensor | None,
+        memory: Tensor,
+        positions: Tensor,
+        inside: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, AttentionStats]:
+        query, key = self.split(self.query(x)), self.split(self.key(memory))
+        position = self.split(self.key_position(positions).expand_as(memory))
+        if anchors is None:
+            key = key + position
+        else:
+            query, key = (
+                torch.cat([query, self.split(self.query_position(anchors))], -1),
+                torch.cat([key, position], -1),
+            )
+        weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1)
+        attended = weights @ self.split(self.value(memory) + self.value_position(positions))
+        mean, t = weights.mean(1), torch.arange(memory.shape[1], device=memory.device)
+        mass = None
+        if inside is not None:
+            mass = (mean * ((inside[..., :1] <= t) & (t <= inside[..., 1:]))).sum(-1)
+        return self.out(attended.transpose(1, 2).flatten(2)), AttentionStats((mean * t).sum(-1), mass, weights)
+
+
+def plain(model: SiamGTR) -> SiamGTR:
+    """A copy of a model that attends to clips in plain PyTorch, batched as ours is; the same names of parameters."""
+    other = copy.deepcopy(model)
+    for layer in other.decoder.layers:
+        layer.cross.__class__ = PlainCrossAttention
+    return other
 
 
 class FieldSiamGTR:
