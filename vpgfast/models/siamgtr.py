@@ -222,11 +222,12 @@ class SiamGTR(Method):
         if found.anchors is not None:
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()
             losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
-        error, mass = boundary_error(predicted[:size, 1:], spans), found.mass[:, :size, 1:]
+        # Both are means over all sentences: each weighs the same, whatever the share of the labelled ones.
+        error = boundary_error(predicted[:size, 1:], spans) - log_mass(found.mass[:, :size, 1:]).mean(0)
         if config.supervision != "weakly":
-            losses["label"] = mean_where(error, labelled) + attention_loss(mass, labelled)
+            losses["label"] = mean_where(error * labelled, sentences)
         if config.pseudo_span_weight:
-            losses["pseudo_span"] = mean_where(error, unlabelled) + attention_loss(mass, unlabelled)
+            losses["pseudo_span"] = mean_where(error * unlabelled, sentences)
         if insertions is not None:
             there = insertions.there.unsqueeze(1)
             losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
@@ -234,11 +235,10 @@ class SiamGTR(Method):
             if config.self_consistent:
                 error = error * (mass[-1, :, :1] > config.beta)
             losses["regression"] = mean_where(error, there)
-            losses["pseudo_attention"] = attention_loss(mass[..., :1], there)
+            losses["pseudo_attention"] = mean_where(-log_mass(mass[..., :1]), there)
             if config.sentence_pseudo_attention:
-                losses["pseudo_attention"] = losses["pseudo_attention"] + attention_loss(
-                    mass[..., 1:], sentences & there
-                )
+                inside = mean_where(-log_mass(mass[..., 1:]), sentences & there)
+                losses["pseudo_attention"] = losses["pseudo_attention"] + inside
             augmented, normal = found.features[:, size:], found.features[:, :size]
             losses["cross_branch"] = cross_branch_loss(augmented, normal, sentences, there)
         weights = {name: getattr(config, f"{name}_weight") for name in losses}
@@ -777,9 +777,9 @@ def boundary_error(spans: Tensor, target: Tensor) -> Tensor:
     return (spans - target).abs().sum(-1) + 1 - temporal_giou(spans, target, pairwise=False)
 
 
-def attention_loss(mass: Tensor, mask: Tensor) -> Tensor:
-    """-log of the attention inside an interval, mean over layers and queries (Eq. A.3): [K, B, Q] and bool [B, Q]."""
-    return mean_where(-mass.clamp_min(1e-6).log(), mask)
+def log_mass(mass: Tensor) -> Tensor:
+    """Logarithm of the attention inside an interval (Eq. A.3), finite also where there is none."""
+    return mass.clamp_min(1e-6).log()
 
 
 def alignment_loss(similarity: Tensor, sentences: Tensor, same_video: Tensor) -> Tensor:
