@@ -188,8 +188,8 @@ class DMRJRGConfig:
                 raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
         if not self.retrieval_weight and not self.global_weight:
             raise ConfigError("dmr_jrg: retrieval_weight or global_weight must be above 0, or nothing trains retrieval")
-        if not self.local_weight and not self.global_weight:
-            raise ConfigError("dmr_jrg: local_weight or global_weight must be above 0, or nothing trains grounding")
+        if not self.local_weight and not self.time_weight:
+            raise ConfigError("dmr_jrg: local_weight or time_weight must be above 0, or nothing trains the scores")
         if self.global_weight and not self.class_tokens:
             raise ConfigError("dmr_jrg: global_weight needs class_tokens, which the global loss compares")
         if self.grrm_weight and not self.global_weight:
@@ -483,13 +483,14 @@ class DMRJRG(RetrievalMethod):
         there = batch.sentence_mask
         moments = self(self.segments(batch.video), self.text(batch).sentences, there)
         scores = to_paragraphs(moments.logits.sigmoid()[:, *self.cells], there, -torch.inf)
-        spans = self.spans_of(torch.arange(self.cells.shape[1], device=there.device)).expand(*scores.shape, 2)
+        # In segments, whose overlaps are exact: many pairs of moments have an IoU of just 1/2.
+        spans = torch.stack([self.cells[0], self.cells[1] + 1], 1).double().expand(*scores.shape, 2)
         kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
         found = kept >= 0
         kept = kept.clamp_min(0)
-        chosen = spans.gather(2, kept.unsqueeze(-1).expand(-1, -1, -1, 2)) * batch.durations[:, None, None, None]
+        chosen = spans.gather(2, kept.unsqueeze(-1).expand(-1, -1, -1, 2)) / self.config.segments
         return Prediction(
-            spans=chosen.masked_fill(~found.unsqueeze(-1), 0),
+            spans=(chosen * batch.durations[:, None, None, None]).masked_fill(~found.unsqueeze(-1), 0),
             scores=scores.gather(2, kept).masked_fill(~found, -torch.inf),
         )
 
