@@ -15,6 +15,8 @@ from small import with_random_weights, word_vectors
 from torch import Tensor
 
 from benchmarks.field_dmr_jrg import FieldDMRJRG
+from vpgfast.ablation import read_tables
+from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import CheckpointError, ConfigError
@@ -36,6 +38,7 @@ from vpgfast.models.method import METHODS, RetrievalMethod, get_method
 from vpgfast.models.moment_map import MomentMap, Pointwise
 from vpgfast.ops import temporal_iou_map
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "dmr_jrg"
 T, K, D, FEATURE_DIM, VOCABULARY = 12, 6, 8, 6, 20
 SENTENCES = (3, 1, 4)
 
@@ -784,6 +787,40 @@ def test_a_batch_of_another_length_is_refused() -> None:
 def test_it_is_registered() -> None:
     assert get_method("dmr_jrg") is DMRJRG
     assert METHODS[DMRJRG.name].endswith(":DMRJRG")
+
+
+def test_shipped_configs_hold_the_papers_settings() -> None:
+    for name, segments, size in (("activitynet", 32, 16), ("charades_sta", 16, 16), ("tacos", 16, 6)):
+        config = parse_train(["--config", str(CONFIGS / f"{name}.yaml")])
+        model, optim = config.model, config.optim
+        assert (config.data.corpus, config.batch_size, config.epochs, config.patience) == (name, size, 100, None)
+        assert (model.max_clips, model.segments, model.dim, model.tan_layers) == (256, segments, 512, 4)
+        assert (model.margin, model.retrieval_nce, model.global_nce, model.scale) == (0.2, 0.04, 0.04, None)
+        assert (model.candidates, model.candidate_weights, model.masked_share) == (3, [0.4, 0.3, 0.3], 1 / 3)
+        assert (model.reduction, model.told, model.moment_map, model.context) == (
+            "sum",
+            "all",
+            "max_pool",
+            "convolutions",
+        )
+        assert {getattr(model, f"{name}_weight") for name in ("retrieval", "local", "global", "time", "grrm")} == {1.0}
+        assert (optim.name, optim.lr, optim.schedule, optim.clip) == ("adam", 1e-4, "step", None)
+        assert (optim.step_epochs, optim.step_factor) == (20, 0.8)
+        assert replace(model, segments=32) == DMRJRGConfig()  # the defaults are the paper's
+
+
+def test_ablation_tables() -> None:
+    """What the paper claims is true of its own figures, where they are known."""
+    tables = read_tables(CONFIGS / "ablations.yaml")
+    figures = {row.name: row.paper for row in tables[0].rows}
+    assert all(len(row) == 6 for row in figures.values())
+    for claim in tables[0].claims:
+        better, worse = figures[claim.better], figures[claim.worse]
+        assert sum(better[name] > worse[name] for name in better) >= 5, claim
+    full, base = figures["VTFA w/ GRRM"], figures["VPCMR"]
+    # "improvements of 3.03%, 12.27%, 5.09%, 12.17%, 4.93%, 9.39% across all evaluation metrics"
+    gains = [100 * (full[name] - base[name]) for name in full]
+    assert gains == pytest.approx([3.03, 12.27, 5.09, 12.17, 4.93, 9.39])
 
 
 @pytest.mark.gpu
