@@ -155,6 +155,9 @@ def test_the_fields_form_gives_the_same(changes: dict) -> None:
         {"content_weight": 50.0},
         {"told": "masked"},
         {"min_iou": 0.3, "max_iou": 0.9},
+        {"pooling": "attention"},
+        {"sentence_weight": 0.5},
+        {"pooling": "attention", "sentence_weight": 0.5, "local_weight": 0.0, "time_weight": 0.0},
     ],
     ids=str,
 )
@@ -178,12 +181,13 @@ def test_every_switch_trains_all_that_is_there(changes: dict) -> None:
         ("global", ["global"]),
         ("time", ["time"]),
         ("grrm", ["grrm"]),
+        ("sentence", ["sentence"]),
     ],
 )
 def test_weights(weight: str, names: list[str]) -> None:
-    model, batch = make_model(), random_batch()
+    model, batch = make_model(sentence_weight=1.0), random_batch()
     losses = losses_of(model, batch)
-    model.config = small(**{f"{weight}_weight": 2.5})
+    model.config = small(**{"sentence_weight": 1.0, f"{weight}_weight": 2.5})
     heavier = losses_of(model, batch)
     torch.testing.assert_close(heavier["loss"] - losses["loss"], 1.5 * sum(losses[name] for name in names))
 
@@ -628,6 +632,48 @@ def test_time_loss_by_hand() -> None:
     assert model.time_loss(logits, synced, 4).item() == pytest.approx(expected / 4)
 
 
+# --- what is not in the paper
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "b", "a"]], ids=str)
+def test_sentence_loss_and_attention_by_loops(names: list[str]) -> None:
+    """InfoNCE of W_s h and the mean of W_v F by softmax(P), over the sentences of other videos."""
+    model, batch = make_model(sentence_weight=1.0), random_batch(videos=names)
+    h, segments = model.text(batch).sentences, model.segments(batch.video)
+    moments = model(segments, h, batch.sentence_mask)
+    owner = [b for b, count in enumerate(SENTENCES) for _ in range(count)]
+    attended = []
+    for n, b in enumerate(owner):
+        cells = [(i, j) for i in range(K) for j in range(i, K)]
+        weights = [math.exp(moments.logits[n, i, j].item()) for i, j in cells]
+        F_ij = [model.fuse_moment.weight @ segments[b, i : j + 1].amax(0) for i, j in cells]
+        attended.append(sum(w * f for w, f in zip(weights, F_ij, strict=True)) / sum(weights))
+    torch.testing.assert_close(model.attend(moments, batch.sentence_mask), torch.stack(attended))
+    logits = F.cosine_similarity((h @ model.fuse_sentence.weight.t())[:, None], torch.stack(attended)[None], dim=2)
+    exps = (logits * model.log_scale.exp()).exp().detach()
+    of_sentences, of_moments = [], []
+    for n, b in enumerate(owner):
+        others = [k for k, c in enumerate(owner) if k == n or names[c] != names[b]]
+        of_sentences.append(-math.log(exps[n, n] / exps[n, others].sum()))
+        of_moments.append(-math.log(exps[n, n] / exps[others, n].sum()))
+    expected = np.mean(of_sentences) + np.mean(of_moments)
+    assert losses_of(model, batch)["sentence"].item() == pytest.approx(expected)
+
+
+def test_attention_takes_the_place_of_the_candidates() -> None:
+    """Eq. 15 on what every sentence attends to; no candidate has a weight then."""
+    model, batch = make_model(pooling="attention"), random_batch()
+    assert not hasattr(model, "candidate_weights")
+    drawn, there = fixed_draws(model, batch), batch.sentence_mask
+    h, segments = model.text(batch).sentences, model.segments(batch.video)
+    attended = model.attend(model(segments, h, there), there)
+    found = model.video_encoder(to_paragraphs(attended, there), there, model.moment_token)
+    fused = model.fuse_tokens(torch.cat([model.video_class(segments), found], 1))
+    fine = unit(model.text_class(h, there)) @ unit(fused).t()
+    expected = model.contrast(fine, torch.eye(3) > 0, drawn.negatives[1], 0.04)
+    torch.testing.assert_close(model.loss(batch)["global"], expected)
+
+
 # --- predictions
 
 
@@ -670,7 +716,7 @@ def test_predictions(nms: float | None) -> None:
     "changes",
     [
         {},
-        {"context": "pointwise", "moment_map": "boundary_matching"},
+        {"context": "pointwise", "moment_map": "boundary_matching", "sentence_weight": 1.0, "pooling": "attention"},
         {"class_tokens": False, "global_weight": 0.0, "grrm_weight": 0.0},
     ],
     ids=str,
@@ -806,6 +852,7 @@ def test_shipped_configs_hold_the_papers_settings() -> None:
         assert {getattr(model, f"{name}_weight") for name in ("retrieval", "local", "global", "time", "grrm")} == {1.0}
         assert (optim.name, optim.lr, optim.schedule, optim.clip) == ("adam", 1e-4, "step", None)
         assert (optim.step_epochs, optim.step_factor) == (20, 0.8)
+        assert (model.pooling, model.sentence_weight) == ("candidates", 0)
         assert replace(model, segments=32) == DMRJRGConfig()  # the defaults are the paper's
 
 

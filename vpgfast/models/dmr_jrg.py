@@ -69,6 +69,11 @@ class DMRJRGConfig:
         hardest: the negative of a triplet is one of this many hardest of the batch.
         candidates: Q (Fig. 7).
         candidate_weights: w_1 ... w_Q, of the candidates in their order (Eq. 14, Table 5); null: learned.
+        pooling: what a sentence brings to the global loss: the weighted "candidates" of Eq. 14; or all moments by the
+            softmax of their scores, as they are before they are fused with it ("attention", not in the paper: features
+            that hold the sentence let the loss be won without a look at the video).
+        sentence_weight: of InfoNCE between single sentences and what they attend to in that way (not in the paper:
+            nothing there asks more of a sentence than of its paragraph).
         reduction: "sum" adds up words (Eq. 11), sentences and moments (Eq. 20-21) as the equations do, "mean" takes
             their means instead (2D-TAN and the released code).
         masked_share: of a sentence's words.
@@ -116,6 +121,8 @@ class DMRJRGConfig:
     hardest: int = 20
     candidates: int = 3
     candidate_weights: list[float] | None = field(default_factory=lambda: [0.4, 0.3, 0.3])
+    pooling: Literal["candidates", "attention"] = "candidates"
+    sentence_weight: float = 0.0
     reduction: Literal["sum", "mean"] = "sum"
     masked_share: float = 1 / 3
     content_weight: float = 2.0
@@ -188,7 +195,8 @@ class DMRJRGConfig:
                 raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
         if not self.retrieval_weight and not self.global_weight:
             raise ConfigError("dmr_jrg: retrieval_weight or global_weight must be above 0, or nothing trains retrieval")
-        if not self.local_weight and not self.time_weight:
+        attends = self.sentence_weight or (self.global_weight and self.pooling == "attention")
+        if not self.local_weight and not self.time_weight and not attends:
             raise ConfigError("dmr_jrg: local_weight or time_weight must be above 0, or nothing trains the scores")
         if self.global_weight and not self.class_tokens:
             raise ConfigError("dmr_jrg: global_weight needs class_tokens, which the global loss compares")
@@ -230,11 +238,13 @@ class Moments(NamedTuple):
         features: F-bar [N, D, K, K], behind the TAN.
         logits: of P, [N, K, K].
         synced: P^f and P^r, those that there are, [N, K, K] each.
+        alone: W_v F, which no sentence has touched, [B, D, K, K].
     """
 
     features: Tensor
     logits: Tensor
     synced: list[Tensor]
+    alone: Tensor
 
 
 class DMRJRG(RetrievalMethod):
@@ -268,7 +278,7 @@ class DMRJRG(RetrievalMethod):
         self.video_encoder = ClassEncoder(config) if config.class_tokens else None  # E_1 and E_3
         self.text_encoder = ClassEncoder(config) if config.class_tokens else None  # E_2
         compared = config.retrieval_weight * config.retrieval_nce + config.global_weight * config.global_nce
-        if config.scale is None and compared:
+        if config.scale is None and compared + config.sentence_weight:
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
         self.moments = MomentMap(config.moment_map, dim, K, config.moment_samples)
@@ -302,6 +312,7 @@ class DMRJRG(RetrievalMethod):
         if config.global_weight:
             self.moment_token = nn.Parameter(torch.randn(dim))  # f'_cls,v
             self.fuse_tokens = nn.Linear(2 * dim, dim)  # Eq. 16: a 1 x 1 convolution of two vectors
+        if config.global_weight and config.pooling == "candidates":
             if config.candidate_weights is None:
                 self.candidate_weights = nn.Parameter(torch.full((config.candidates,), 1 / config.candidates))
             else:
@@ -372,7 +383,7 @@ class DMRJRG(RetrievalMethod):
             # Eq. 18-19. The layer is linear before its sigmoid: 1 - sum P, one number a cell, can wait until behind it.
             padded, bias = to_paragraphs(product, there), head.bias.to(product.dtype)
             synced.append(ordered_suppression_scan(padded, bias, there, reverse)[there])
-        return Moments(features, logits + self.score.bias, synced)
+        return Moments(features, logits + self.score.bias, synced, moments)
 
     # --- training
 
@@ -386,7 +397,8 @@ class DMRJRG(RetrievalMethod):
         """``loss`` = the weighted sum of those that the settings ask for (Eq. 23).
 
         ``retrieval`` (Eq. 2-7), ``reconstruction`` (Eq. 11) and ``rank`` (Eq. 12), which are the local loss, ``global``
-        (section III.F), ``time`` (Eq. 22), ``grrm`` (Eq. 17) and ``sync_rank``, which trains the two branches' layers.
+        (section III.F), ``grrm`` (Eq. 17), ``time`` (Eq. 22), ``sync_rank``, which trains the two branches' layers, and
+        ``sentence``, which the paper does not have.
         """
         config, there, drawn = self.config, batch.sentence_mask, self.draw(batch)
         segments, text = self.segments(batch.video), self.text(batch, drawn.masked)
@@ -419,14 +431,21 @@ class DMRJRG(RetrievalMethod):
             if len(ranks) > 1:
                 losses["sync_rank"] = torch.stack(ranks[1:]).sum()
         if self.video_encoder is not None and config.global_weight:
-            weights = self.candidate_weights.to(moments.features.dtype)
-            chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
+            if config.pooling == "attention":
+                chosen = self.attend(moments, there)
+            else:
+                weights = self.candidate_weights.to(moments.features.dtype)
+                chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
             found = self.video_encoder(to_paragraphs(chosen, there), there, self.moment_token)  # Eq. 15
             fused = self.fuse_tokens(torch.cat([video, found], 1))  # Eq. 16
             fine = unit(paragraph) @ unit(fused).t()  # S^g
             losses["global"] = self.contrast(fine, same, drawn.negatives[1], config.global_nce)
             if config.grrm_weight:
                 losses["grrm"] = F.mse_loss(similarity, fine.detach())  # Eq. 17: S^g is the label
+        if config.sentence_weight:
+            sentences = unit(self.fuse_sentence(text.sentences)) @ unit(self.attend(moments, there)).t()
+            owner = there.nonzero()[:, 0]
+            losses["sentence"] = nce_loss(sentences * self.scale, same[owner][:, owner])
         if config.time_weight:
             losses["time"] = torch.stack([self.time_loss(moments.logits, P, len(batch)) for P in moments.synced]).sum()
         weights_of = {"reconstruction": "local", "rank": "local", "sync_rank": "local"}
@@ -438,8 +457,18 @@ class DMRJRG(RetrievalMethod):
         loss = triplet_loss(similarity, same, draws, self.config.margin, self.config.hardest)
         if not nce:
             return loss
-        scale = self.log_scale.exp() if self.config.scale is None else self.config.scale
-        return loss + nce * nce_loss(similarity * scale, same)
+        return loss + nce * nce_loss(similarity * self.scale, same)
+
+    @property
+    def scale(self) -> Tensor | float:
+        """lambda."""
+        return self.log_scale.exp() if self.config.scale is None else self.config.scale
+
+    def attend(self, moments: Moments, there: Tensor) -> Tensor:
+        """The moments of its video that every sentence attends to by its scores, [N, D]."""
+        attention = to_paragraphs(moments.logits[:, *self.cells].softmax(1), there)
+        alone = moments.alone[:, :, *self.cells].transpose(1, 2)
+        return (attention.to(alone.dtype) @ alone)[there]
 
     def time_loss(self, logits: Tensor, synced: Tensor, batch: int) -> Tensor:
         """L^f or L^r: P against the soft labels around the best moment of P^f or P^r (Eq. 20-21).
@@ -620,7 +649,7 @@ def mean_of_paragraphs(x: Tensor, there: Tensor) -> Tensor:
 
 
 def nce_loss(logits: Tensor, same: Tensor) -> Tensor:
-    """InfoNCE of paragraphs over videos and of videos over paragraphs (Eq. 2-4).
+    """InfoNCE of paragraphs over videos and of videos over paragraphs (Eq. 2-4), or of sentences and moments.
 
     Other items of the same video are no negatives.
 
