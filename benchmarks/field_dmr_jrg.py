@@ -70,8 +70,7 @@ class FieldDMRJRG:
             for m in range(int(there[b].sum())):
                 share = int(there[b].sum()) * B
                 total = total + nll[b, m].mean() / share
-                order = sorted(range(Q), key=lambda q: nll[b, m, q].item())
-                rewards = nll.new_tensor([1 - order.index(q) / max(Q - 1, 1) for q in range(Q)])
+                rewards = 1 - nll[b, m].argsort().argsort() / max(Q - 1, 1)
                 for scores in maps:
                     at = torch.stack([scores[b, m, i, j] for i, j in chosen[b][m]])
                     total = total - (rewards * (at.exp() / at.exp().sum()).log()).mean() / share
@@ -136,16 +135,17 @@ class FieldDMRJRG:
         return (one / one.norm(dim=1, keepdim=True)) @ (other / other.norm(dim=1, keepdim=True)).t()
 
     def contrast(self, similarity: Tensor, draws: Tensor, nce: float) -> Tensor:
-        """Triplets one by one (Eq. 5-7), and InfoNCE off the diagonals of two log-softmaxes (Eq. 2-4)."""
+        """Triplets by a sorted copy (Eq. 5-7), and InfoNCE off the diagonals of two log-softmaxes (Eq. 2-4)."""
         config, B = self.model.config, len(similarity)
         scale = self.model.log_scale.exp() if config.scale is None else config.scale
         logits = similarity * scale
         loss = -nce * (logits.log_softmax(1).diagonal().mean() + logits.log_softmax(0).diagonal().mean())
+        row = torch.arange(B, device=similarity.device)
         for scores, draw in ((similarity, draws[0]), (similarity.t(), draws[1])):
-            for b in range(B):
-                hardest = sorted((z for z in range(B) if z != b), key=lambda z: -scores[b, z].item())[: config.hardest]
-                negative = hardest[int(draw[b].item() * len(hardest))]
-                loss = loss + (config.margin + scores[b, negative] - scores[b, b]).clamp(min=0) / B
+            masked = scores.clone().detach().fill_diagonal_(999)  # the positive comes first
+            order = masked.sort(descending=True, dim=1).indices
+            negative = scores[row, order[row, 1 + (draw * min(config.hardest, B - 1)).long()]]
+            loss = loss + (config.margin + negative - scores[row, row]).clamp(min=0).sum() / B
         return loss
 
     def stacked_pooling(self, segments: Tensor) -> Tensor:
@@ -216,20 +216,19 @@ class FieldDMRJRG:
         config = self.model.config
         B, M = there.shape
         K = config.segments
-        targets = np.zeros((B * M, K, K))
+        first, last = np.meshgrid(np.arange(K), np.arange(1, K + 1), indexing="ij")
+        targets = torch.zeros(B * M, K, K, dtype=torch.float64)
         for b in range(B):
             for m in range(M):
                 if not there[b, m].item():
                     continue
                 index = (synced[b, m].detach() + torch.ones_like(synced[b, m]).triu()).argmax()  # on the triangle
                 start, end = np.unravel_index(index.item(), (K, K))
-                for i in range(K):
-                    for j in range(i, K):
-                        shared = max(0, min(j, end) - max(i, start) + 1)
-                        iou = shared / (j - i + 1 + end - start + 1 - shared)
-                        scaled = (iou - config.min_iou) / (config.max_iou - config.min_iou)
-                        targets[b * M + m, i, j] = min(max(scaled, 0), 1)
-        each = F.binary_cross_entropy(P, torch.from_numpy(targets).to(P), reduction="none") * valid
+                shared = np.maximum(0, np.minimum(last, end + 1) - np.maximum(first, start))
+                union = np.maximum(last, end + 1) - np.minimum(first, start)
+                targets[b * M + m] = torch.from_numpy(shared / union)
+        targets = ((targets - config.min_iou) / (config.max_iou - config.min_iou)).clamp(0, 1)
+        each = F.binary_cross_entropy(P, targets.to(P), reduction="none") * valid
         return each.sum() / (B if config.reduction == "sum" else valid.sum())
 
     def reconstruct(self, batch: Batch, states: Tensor, chosen: list[list[list[tuple[int, int]]]]) -> Tensor:

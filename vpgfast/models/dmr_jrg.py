@@ -410,35 +410,10 @@ class DMRJRG(RetrievalMethod):
         similarity, same = unit(paragraph) @ unit(video).t(), same_videos(batch)  # S^r
         if config.retrieval_weight:
             losses["retrieval"] = self.contrast(similarity, same, drawn.negatives[0], config.retrieval_nce)
-        if self.reconstructor is not None and text.masked is not None:
-            told = batch.word_mask[there] if config.told == "all" else drawn.masked
-            nll = self.reconstructor(
-                batch.video,
-                there.nonzero()[:, 0],
-                self.clips_of(candidates),
-                text.masked,
-                batch.word_mask[there],
-                batch.words[there],
-                told,
-            )
-            if config.reduction == "mean":
-                nll = nll / told.sum(1, keepdim=True)
-            losses["reconstruction"] = mean_of_paragraphs(nll.mean(1), there)
-            rewards = rewards_of(nll.detach())
-            maps = [moments.logits.sigmoid(), *(moments.synced if self.trains_sync_heads else ())]
-            ranks = [mean_of_paragraphs(rank_loss(self.at(P, candidates), rewards), there) for P in maps]
-            losses["rank"] = ranks[0]
-            if len(ranks) > 1:
-                losses["sync_rank"] = torch.stack(ranks[1:]).sum()
-        if self.video_encoder is not None and config.global_weight:
-            if config.pooling == "attention":
-                chosen = self.attend(moments, there)
-            else:
-                weights = self.candidate_weights.to(moments.features.dtype)
-                chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
-            found = self.video_encoder(to_paragraphs(chosen, there), there, self.moment_token)  # Eq. 15
-            fused = self.fuse_tokens(torch.cat([video, found], 1))  # Eq. 16
-            fine = unit(paragraph) @ unit(fused).t()  # S^g
+        if text.masked is not None:
+            losses |= self.local_losses(batch, moments, candidates, text.masked, drawn.masked)
+        if config.global_weight:
+            fine = unit(paragraph) @ unit(self.fused_class(video, moments, candidates, there)).t()  # S^g
             losses["global"] = self.contrast(fine, same, drawn.negatives[1], config.global_nce)
             if config.grrm_weight:
                 losses["grrm"] = F.mse_loss(similarity, fine.detach())  # Eq. 17: S^g is the label
@@ -451,6 +426,42 @@ class DMRJRG(RetrievalMethod):
         weights_of = {"reconstruction": "local", "rank": "local", "sync_rank": "local"}
         total = [getattr(config, f"{weights_of.get(name, name)}_weight") * value for name, value in losses.items()]
         return {"loss": torch.stack(total).sum(), **losses}
+
+    def local_losses(
+        self, batch: Batch, moments: Moments, candidates: Tensor, words: Tensor, masked: Tensor
+    ) -> dict[str, Tensor]:
+        """Reconstruction and rank loss (Eq. 9-12).
+
+        Args:
+            batch: as :meth:`loss` takes it.
+            moments: of its sentences.
+            candidates: int64 [N, Q], the moments of the highest P.
+            words: encoded with some masked, [N, W, D].
+            masked: bool [N, W], which.
+        """
+        assert self.reconstructor is not None
+        there = batch.sentence_mask
+        owner, mask = there.nonzero()[:, 0], batch.word_mask[there]
+        told = mask if self.config.told == "all" else masked
+        nll = self.reconstructor(batch.video, owner, self.clips_of(candidates), words, mask, batch.words[there], told)
+        if self.config.reduction == "mean":
+            nll = nll / told.sum(1, keepdim=True)
+        rewards = rewards_of(nll.detach())
+        maps = [moments.logits.sigmoid(), *(moments.synced if self.trains_sync_heads else ())]
+        rank, *ranks = [mean_of_paragraphs(rank_loss(self.at(P, candidates), rewards), there) for P in maps]
+        losses = {"reconstruction": mean_of_paragraphs(nll.mean(1), there), "rank": rank}
+        return losses | ({"sync_rank": torch.stack(ranks).sum()} if ranks else {})
+
+    def fused_class(self, video: Tensor, moments: Moments, candidates: Tensor, there: Tensor) -> Tensor:
+        """The fused class tokens f_cls,f [B, D] (Eq. 14-16) from those of the videos [B, D]."""
+        assert self.video_encoder is not None
+        if self.config.pooling == "attention":
+            chosen = self.attend(moments, there)
+        else:
+            weights = self.candidate_weights.to(moments.features.dtype)
+            chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
+        found = self.video_encoder(to_paragraphs(chosen, there), there, self.moment_token)  # E_3 is E_1
+        return self.fuse_tokens(torch.cat([video, found], 1))
 
     def contrast(self, similarity: Tensor, same: Tensor, draws: Tensor, nce: float) -> Tensor:
         """L_trip + beta L_nce of similarities [B, B], paragraphs by videos (sections III.D and F)."""
