@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vpgfast.data.types import Batch
-from vpgfast.models.dmr_jrg import DMRJRG
+from vpgfast.models.dmr_jrg import DMRJRG, ClassEncoder
 from vpgfast.models.layers import MultiHeadAttention, sinusoid
 from vpgfast.models.reconstructor import Residual
 
@@ -45,8 +45,8 @@ class FieldDMRJRG:
         sentences, _ = self.read(words, batch)
         _, states = self.read(torch.where(masked.unsqueeze(3), model.text.mask, words), batch)
 
-        video = self.class_token(model.video_encoder.token, segments.transpose(1, 2), None, model.video_encoder.layers)
-        paragraph = self.class_token(model.text_encoder.token, sentences, there, model.text_encoder.layers)
+        video = self.class_token(model.video_encoder.token, segments.transpose(1, 2), None, model.video_encoder)
+        paragraph = self.class_token(model.text_encoder.token, sentences, there, model.text_encoder)
         similarity = self.cosines(paragraph, video)
         total = self.contrast(similarity, drawn.negatives[0], config.retrieval_nce)
 
@@ -81,7 +81,7 @@ class FieldDMRJRG:
             for m in range(int(there[b].sum())):
                 for q, (i, j) in enumerate(chosen[b][m]):
                     picked[b, m] = picked[b, m] + weights[q].to(features) * features[b * M + m, :, i, j]
-        found = self.class_token(model.moment_token, picked, there, model.video_encoder.layers)
+        found = self.class_token(model.moment_token, picked, there, model.video_encoder)
         fine = self.cosines(paragraph, model.fuse_tokens(torch.cat([video, found], 1)))
         total = total + self.contrast(fine, drawn.negatives[1], config.global_nce)
         return total + ((similarity - fine.detach()) ** 2).mean()
@@ -103,12 +103,12 @@ class FieldDMRJRG:
                 sentences[b, m] = torch.cat([out[m, last, : dim // 2], out[m, 0, dim // 2 :]])
         return sentences, states
 
-    def class_token(self, token: Tensor, x: Tensor, mask: Tensor | None, layers: nn.ModuleList) -> Tensor:
+    def class_token(self, token: Tensor, x: Tensor, mask: Tensor | None, encoder: ClassEncoder) -> Tensor:
         """Eq. 1 and 15."""
-        x = torch.cat([token.repeat(len(x), 1, 1), x], 1)
+        x = torch.cat([token.repeat(len(x), 1, 1), encoder.norm(x)], 1)
         x = x + sinusoid(x.shape[1], x.shape[2], x)
         mask = torch.ones(x.shape[:2]) > 0 if mask is None else F.pad(mask, (1, 0), value=True)
-        for layer in layers:
+        for layer in encoder.layers:
             x = self.attend(layer.itself, x, x, mask.to(x.device))
             x = self.feed_forward(layer.feed_forward, x)
         return x[:, 0]
@@ -166,12 +166,12 @@ class FieldDMRJRG:
         return text * video.unsqueeze(1).repeat(1, text.shape[1], 1, 1, 1)
 
     def tan(self, x: Tensor, mask: Tensor) -> Tensor:
-        """2D-TAN's layers: every cell is convolved, then masked by one over the number of valid taps."""
+        """2D-TAN's layers: every cell is convolved, then masked, in 2D-TAN by one over the number of valid taps."""
         context = self.model.context
         mask = mask[None, None]
         for conv, padding in zip(context.convs, context.paddings, strict=True):
             taps = F.conv2d(mask, torch.ones_like(conv.weight[:1, :1]), padding=padding).round()
-            weight = torch.where(taps > 0, 1 / taps.clamp(min=1), 0)
+            weight = (1 / taps.clamp(min=1) if context.normalize else 1) * (taps > 0)
             x = F.conv2d(x, conv.weight, conv.bias, padding=padding).relu() * weight
             mask = (taps > 0).to(x)
         return x
@@ -246,7 +246,7 @@ class FieldDMRJRG:
         clips = clips + sinusoid(clips.shape[1], clips.shape[2], clips)
         for layer in reconstructor.encoder:
             clips = self.feed_forward(layer.feed_forward, self.attend(layer.itself, clips, clips, None))
-        x = states + sinusoid(W, states.shape[3], states)
+        x = reconstructor.words(states) + sinusoid(W, states.shape[3], states)
         x = x.unsqueeze(2).repeat(1, 1, Q, 1, 1).view(B * M * Q, W, -1)
         mask = batch.word_mask.unsqueeze(2).repeat(1, 1, Q, 1).view(B * M * Q, W)
         for layer in reconstructor.decoder:

@@ -109,6 +109,7 @@ def losses_of(model: DMRJRG, batch: Batch, seed: int = 3) -> dict[str, Tensor]:
         {"reduction": "mean", "scale": 5.0, "hardest": 1},
         {"candidates": 5, "candidate_weights": None, "margin": 1.0},
         {"candidates": 1, "candidate_weights": [1.0], "tan_layers": 1, "tan_kernel": 5},
+        {"tan_normalize": True},
     ],
     ids=str,
 )
@@ -135,6 +136,7 @@ def test_the_fields_form_gives_the_same(changes: dict) -> None:
         {"context": "pointwise"},
         {"context": "none"},
         {"tan_kernel": 5},
+        {"tan_normalize": True},
         {"retrieval_weight": 0.0},
         {"local_weight": 0.0, "train_sync_heads": False},
         {"global_weight": 0.0, "grrm_weight": 0.0},
@@ -157,7 +159,7 @@ def test_the_fields_form_gives_the_same(changes: dict) -> None:
         {"min_iou": 0.3, "max_iou": 0.9},
         {"pooling": "attention"},
         {"sentence_weight": 0.5},
-        {"pooling": "attention", "sentence_weight": 0.5, "local_weight": 0.0, "time_weight": 0.0},
+        {"pooling": "attention", "sentence_weight": 0.5},
     ],
     ids=str,
 )
@@ -227,11 +229,11 @@ def test_class_tokens_by_torchs_encoder() -> None:
     encoder = torchs_encoder(model.text_encoder.layers, 12)
     start = 0
     for b, count in enumerate(SENTENCES):
-        x = torch.cat([model.text_encoder.token[None], h[start : start + count]])[None]
+        x = torch.cat([model.text_encoder.token[None], model.text_encoder.norm(h[start : start + count])])[None]
         torch.testing.assert_close(encoder(x + sinusoid(count + 1, D, x))[0, 0], of_texts[b])
         start += count
     segments = model.segments(batch.video)
-    x = torch.cat([model.video_encoder.token.expand(3, 1, D), segments], 1)
+    x = torch.cat([model.video_encoder.token.expand(3, 1, D), model.video_encoder.norm(segments)], 1)
     expected = torchs_encoder(model.video_encoder.layers, 12)(x + sinusoid(K + 1, D, x))[:, 0]
     torch.testing.assert_close(model.video_class(segments), expected)
 
@@ -388,7 +390,9 @@ def test_pointwise_context_is_a_convolution_of_the_concatenation() -> None:
                 torch.testing.assert_close(found[n, :, i, j], expected)
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalize_fusion": True}, {"context": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"tan_normalize": True}, {"normalize_fusion": True}, {"context": "none"}], ids=str
+)
 def test_scores_and_synchronisation_by_the_papers_form(changes: dict) -> None:
     """Eq. 8, 18 and 19: prediction layers on the features times 1 minus the maps before, sentence by sentence."""
     model, batch = make_model(**changes), random_batch()
@@ -451,7 +455,7 @@ def test_reconstructor_by_torchs_decoder() -> None:
             index = [first + math.floor((last - first) * s / 5) for s in range(5)]
             clips = reconstructor.clips(batch.video[owner[n], index])[None]
             memory = encoder(clips + sinusoid(5, D, clips))
-            x = text.masked[n : n + 1, :length]
+            x = reconstructor.words(text.masked[n : n + 1, :length])
             out = decoder(x + sinusoid(length, D, x), memory)[0]
             logs = reconstructor.out(out).log_softmax(1)
             expected = -sum(logs[w, words[n, w]] for w in range(length) if told[n, w])
@@ -579,7 +583,7 @@ def test_global_loss_by_loops(changes: dict) -> None:
             ranked = sorted(((P[i, j].item(), i, j) for i in range(K) for j in range(i, K)), reverse=True)
             cells = [moments.features[n + m, :, i, j] for _, i, j in ranked[:3]]
             rows.append(sum(w * cell for w, cell in zip(weights, cells, strict=True)))
-        x = torch.stack(rows)[None]
+        x = torch.stack([rows[0], *map(model.video_encoder.norm, rows[1:])])[None]
         found = encoder(x + sinusoid(count + 1, D, x))[0, 0]
         fused.append(model.fuse_tokens(torch.cat([video[b], found])))
         n += count

@@ -57,6 +57,8 @@ class DMRJRGConfig:
             VTC-LD), one layer over each moment and its place by itself ("pointwise", the released code), or "none".
         tan_layers: how many convolutions.
         tan_kernel: their width and height in segments, odd.
+        tan_normalize: divide what each of them gives by the number of moments that it saw (2D-TAN; after four layers of
+            5 x 5 all moments are the same then, up to the last digits of float32).
         retrieval_weight: of the retrieval loss L_cmr; 0 leaves a loss and what only it trains out, here and below.
         local_weight: of the local loss (Eq. 13).
         global_weight: of the global loss (Eq. 14-16, Table 4: VTFA-GD).
@@ -109,6 +111,7 @@ class DMRJRGConfig:
     context: Literal["convolutions", "pointwise", "none"] = "convolutions"
     tan_layers: int = 4
     tan_kernel: int = 5
+    tan_normalize: bool = False
     retrieval_weight: float = 1.0
     local_weight: float = 1.0
     global_weight: float = 1.0
@@ -286,7 +289,7 @@ class DMRJRG(RetrievalMethod):
         self.fuse_moment = nn.Linear(dim, dim, bias=False)  # W_v
         self.context: TAN | Pointwise | None = None
         if config.context == "convolutions":
-            self.context = TAN(dim, K, config.tan_layers, config.tan_kernel)
+            self.context = TAN(dim, K, config.tan_layers, config.tan_kernel, config.tan_normalize)
         elif config.context == "pointwise":
             self.context = Pointwise(dim, K)
         self.score = nn.Linear(dim, 1)  # PL
@@ -310,7 +313,7 @@ class DMRJRG(RetrievalMethod):
                 len(word_vectors.vectors),
             )
         if config.global_weight:
-            self.moment_token = nn.Parameter(torch.randn(dim))  # f'_cls,v
+            self.moment_token = nn.Parameter(0.02 * torch.randn(dim))  # f'_cls,v
             self.fuse_tokens = nn.Linear(2 * dim, dim)  # Eq. 16: a 1 x 1 convolution of two vectors
         if config.global_weight and config.pooling == "candidates":
             if config.candidate_weights is None:
@@ -605,7 +608,8 @@ class ClassEncoder(nn.Module):
 
     def __init__(self, config: DMRJRGConfig) -> None:
         super().__init__()
-        self.token = nn.Parameter(torch.randn(config.dim))
+        self.norm = nn.LayerNorm(config.dim)
+        self.token = nn.Parameter(0.02 * torch.randn(config.dim))  # small, or what it attends to changes it too little
         self.layers = nn.ModuleList(
             EncoderLayer(config.dim, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
         )
@@ -613,7 +617,7 @@ class ClassEncoder(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, token: Tensor | None = None) -> Tensor:
         """[B, L, D] and bool [B, L] -> [B, D]; ``token`` [D] in the place of the encoder's own."""
         own = self.token if token is None else token
-        x = torch.cat([own.expand(len(x), 1, -1), x], 1)
+        x = torch.cat([own.expand(len(x), 1, -1), self.norm(x)], 1)
         x, mask = x + sinusoid(x.shape[1], x.shape[2], x), F.pad(mask, (1, 0), value=True)
         for layer in self.layers:
             x = layer(x, mask)

@@ -55,11 +55,15 @@ class TAN(TemporalMapConv2d):
         segments: K.
         layers: how many.
         kernel: their width and height, odd.
+        normalize: divide what a layer gives by the number of moments that it saw.
     """
 
-    def __init__(self, dim: int, segments: int, layers: int, kernel: int) -> None:
+    def __init__(self, dim: int, segments: int, layers: int, kernel: int, normalize: bool) -> None:
         paddings = [layers * (kernel // 2)] + [0] * (layers - 1)
-        super().__init__(dense_anchor_mask(segments), dim, [dim] * layers, [kernel] * layers, paddings)
+        super().__init__(dense_anchor_mask(segments), dim, [dim] * layers, [kernel] * layers, paddings, normalize)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")  # what goes in comes out in its own size
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:  # type: ignore[override]
         """[N, D, K, K] -> [N, D, K, K]; ``number`` is not needed, see :class:`Pointwise`."""

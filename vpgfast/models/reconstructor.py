@@ -90,7 +90,8 @@ class Reconstructor(nn.Module):
     ) -> None:
         super().__init__()
         self.samples = samples
-        self.clips = nn.Linear(feature_dim, dim)
+        self.clips = nn.Sequential(nn.Linear(feature_dim, dim), nn.LayerNorm(dim))
+        self.words = nn.LayerNorm(dim)
         self.encoder = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
         self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
         self.out = nn.Linear(dim, vocabulary)
@@ -117,7 +118,7 @@ class Reconstructor(nn.Module):
         every = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
         for layer in self.encoder:
             frames = layer(frames, every)
-        x = words + sinusoid(words.shape[1], words.shape[2], words)
+        x = self.words(words) + sinusoid(words.shape[1], words.shape[2], words)
         for number, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             x = layer.itself(x, x, mask)
