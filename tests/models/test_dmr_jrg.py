@@ -194,6 +194,34 @@ def test_weights(weight: str, names: list[str]) -> None:
     torch.testing.assert_close(heavier["loss"] - losses["loss"], 1.5 * sum(losses[name] for name in names))
 
 
+def test_a_new_model_tells_moments_apart() -> None:
+    """TAN keeps the size of its features; 2D-TAN's division leaves a score that is the same for all moments."""
+    spread = {}
+    for normalize in (False, True):
+        torch.manual_seed(0)
+        config = small(dim=32, tan_layers=4, tan_kernel=5, tan_normalize=normalize)
+        model, batch = DMRJRG(config, FEATURE_DIM, counted()).double(), random_batch()
+        moments = model(model.segments(batch.video), model.text(batch).sentences, batch.sentence_mask)
+        spread[normalize] = moments.logits[:, model.triangle].std(1).mean().item()
+    assert spread[False] > 1e-3
+    assert spread[True] < 1e-5
+
+
+def test_retrieval_learns() -> None:
+    """Among the videos that it was trained on, every paragraph soon finds its own: with all of the losses."""
+    torch.manual_seed(0)
+    config = small(dim=32, feed_forward=32, reconstructor_layers=1, tan_layers=1, reduction="mean")
+    model, batch = DMRJRG(config, FEATURE_DIM, counted()), random_batch((2,) * 12)
+    batch = replace(batch, video=batch.video.float())
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model.loss(batch)["loss"].backward()
+        optimizer.step()
+    similarity = model.embed_paragraphs(batch) @ model.embed_videos(batch.video, batch.video_mask).t()
+    assert (similarity.argmax(1) == torch.arange(12)).sum() >= 11
+
+
 # --- the retrieval branch
 
 
