@@ -222,7 +222,8 @@ def test_claims_are_true_of_the_papers_own_figures(path: Path) -> None:
             if claim.metric in figures[claim.better]:
                 assert figures[claim.better][claim.metric] > figures[claim.worse][claim.metric], claim
                 checked += 1
-    assert checked == {"marn": 16, "wsra": 6, "siamgtr": 15}[path.parent.name]
+    # DMR-JRG's figures are over the whole corpus, its claims by mIoU: tests/models/test_dmr_jrg.py compares them.
+    assert checked == {"dmr_jrg": 0, "marn": 16, "wsra": 6, "siamgtr": 15}[path.parent.name]
 
 
 def test_tables_of_two_corpora_are_the_same_runs() -> None:

@@ -43,6 +43,13 @@ def same_videos(batch: Batch) -> Tensor:
     return video.unsqueeze(0) == video.unsqueeze(1)
 
 
+def sinusoid(length: int, dim: int, like: Tensor) -> Tensor:
+    """Sinusoidal positions [length, dim] of the transformer (Vaswani et al., 2017), sine and cosine side by side."""
+    rate = 10000.0 ** (-torch.arange(0, dim, 2, device=like.device, dtype=torch.float64) / dim)
+    angle = torch.arange(length, device=like.device).unsqueeze(1) * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(like.dtype)
+
+
 class Dropout(nn.Dropout):
     """``nn.Dropout`` whose random bits cost a quarter of the time on CPU (there they are a tenth of a training step).
 

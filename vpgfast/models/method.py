@@ -21,6 +21,7 @@ METHODS = {
     "marn": "vpgfast.models.marn:MARN",
     "wsra": "vpgfast.models.wsra:WSRA",
     "siamgtr": "vpgfast.models.siamgtr:SiamGTR",
+    "dmr_jrg": "vpgfast.models.dmr_jrg:DMRJRG",
 }
 """Name of each method -> where its class is; imported only when asked for."""
 
@@ -58,6 +59,19 @@ class Method(nn.Module, ABC):
         Raises:
             CheckpointError: they were; says what to give instead.
         """
+
+
+class RetrievalMethod(Method):
+    """A method that also finds the video that a paragraph describes: both become vectors of length 1, compared by
+    their product."""
+
+    @abstractmethod
+    def embed_videos(self, video: Tensor, video_mask: Tensor) -> Tensor:
+        """Clips [B, T, d_v] (float32, brought to `needs`) and bool [B, T] -> float32 [B, E] of length 1."""
+
+    @abstractmethod
+    def embed_paragraphs(self, batch: Batch) -> Tensor:
+        """The texts of a batch (its video is not read) -> float32 [B, E] of length 1."""
 
 
 def get_method(name: str) -> type[Method]:

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, attend, same_videos
+from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, attend, same_videos, sinusoid
 from vpgfast.models.method import Method
 from vpgfast.ops import AttentionStats, anchor_cross_attention, anchor_embedding, temporal_giou
 
@@ -827,13 +827,6 @@ def clips_inside(intervals: Tensor, T: int) -> Tensor:
     start, end = (intervals.double() * T - 0.5).unbind(-1)
     middle = ((start + end) / 2).round().clamp(0, T - 1)
     return torch.stack([torch.minimum(start, middle), torch.maximum(end, middle)], -1)
-
-
-def sinusoid(length: int, dim: int, like: Tensor) -> Tensor:
-    """Sinusoidal positions [length, dim] of the transformer (Vaswani et al., 2017), sine and cosine side by side."""
-    rate = 10000.0 ** (-torch.arange(0, dim, 2, device=like.device, dtype=torch.float64) / dim)
-    angle = torch.arange(length, device=like.device).unsqueeze(1) * rate
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(like.dtype)
 
 
 def mlp(*widths: int) -> nn.Sequential:

@@ -1,0 +1,712 @@
+"""DMR-JRG: Dual-task Mutual Reinforcing Embedded Joint Video Paragraph Retrieval and Grounding.
+
+Wang et al., 2024. Finds the video that a paragraph describes, then when each of its sentences happens. Weakly
+supervised: training sees which video a paragraph belongs to, never when. Equation numbers are the paper's; what the
+paper leaves open is settled in ``docs/methods/dmr_jrg.md`` and named where it happens.
+
+Letters: B paragraphs with their videos; M sentences of a paragraph, N of the whole batch, one paragraph after another
+and without padding; W words; T clips; K segments of several clips each, between which moments lie: moment (i, j) lasts
+from segment i to segment j; Q candidate moments of each sentence; D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.errors import ConfigError
+from vpgfast.models.language import LanguageModel, MeanOfOutputs
+from vpgfast.models.layers import WordEmbedding, at_least_float32, same_videos, sinusoid
+from vpgfast.models.method import RetrievalMethod
+from vpgfast.models.moment_map import TAN, MomentMap, Pointwise
+from vpgfast.models.reconstructor import EncoderLayer, Reconstructor
+from vpgfast.ops import dense_anchor_mask, ordered_suppression_scan, temporal_map_bce, temporal_nms
+
+
+@dataclass
+class DMRJRGConfig:
+    """Settings of DMR-JRG; the defaults are the paper's for ActivityNet Captions.
+
+    Attributes:
+        max_clips: T, the number of clips that every video is brought to; a multiple of ``segments``.
+        segments: K, into how many equal segments a video is cut; the map of moments is K x K.
+        dim: width D.
+        heads: of the retrieval branch's encoders.
+        layers: of each of them.
+        feed_forward: width of the hidden layer of all feed-forward networks.
+        dropout: in all transformer layers.
+        class_tokens: video and paragraph as class tokens of transformer encoders (Eq. 1, Table 4: VPCMR); off, as the
+            means of their segments and of their sentences.
+        language_model: folder of a frozen language model, as save_pretrained of the package transformers writes it,
+            which reads the sentences in the place of word vectors and the Bi-LSTM (Table 6); null: these.
+        moment_map: what a moment is made of: the maximum of its segments ("max_pool", the paper), or BMN's layer
+            ("boundary_matching", the released code).
+        moment_samples: of a moment by BMN's layer.
+        normalize_fusion: scale a moment's fused features to length 1 (2D-TAN and the released code; Eq. 8 does not).
+        context: what lets moments see their neighbours: four convolutions ("convolutions", the paper's TAN; Table 4:
+            VTC-LD), one layer over each moment and its place by itself ("pointwise", the released code), or "none".
+        tan_layers: how many convolutions.
+        tan_kernel: their width and height in segments, odd.
+        tan_normalize: divide what each of them gives by the number of moments that it saw (2D-TAN; after four layers of
+            5 x 5 all moments are the same then, up to the last digits of float32).
+        retrieval_weight: of the retrieval loss L_cmr; 0 leaves a loss and what only it trains out, here and below.
+        local_weight: of the local loss (Eq. 13).
+        global_weight: of the global loss (Eq. 14-16, Table 4: VTFA-GD).
+        time_weight: of the temporal loss (Eq. 18-22, Table 4: BTSE-TD).
+        grrm_weight: of the loss by which grounding reinforces retrieval (Eq. 17, Table 4: GRRM).
+        retrieval_nce: beta_1, weight of InfoNCE beside the triplet loss in L_cmr.
+        global_nce: beta_2, the same in the global loss.
+        scale: lambda of InfoNCE; null: learned, from 1 / 0.07 on (Fig. 8).
+        margin: Delta of the triplet losses (Fig. 8).
+        hardest: the negative of a triplet is one of this many hardest of the batch.
+        candidates: Q (Fig. 7).
+        candidate_weights: w_1 ... w_Q, of the candidates in their order (Eq. 14, Table 5); null: learned.
+        pooling: what a sentence brings to the global loss: the weighted "candidates" of Eq. 14; or all moments by the
+            softmax of their scores, as they are before they are fused with it ("attention", not in the paper: features
+            that hold the sentence let the loss be won without a look at the video).
+        sentence_weight: of InfoNCE between single sentences and what they attend to in that way (not in the paper:
+            nothing there asks more of a sentence than of its paragraph).
+        reduction: "sum" adds up words (Eq. 11), sentences and moments (Eq. 20-21) as the equations do, "mean" takes
+            their means instead (2D-TAN and the released code).
+        masked_share: of a sentence's words.
+        content_weight: how much more often a noun or a verb is masked than another word; 1: as often.
+        told: which words the reconstruction loss is about: "all" (Eq. 11), or those that were "masked".
+        reconstructor_heads: of the reconstructor's attention.
+        reconstructor_layers: of its encoder and of its decoder.
+        reconstructor_clips: clips that it reads of a moment.
+        forward_sync: the forward branch (Eq. 18, Table 4).
+        reverse_sync: the reverse branch (Eq. 19, Table 4).
+        train_sync_heads: train the two branches' prediction layers, by Eq. 12 on their own maps; in the paper's losses
+            nothing trains them.
+        min_iou: IoU with the pseudo-label at and below which a moment's soft label is 0 (Eq. 20-21).
+        max_iou: IoU at and above which it is 1.
+        nms: largest IoU between two ranked moments; null ranks all of them.
+        sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
+        max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
+        max_words: longer sentences are cut to this many words.
+    """
+
+    max_clips: int = 256
+    segments: int = 32
+    dim: int = 512
+    heads: int = 8
+    layers: int = 6
+    feed_forward: int = 2048
+    dropout: float = 0.1
+    class_tokens: bool = True
+    language_model: Path | None = None
+    moment_map: Literal["max_pool", "boundary_matching"] = "max_pool"
+    moment_samples: int = 16
+    normalize_fusion: bool = False
+    context: Literal["convolutions", "pointwise", "none"] = "convolutions"
+    tan_layers: int = 4
+    tan_kernel: int = 5
+    tan_normalize: bool = False
+    retrieval_weight: float = 1.0
+    local_weight: float = 1.0
+    global_weight: float = 1.0
+    time_weight: float = 1.0
+    grrm_weight: float = 1.0
+    retrieval_nce: float = 0.04
+    global_nce: float = 0.04
+    scale: float | None = None
+    margin: float = 0.2
+    hardest: int = 20
+    candidates: int = 3
+    candidate_weights: list[float] | None = field(default_factory=lambda: [0.4, 0.3, 0.3])
+    pooling: Literal["candidates", "attention"] = "candidates"
+    sentence_weight: float = 0.0
+    reduction: Literal["sum", "mean"] = "sum"
+    masked_share: float = 1 / 3
+    content_weight: float = 2.0
+    told: Literal["all", "masked"] = "all"
+    reconstructor_heads: int = 4
+    reconstructor_layers: int = 3
+    reconstructor_clips: int = 16
+    forward_sync: bool = True
+    reverse_sync: bool = True
+    train_sync_heads: bool = True
+    min_iou: float = 0.5
+    max_iou: float = 1.0
+    nms: float | None = 0.5
+    sentence_order: Literal["time", "file"] = "time"
+    max_sentences: int | None = None
+    max_words: int = 50
+
+    def __post_init__(self) -> None:
+        sizes = ("max_clips", "segments", "dim", "heads", "layers", "feed_forward", "moment_samples", "max_words")
+        others = ("tan_layers", "tan_kernel", "hardest", "candidates")
+        for name in (*sizes, *others, "reconstructor_heads", "reconstructor_layers", "reconstructor_clips"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"dmr_jrg: {name} must be at least 1, got {getattr(self, name)}")
+        if self.max_clips % self.segments:
+            raise ConfigError(
+                f"dmr_jrg: max_clips must be a multiple of segments = {self.segments}, got {self.max_clips}"
+            )
+        if self.dim % 8 or self.dim % self.heads or self.dim % self.reconstructor_heads:
+            raise ConfigError(
+                f"dmr_jrg: dim must be a multiple of 8, of heads = {self.heads} and of reconstructor_heads = "
+                f"{self.reconstructor_heads}, got {self.dim}"
+            )
+        if self.tan_kernel % 2 == 0:
+            raise ConfigError(f"dmr_jrg: tan_kernel must be odd, got {self.tan_kernel}")
+        for name in ("retrieval_nce", "global_nce", "margin"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
+        self._check_losses()
+        moments = self.segments * (self.segments + 1) // 2
+        if self.candidates > moments:
+            raise ConfigError(f"dmr_jrg: candidates must be at most the {moments} moments, got {self.candidates}")
+        if self.candidate_weights is not None and len(self.candidate_weights) != self.candidates:
+            raise ConfigError(
+                f"dmr_jrg: candidate_weights must be one a candidate ({self.candidates}), or null, got "
+                f"{self.candidate_weights}"
+            )
+        if self.scale is not None and not self.scale > 0:
+            raise ConfigError(f"dmr_jrg: scale must be above 0, or null, got {self.scale}")
+        if not 0 < self.masked_share <= 1:
+            raise ConfigError(f"dmr_jrg: masked_share must lie in (0, 1], got {self.masked_share}")
+        if not self.content_weight > 0:
+            raise ConfigError(f"dmr_jrg: content_weight must be above 0, got {self.content_weight}")
+        if not 0 <= self.min_iou < self.max_iou <= 1:
+            raise ConfigError(
+                f"dmr_jrg: it must hold that 0 <= min_iou < max_iou <= 1, got {self.min_iou} and {self.max_iou}"
+            )
+        if self.nms is not None and not 0 <= self.nms <= 1:
+            raise ConfigError(f"dmr_jrg: nms must be from 0 to 1, or null, got {self.nms}")
+        if self.max_sentences is not None and self.max_sentences < 1:
+            raise ConfigError(f"dmr_jrg: max_sentences must be at least 1, or null, got {self.max_sentences}")
+
+    @property
+    def masks_content_words(self) -> bool:
+        """Whether it matters which words are nouns and verbs."""
+        return self.local_weight > 0 and self.content_weight != 1
+
+    def _check_losses(self) -> None:
+        for name in (name for name in vars(self) if name.endswith("_weight")):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
+        if not self.retrieval_weight and not self.global_weight:
+            raise ConfigError("dmr_jrg: retrieval_weight or global_weight must be above 0, or nothing trains retrieval")
+        attends = self.sentence_weight or (self.global_weight and self.pooling == "attention")
+        if not self.local_weight and not self.time_weight and not attends:
+            raise ConfigError("dmr_jrg: local_weight or time_weight must be above 0, or nothing trains the scores")
+        if self.global_weight and not self.class_tokens:
+            raise ConfigError("dmr_jrg: global_weight needs class_tokens, which the global loss compares")
+        if self.grrm_weight and not self.global_weight:
+            raise ConfigError("dmr_jrg: grrm_weight needs global_weight, whose similarities it teaches")
+        if self.time_weight and not (self.forward_sync or self.reverse_sync):
+            raise ConfigError("dmr_jrg: time_weight needs forward_sync or reverse_sync, whose maps it learns from")
+
+
+class Draws(NamedTuple):
+    """What a step of training takes at random.
+
+    Attributes:
+        masked: bool [N, W], the words that the reconstructor does not see.
+        negatives: float64 [2, 2, B] in [0, 1), which of the hardest negatives: of the retrieval and of the global loss,
+            of a paragraph and of a video.
+    """
+
+    masked: Tensor
+    negatives: Tensor
+
+
+class Text(NamedTuple):
+    """The sentences of a batch, N in all.
+
+    Attributes:
+        sentences: h_m [N, D].
+        masked: the words of the sentences with some of them masked, encoded, [N, W, D]; None unless asked for.
+    """
+
+    sentences: Tensor
+    masked: Tensor | None
+
+
+class Moments(NamedTuple):
+    """What is said of every moment of a video by every sentence of its paragraph.
+
+    Attributes:
+        features: F-bar [N, D, K, K], behind the TAN.
+        logits: of P, [N, K, K].
+        synced: P^f and P^r, those that there are, [N, K, K] each.
+        alone: W_v F, which no sentence has touched, [B, D, K, K].
+    """
+
+    features: Tensor
+    logits: Tensor
+    synced: list[Tensor]
+    alone: Tensor
+
+
+class DMRJRG(RetrievalMethod):
+    """The network of section III, its losses and its inference."""
+
+    name = "dmr_jrg"
+    Config = DMRJRGConfig
+    config: DMRJRGConfig
+
+    @staticmethod
+    def needs(config: DMRJRGConfig) -> BatchNeeds:
+        """Paragraphs without spans, every video brought to T clips, and which words are nouns and verbs."""
+        return BatchNeeds(
+            level="paragraph",
+            labelled_share=0,
+            max_clips=config.max_clips,
+            resample="pool",
+            fixed_length=True,
+            max_words=config.max_words,
+            content_words=config.masks_content_words,
+            max_sentences=config.max_sentences,
+            sentence_order=config.sentence_order,
+        )
+
+    def __init__(self, config: DMRJRGConfig, feature_dim: int, word_vectors: WordVectors) -> None:
+        super().__init__(config, feature_dim, word_vectors)
+        self.config = config
+        dim, K = config.dim, config.segments
+        self.clips = nn.Linear(feature_dim, dim)
+        self.text = TextEncoder(config, word_vectors)
+        self.video_encoder = ClassEncoder(config) if config.class_tokens else None  # E_1 and E_3
+        self.text_encoder = ClassEncoder(config) if config.class_tokens else None  # E_2
+        compared = config.retrieval_weight * config.retrieval_nce + config.global_weight * config.global_nce
+        if config.scale is None and compared + config.sentence_weight:
+            self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+        self.moments = MomentMap(config.moment_map, dim, K, config.moment_samples)
+        self.fuse_sentence = nn.Linear(dim, dim, bias=False)  # W_s
+        self.fuse_moment = nn.Linear(dim, dim, bias=False)  # W_v
+        self.context: TAN | Pointwise | None = None
+        if config.context == "convolutions":
+            self.context = TAN(dim, K, config.tan_layers, config.tan_kernel, config.tan_normalize)
+        elif config.context == "pointwise":
+            self.context = Pointwise(dim, K)
+        self.score = nn.Linear(dim, 1)  # PL
+        synced = (config.forward_sync, config.reverse_sync) if config.time_weight else (False, False)
+        self.forward_score = nn.Linear(dim, 1) if synced[0] else None  # PL^f
+        self.reverse_score = nn.Linear(dim, 1) if synced[1] else None  # PL^r
+        self.trains_sync_heads = config.train_sync_heads and config.local_weight > 0
+        for head in (self.forward_score, self.reverse_score):
+            if head is not None:
+                head.requires_grad_(self.trains_sync_heads)
+        self.reconstructor = None
+        if config.local_weight:
+            self.reconstructor = Reconstructor(
+                feature_dim,
+                dim,
+                config.reconstructor_heads,
+                config.reconstructor_layers,
+                config.feed_forward,
+                config.dropout,
+                config.reconstructor_clips,
+                len(word_vectors.vectors),
+            )
+        if config.global_weight:
+            self.moment_token = nn.Parameter(0.02 * torch.randn(dim))  # f'_cls,v
+            self.fuse_tokens = nn.Linear(2 * dim, dim)  # Eq. 16: a 1 x 1 convolution of two vectors
+        if config.global_weight and config.pooling == "candidates":
+            if config.candidate_weights is None:
+                self.candidate_weights = nn.Parameter(torch.full((config.candidates,), 1 / config.candidates))
+            else:
+                weights = torch.tensor(config.candidate_weights)
+                self.register_buffer("candidate_weights", weights, persistent=False)
+
+        cells = torch.triu_indices(K, K)  # C of Eq. 20, row by row
+        self.register_buffer("cells", cells, persistent=False)  # int64 [2, K (K + 1) / 2]
+        self.register_buffer("triangle", dense_anchor_mask(K), persistent=False)
+        self.cells: Tensor
+        self.triangle: Tensor
+
+    # --- the two branches
+
+    def segments(self, video: Tensor) -> Tensor:
+        """Clips [B, T, d_v] -> f_1 ... f_K, [B, K, D], each the mean of its clips' features (section III.C)."""
+        config = self.config
+        if video.shape[1] != config.max_clips:
+            raise ValueError(f"DMR-JRG takes {config.max_clips} clips a video, this batch has {video.shape[1]}")
+        return self.clips(video).relu().unflatten(1, (config.segments, -1)).mean(2)
+
+    def video_class(self, segments: Tensor) -> Tensor:
+        """[B, K, D] -> f_cls,v [B, D] behind E_1 (Eq. 1)."""
+        if self.video_encoder is None:
+            return segments.mean(1)
+        every = torch.ones(segments.shape[:2], dtype=torch.bool, device=segments.device)
+        return self.video_encoder(segments, every)
+
+    def text_class(self, sentences: Tensor, there: Tensor) -> Tensor:
+        """h_m [N, D] and bool [B, M], which there are -> f_cls,t [B, D] behind E_2 (Eq. 1)."""
+        padded = to_paragraphs(sentences, there)
+        if self.text_encoder is None:
+            return padded.sum(1) / there.sum(1, keepdim=True).clamp_min(1)
+        return self.text_encoder(padded, there)
+
+    def embed_videos(self, video: Tensor, video_mask: Tensor) -> Tensor:
+        """As :class:`RetrievalMethod`; all T clips are real, whatever the mask says. E = D."""
+        return unit(self.video_class(self.segments(video)))
+
+    def embed_paragraphs(self, batch: Batch) -> Tensor:
+        """As :class:`RetrievalMethod`; E = D."""
+        return unit(self.text_class(self.text(batch).sentences, batch.sentence_mask))
+
+    def forward(self, segments: Tensor, sentences: Tensor, there: Tensor, sync: bool = False) -> Moments:
+        """Hold every sentence against every moment of its video (section III.E and G).
+
+        Args:
+            segments: [B, K, D].
+            sentences: h_m [N, D].
+            there: bool [B, M], which sentences there are.
+            sync: whether the maps of the two branches are wanted.
+        """
+        owner, number = there.nonzero().unbind(1)
+        moments = self.moments(segments.transpose(1, 2))
+        # W_v F once for all sentences of a video, as a product of matrices that leaves the moments in their places.
+        moments = (self.fuse_moment.weight @ moments.flatten(2)).unflatten(2, moments.shape[2:])
+        fused = self.fuse_sentence(sentences)[:, :, None, None] * moments[owner]  # Eq. 8
+        if self.config.normalize_fusion:
+            fused = F.normalize(fused, dim=1)
+        features = fused if self.context is None else self.context(fused, number)
+
+        branches = [(self.forward_score, False), (self.reverse_score, True)] if sync else []
+        synced_heads = [(head, reverse) for head, reverse in branches if head is not None]
+        weight = torch.cat([self.score.weight, *(head.weight for head, _ in synced_heads)])
+        logits, *z = at_least_float32(weight @ features.flatten(2)).unflatten(2, features.shape[2:]).unbind(1)
+        synced = []
+        for (head, reverse), product in zip(synced_heads, z, strict=True):
+            # Eq. 18-19. The layer is linear before its sigmoid: 1 - sum P, one number a cell, can wait until behind it.
+            padded, bias = to_paragraphs(product, there), head.bias.to(product.dtype)
+            synced.append(ordered_suppression_scan(padded, bias, there, reverse)[there])
+        return Moments(features, logits + self.score.bias, synced, moments)
+
+    # --- training
+
+    def draw(self, batch: Batch) -> Draws:
+        """What :meth:`loss` takes at random."""
+        mask = batch.word_mask[batch.sentence_mask]
+        masked = draw_words(mask, self.text.weights(batch.words[batch.sentence_mask]), self.config.masked_share)
+        return Draws(masked, torch.rand(2, 2, len(batch), dtype=torch.float64, device=mask.device))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss`` = the weighted sum of those that the settings ask for (Eq. 23).
+
+        ``retrieval`` (Eq. 2-7), ``reconstruction`` (Eq. 11) and ``rank`` (Eq. 12), which are the local loss, ``global``
+        (section III.F), ``grrm`` (Eq. 17), ``time`` (Eq. 22), ``sync_rank``, which trains the two branches' layers, and
+        ``sentence``, which the paper does not have.
+        """
+        config, there, drawn = self.config, batch.sentence_mask, self.draw(batch)
+        segments, text = self.segments(batch.video), self.text(batch, drawn.masked)
+        video, paragraph = self.video_class(segments), self.text_class(text.sentences, there)
+        moments = self(segments, text.sentences, there, sync=True)
+        candidates = moments.logits.detach()[:, *self.cells].topk(config.candidates, 1).indices
+        losses: dict[str, Tensor] = {}
+
+        similarity, same = unit(paragraph) @ unit(video).t(), same_videos(batch)  # S^r
+        if config.retrieval_weight:
+            losses["retrieval"] = self.contrast(similarity, same, drawn.negatives[0], config.retrieval_nce)
+        if text.masked is not None:
+            losses |= self.local_losses(batch, moments, candidates, text.masked, drawn.masked)
+        if config.global_weight:
+            fine = unit(paragraph) @ unit(self.fused_class(video, moments, candidates, there)).t()  # S^g
+            losses["global"] = self.contrast(fine, same, drawn.negatives[1], config.global_nce)
+            if config.grrm_weight:
+                losses["grrm"] = F.mse_loss(similarity, fine.detach())  # Eq. 17: S^g is the label
+        if config.sentence_weight:
+            sentences = unit(self.fuse_sentence(text.sentences)) @ unit(self.attend(moments, there)).t()
+            owner = there.nonzero()[:, 0]
+            losses["sentence"] = nce_loss(sentences * self.scale, same[owner][:, owner])
+        if config.time_weight:
+            losses["time"] = torch.stack([self.time_loss(moments.logits, P, len(batch)) for P in moments.synced]).sum()
+        weights_of = {"reconstruction": "local", "rank": "local", "sync_rank": "local"}
+        total = [getattr(config, f"{weights_of.get(name, name)}_weight") * value for name, value in losses.items()]
+        return {"loss": torch.stack(total).sum(), **losses}
+
+    def local_losses(
+        self, batch: Batch, moments: Moments, candidates: Tensor, words: Tensor, masked: Tensor
+    ) -> dict[str, Tensor]:
+        """Reconstruction and rank loss (Eq. 9-12).
+
+        Args:
+            batch: as :meth:`loss` takes it.
+            moments: of its sentences.
+            candidates: int64 [N, Q], the moments of the highest P.
+            words: encoded with some masked, [N, W, D].
+            masked: bool [N, W], which.
+        """
+        assert self.reconstructor is not None
+        there = batch.sentence_mask
+        owner, mask = there.nonzero()[:, 0], batch.word_mask[there]
+        told = mask if self.config.told == "all" else masked
+        nll = self.reconstructor(batch.video, owner, self.clips_of(candidates), words, mask, batch.words[there], told)
+        if self.config.reduction == "mean":
+            nll = nll / told.sum(1, keepdim=True)
+        rewards = rewards_of(nll.detach())
+        maps = [moments.logits.sigmoid(), *(moments.synced if self.trains_sync_heads else ())]
+        rank, *ranks = [mean_of_paragraphs(rank_loss(self.at(P, candidates), rewards), there) for P in maps]
+        losses = {"reconstruction": mean_of_paragraphs(nll.mean(1), there), "rank": rank}
+        return losses | ({"sync_rank": torch.stack(ranks).sum()} if ranks else {})
+
+    def fused_class(self, video: Tensor, moments: Moments, candidates: Tensor, there: Tensor) -> Tensor:
+        """The fused class tokens f_cls,f [B, D] (Eq. 14-16) from those of the videos [B, D]."""
+        assert self.video_encoder is not None
+        if self.config.pooling == "attention":
+            chosen = self.attend(moments, there)
+        else:
+            weights = self.candidate_weights.to(moments.features.dtype)
+            chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
+        found = self.video_encoder(to_paragraphs(chosen, there), there, self.moment_token)  # E_3 is E_1
+        return self.fuse_tokens(torch.cat([video, found], 1))
+
+    def contrast(self, similarity: Tensor, same: Tensor, draws: Tensor, nce: float) -> Tensor:
+        """L_trip + beta L_nce of similarities [B, B], paragraphs by videos (sections III.D and F)."""
+        loss = triplet_loss(similarity, same, draws, self.config.margin, self.config.hardest)
+        if not nce:
+            return loss
+        return loss + nce * nce_loss(similarity * self.scale, same)
+
+    @property
+    def scale(self) -> Tensor | float:
+        """lambda."""
+        return self.log_scale.exp() if self.config.scale is None else self.config.scale
+
+    def attend(self, moments: Moments, there: Tensor) -> Tensor:
+        """The moments of its video that every sentence attends to by its scores, [N, D]."""
+        attention = to_paragraphs(moments.logits[:, *self.cells].softmax(1), there)
+        alone = moments.alone[:, :, *self.cells].transpose(1, 2)
+        return (attention.to(alone.dtype) @ alone)[there]
+
+    def time_loss(self, logits: Tensor, synced: Tensor, batch: int) -> Tensor:
+        """L^f or L^r: P against the soft labels around the best moment of P^f or P^r (Eq. 20-21).
+
+        Args:
+            logits: of P, [N, K, K].
+            synced: P^f or P^r [N, K, K].
+            batch: B, over which "sum" takes the mean.
+        """
+        best = synced.detach()[:, *self.cells].argmax(1, keepdim=True)
+        spans = self.spans_of(best).to(logits.dtype)
+        loss = temporal_map_bce(logits.unsqueeze(1), spans, self.triangle, self.config.min_iou, self.config.max_iou)
+        if self.config.reduction == "mean":
+            return loss
+        return loss * (len(logits) * self.cells.shape[1] / batch)
+
+    # --- moments by their number, row by row of the triangle
+
+    def at(self, maps: Tensor, moments: Tensor) -> Tensor:
+        """[N, ..., K, K] at moments int64 [N, Q] -> [N, ..., Q]."""
+        first, last = self.cells[:, moments]
+        index = (first * self.config.segments + last).view(len(maps), *(1,) * (maps.dim() - 3), -1)
+        return maps.flatten(-2).gather(-1, index.expand(*maps.shape[:-2], -1))
+
+    def clips_of(self, moments: Tensor) -> Tensor:
+        """First clip and the one after the last, int64 [..., 2]."""
+        length = self.config.max_clips // self.config.segments
+        first, last = self.cells[:, moments]
+        return torch.stack([first * length, (last + 1) * length], -1)
+
+    def spans_of(self, moments: Tensor) -> Tensor:
+        """Start and end as fractions of the duration, float64 [..., 2]."""
+        first, last = self.cells[:, moments]
+        return torch.stack([first, last + 1], -1).double() / self.config.segments
+
+    # --- inference
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
+        """The ``top_n`` moments of the highest P that do not overlap a better one too much."""
+        there = batch.sentence_mask
+        moments = self(self.segments(batch.video), self.text(batch).sentences, there)
+        scores = to_paragraphs(moments.logits.sigmoid()[:, *self.cells], there, -torch.inf)
+        # In segments, whose overlaps are exact: many pairs of moments have an IoU of just 1/2.
+        spans = torch.stack([self.cells[0], self.cells[1] + 1], 1).double().expand(*scores.shape, 2)
+        kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
+        found = kept >= 0
+        kept = kept.clamp_min(0)
+        chosen = spans.gather(2, kept.unsqueeze(-1).expand(-1, -1, -1, 2)) / self.config.segments
+        return Prediction(
+            spans=(chosen * batch.durations[:, None, None, None]).masked_fill(~found.unsqueeze(-1), 0),
+            scores=scores.gather(2, kept).masked_fill(~found, -torch.inf),
+        )
+
+    def check_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        """Refuses weights that were trained beside another language model."""
+        if self.text.language is not None:
+            self.text.language.check_weights(weights, "text.language.", path)
+
+
+# --- parts
+
+
+class TextEncoder(nn.Module):
+    """Sentences by a Bi-LSTM over word vectors, or by a frozen language model; masked words always by the Bi-LSTM."""
+
+    def __init__(self, config: DMRJRGConfig, word_vectors: WordVectors) -> None:
+        super().__init__()
+        self.language: MeanOfOutputs | None = None
+        if config.language_model is not None:
+            self.language = MeanOfOutputs(LanguageModel(config.language_model), "last")
+            self.project = nn.Linear(self.language.out_dim, config.dim)
+        if self.language is None or config.local_weight:
+            self.words = WordEmbedding(word_vectors.vectors)
+            self.lstm = nn.LSTM(word_vectors.dim, config.dim // 2, bidirectional=True, batch_first=True)
+        # What stands in the place of a masked word.
+        self.mask = nn.Parameter(torch.zeros(word_vectors.dim)) if config.local_weight else None
+        self.content_weight = config.content_weight
+        counts = word_vectors.content_counts
+        self.counted = counts is not None  # not in a model made for its weights: they bring the content words
+        content = torch.zeros(len(word_vectors.vectors), dtype=torch.bool)
+        if counts is not None:
+            content = torch.from_numpy(counts > 0)
+        self.register_buffer("content", content if config.masks_content_words else None)
+        self.content: Tensor | None
+
+    def forward(self, batch: Batch, masked: Tensor | None = None) -> Text:
+        """The sentences of a batch and, given bool [N, W] ``masked``, their words without those."""
+        there = batch.sentence_mask
+        versions = []
+        if self.language is None or (masked is not None and self.mask is not None):
+            words = self.words(batch.words[there])
+            versions = [words] if self.language is None else []
+            if masked is not None and self.mask is not None:
+                versions.append(torch.where(masked.unsqueeze(2), self.mask, words))
+            # One call: both go through the same Bi-LSTM.
+            states, last = self.read(torch.cat(versions), batch.word_mask[there].repeat(len(versions), 1))
+        if self.language is None:
+            sentences = last[: len(words)]
+        else:
+            texts = [sentence for paragraph in batch.paragraphs for sentence in paragraph.sentences]
+            sentences = self.project(self.language(texts).to(self.project.weight.dtype))
+        return Text(sentences, states[-len(words) :] if masked is not None and self.mask is not None else None)
+
+    def read(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Word vectors [N, W, d_w], one word or more a sentence -> states [N, W, D] and the last of each way [N, D]."""
+        packed = pack_padded_sequence(words, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        states, (last, _) = self.lstm(packed)
+        states, _ = pad_packed_sequence(states, batch_first=True, total_length=words.shape[1])
+        return states, torch.cat([last[0], last[1]], 1)
+
+    def weights(self, words: Tensor) -> Tensor:
+        """How readily each word of int64 [N, W] is masked, [N, W]."""
+        if self.content is None:
+            return torch.ones(words.shape, device=words.device)
+        if not self.counted:
+            raise ValueError("masking needs word vectors with content_counts (vpgfast.data.text.count_content_words)")
+        return torch.where(self.content[words], self.content_weight, 1.0)
+
+
+class ClassEncoder(nn.Module):
+    """A transformer encoder over a class token and a sequence, and what the token has become (Eq. 1 and 15)."""
+
+    def __init__(self, config: DMRJRGConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dim)
+        self.token = nn.Parameter(0.02 * torch.randn(config.dim))  # small, or what it attends to changes it too little
+        self.layers = nn.ModuleList(
+            EncoderLayer(config.dim, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor, token: Tensor | None = None) -> Tensor:
+        """[B, L, D] and bool [B, L] -> [B, D]; ``token`` [D] in the place of the encoder's own."""
+        own = self.token if token is None else token
+        x = torch.cat([own.expand(len(x), 1, -1), self.norm(x)], 1)
+        x, mask = x + sinusoid(x.shape[1], x.shape[2], x), F.pad(mask, (1, 0), value=True)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x[:, 0]
+
+
+# --- draws and losses
+
+
+def draw_words(mask: Tensor, weights: Tensor, share: float) -> Tensor:
+    """Draw ``share`` of the words of each sentence (rounded down, one at least), without putting them back.
+
+    A word is drawn with a probability in proportion to its weight (by the Gumbel trick: Vieira, 2014).
+
+    Args:
+        mask: bool [N, W], which words there are.
+        weights: [N, W], above 0.
+        share: in (0, 1].
+
+    Returns:
+        bool [N, W].
+    """
+    uniform = torch.rand(mask.shape, dtype=torch.float64, device=mask.device).clamp_min(1e-300)
+    keys = (weights.double().log() - (-uniform.log()).log()).masked_fill(~mask, -torch.inf)
+    rank = keys.argsort(1, descending=True).argsort(1)
+    # A third of 3 words is 1, whatever rounding makes of 3 * (1 / 3).
+    count = (mask.sum(1, keepdim=True) * share + 1e-9).floor().clamp_min(1)
+    return (rank < count) & mask
+
+
+def unit(x: Tensor) -> Tensor:
+    """[..., D] -> vectors of length 1, float32 at least."""
+    return F.normalize(at_least_float32(x), dim=-1)
+
+
+def to_paragraphs(x: Tensor, there: Tensor, fill: float = 0.0) -> Tensor:
+    """Sentences [N, ...] to their places in paragraphs [B, M, ...], by bool [B, M]; ``fill`` where there is none."""
+    return x.new_full((*there.shape, *x.shape[1:]), fill).index_put(there.nonzero().unbind(1), x)
+
+
+def mean_of_paragraphs(x: Tensor, there: Tensor) -> Tensor:
+    """Mean over the sentences [N] of each paragraph, then over the paragraphs, by bool [B, M] ``there``."""
+    return (to_paragraphs(x, there).sum(1) / there.sum(1).clamp_min(1)).mean()
+
+
+def nce_loss(logits: Tensor, same: Tensor) -> Tensor:
+    """InfoNCE of paragraphs over videos and of videos over paragraphs (Eq. 2-4), or of sentences and moments.
+
+    Other items of the same video are no negatives.
+
+    Args:
+        logits: [B, B], lambda times the similarities of paragraphs (rows) and videos.
+        same: bool [B, B], which items are of one video.
+    """
+    own = torch.arange(len(logits), device=logits.device)
+    others = same & (own != own.unsqueeze(1))
+    of_paragraphs, of_videos = (x.masked_fill(others, -torch.inf) for x in (logits, logits.t()))
+    return F.cross_entropy(of_paragraphs, own) + F.cross_entropy(of_videos, own)
+
+
+def triplet_loss(similarity: Tensor, same: Tensor, draws: Tensor, margin: float, hardest: int) -> Tensor:
+    """Triplet ranking loss of paragraphs and of videos (Eq. 5-7).
+
+    The negative is one of the ``hardest`` most similar of the batch; other items of the same video are none. An item
+    without any has loss 0.
+
+    Args:
+        similarity: [B, B] of paragraphs (rows) and videos.
+        same: bool [B, B], which items are of one video.
+        draws: [2, B] in [0, 1), which of them: the negative video of a paragraph, the negative paragraph of a video.
+        margin: Delta.
+        hardest: how many to choose from.
+    """
+    count = (~same).sum(1)
+    losses = []
+    for scores, draw in zip((similarity, similarity.t()), draws, strict=True):
+        order = scores.detach().masked_fill(same, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        pick = (draw * count.clamp(max=hardest)).long()
+        negative = scores.gather(1, order.gather(1, pick.unsqueeze(1))).squeeze(1)
+        losses.append(((margin + negative - scores.diagonal()).relu() * (count > 0)).mean())
+    return torch.stack(losses).sum()
+
+
+def rewards_of(nll: Tensor) -> Tensor:
+    """R^q [N, Q]: 1 for the candidate that tells its sentence best, falling by 1 / (Q - 1) to 0 (Eq. 12)."""
+    rewards = torch.linspace(1, 0, nll.shape[1], dtype=nll.dtype, device=nll.device)
+    return rewards[nll.argsort(dim=1, stable=True).argsort(1)]
+
+
+def rank_loss(scores: Tensor, rewards: Tensor) -> Tensor:
+    """-1/Q sum R^q log softmax of the candidates' scores (Eq. 12): two [N, Q] -> [N]."""
+    return -(rewards * scores.log_softmax(1)).mean(1)

@@ -1,0 +1,100 @@
+"""The map of a video's moments and what lets them see each other, in DMR-JRG: as in its paper, and as released.
+
+Letters: B videos; N sentences; K segments of a video: cell (i, j) of a K x K map is the moment from segment i to
+segment j, and cells below the diagonal are none; D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from vpgfast.models.layers import sinusoid
+from vpgfast.nn import BoundaryMatching, TemporalMapConv2d
+from vpgfast.ops import dense_anchor_mask, temporal_map_max_pool
+
+
+class MomentMap(nn.Module):
+    """F, one vector for every moment (DMR-JRG, section III.C).
+
+    Args:
+        kind: "max_pool", the maximum over the moment's segments (the paper); or "boundary_matching", three convolutions
+            over the segments and BMN's layer (the released code).
+        dim: D, a multiple of 8.
+        segments: K.
+        samples: of a moment, by BMN's layer.
+    """
+
+    def __init__(self, kind: Literal["max_pool", "boundary_matching"], dim: int, segments: int, samples: int) -> None:
+        super().__init__()
+        self.before: nn.Sequential | None = None
+        if kind == "boundary_matching":
+            half = dim // 2
+            self.before = nn.Sequential(
+                *(nn.Conv1d(dim, half, 3, padding=1, groups=4), nn.ReLU()),
+                *(nn.Conv1d(half, half, 3, padding=1, groups=4), nn.ReLU()),
+                *(nn.Conv1d(half, half, 15, padding=7), nn.ReLU()),
+            )
+            self.layer = BoundaryMatching(
+                half, dim, segments, num_samples=samples, samples_per_bin=1, layout="start_end"
+            )
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """[B, D, K] -> [B, D, K, K]; what it holds below the diagonal means nothing."""
+        if self.before is None:
+            return temporal_map_max_pool(segments)
+        return self.layer(self.before(segments)).relu()
+
+
+class TAN(TemporalMapConv2d):
+    """2D-TAN's convolutions: a ReLU after each, over moments alone, all of the padding at the first layer.
+
+    Args:
+        dim: D.
+        segments: K.
+        layers: how many.
+        kernel: their width and height, odd.
+        normalize: divide what a layer gives by the number of moments that it saw.
+    """
+
+    def __init__(self, dim: int, segments: int, layers: int, kernel: int, normalize: bool) -> None:
+        paddings = [layers * (kernel // 2)] + [0] * (layers - 1)
+        super().__init__(dense_anchor_mask(segments), dim, [dim] * layers, [kernel] * layers, paddings, normalize)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")  # what goes in comes out in its own size
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:  # type: ignore[override]
+        """[N, D, K, K] -> [N, D, K, K]; ``number`` is not needed, see :class:`Pointwise`."""
+        return super().forward(x)
+
+
+class Pointwise(nn.Module):
+    """The released code's TAN: one layer over a moment's features and the codes of its sentence, start and end.
+
+    The layer is linear before its ReLU, so the codes go through it by themselves, not once for every moment.
+
+    Args:
+        dim: D.
+        segments: K.
+    """
+
+    def __init__(self, dim: int, segments: int) -> None:
+        super().__init__()
+        self.width = dim // 4
+        self.features = nn.Conv2d(dim, dim, 1)
+        self.codes = nn.ModuleList(nn.Linear(self.width, dim, bias=False) for _ in range(3))
+        self.register_buffer("mask", dense_anchor_mask(segments), persistent=False)
+        self.mask: Tensor
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        """Features [N, D, K, K] and each sentence's place in its paragraph int64 [N], from 0 -> [N, D, K, K].
+
+        Codes are sinusoids that count from 1.
+        """
+        K = x.shape[-1]
+        code = sinusoid(max(K, int(number.max()) + 1) + 1, self.width, x)[1:]
+        sentence, start, end = (layer(code).t() for layer in self.codes)  # [D, ...]
+        places = start[:, :K, None] + end[:, None, :K]
+        return (self.features(x) + sentence.t()[number][:, :, None, None] + places).relu().masked_fill(~self.mask, 0)
