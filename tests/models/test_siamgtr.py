@@ -19,11 +19,11 @@ from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
+from vpgfast.models.alignment import alignment_loss, own_video, similar_spans
 from vpgfast.models.siamgtr import (
     Insertions,
     SiamGTR,
     SiamGTRConfig,
-    alignment_loss,
     boundary_error,
     clips_inside,
     cross_branch_loss,
@@ -32,8 +32,6 @@ from vpgfast.models.siamgtr import (
     log_mass,
     mean_where,
     order_loss,
-    own_video,
-    similar_spans,
     sinusoid,
 )
 
@@ -363,7 +361,7 @@ def test_alignment_by_loops() -> None:
     assert alignment is not None
     clips, queries = model.project(batch), model.text(batch)
     memory = torch.randn(3, T, D, dtype=torch.float64)
-    found = alignment(clips, queries, memory)
+    found = alignment(clips, queries.sentences, batch.sentence_mask, queries.features, memory)
     similarity = alignment.similarity(queries.sentences[batch.sentence_mask], clips)
     own = own_video(similarity, batch.sentence_mask)
     unit = F.normalize(alignment.clips(clips), dim=-1)

@@ -6,6 +6,7 @@ Padding never reaches a real element, and a sequence without any real element gi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -238,6 +239,14 @@ class TransformerLayer(nn.Module):
         attended = normed if context is None else self.norm_attention(context)
         x = x + self.dropout(self.attention(normed, attended, mask))
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def init_linear(module: nn.Module) -> None:

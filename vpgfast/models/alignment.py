@@ -1,0 +1,119 @@
+"""Which clips show a sentence, learned from whose video it describes: nobody's paper, and what SiamGTR lacks.
+
+Sentences and clips are compared as they are by themselves, before any context: an encoded clip knows its whole video
+and an encoded sentence its whole paragraph, and then nothing has to be about the event.
+
+Letters: B paragraphs with their videos; M sentences; N sentences of the whole batch, without padding; T clips; D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpgfast.models.layers import at_least_float32, mlp, sinusoid
+from vpgfast.ops import anchor_cross_attention
+
+
+class Alignment(nn.Module):
+    """Which clips show a sentence. Neither side sees its context: both are what they are by themselves.
+
+    It is learned by :func:`alignment_loss`, and gives every query what its clips hold before the decoder's first layer.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.clips = nn.Sequential(nn.LayerNorm(dim), mlp(dim, dim, dim))
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.value = nn.Linear(dim, dim)
+        self.value_position = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def similarity(self, sentences: Tensor, clips: Tensor) -> Tensor:
+        """Cosines, times a learned scale, of sentences F_s [N, D] and clips F_v [B, T, D]: [N, B, T]."""
+        return (self.of_sentences(sentences) @ self.of_clips(clips).flatten(0, 1).t()).unflatten(1, clips.shape[:2])
+
+    def of_sentences(self, sentences: Tensor) -> Tensor:
+        """[..., D] -> vectors as long as the scale."""
+        return F.normalize(at_least_float32(sentences), dim=-1) * self.scale.exp().clamp(max=50)
+
+    def of_clips(self, clips: Tensor) -> Tensor:
+        """[..., D] -> vectors of length 1."""
+        return F.normalize(at_least_float32(self.clips(clips)), dim=-1)
+
+    def forward(self, clips: Tensor, sentences: Tensor, mask: Tensor, queries: Tensor, memory: Tensor) -> Tensor:
+        """Queries with what they attend to by similarity, a paragraph by the mean of its sentences.
+
+        Args:
+            clips: F_v [B, T, D].
+            sentences: F_s [B, M, D].
+            mask: bool [B, M], which there are.
+            queries: [B, 1 + M, D], the paragraph's first.
+            memory: [B, T, D], what is attended to.
+
+        Returns:
+            [B, 1 + M, D].
+        """
+        there = mask.unsqueeze(2)
+        query = self.of_sentences(sentences) * there
+        query = torch.cat([query.sum(1, keepdim=True) / there.sum(1, keepdim=True), query], 1)
+        value = self.value(memory) + self.value_position(sinusoid(memory.shape[1], memory.shape[2], memory))
+        # One head; the op divides by the root of the width.
+        query = (query * query.shape[2] ** 0.5).to(value.dtype).unsqueeze(1)
+        key = self.of_clips(clips).to(value.dtype).unsqueeze(1)
+        attended, _ = anchor_cross_attention(query, query[..., :0], key, key[..., :0], value.unsqueeze(1))
+        return self.norm(queries + attended.squeeze(1))
+
+
+def alignment_loss(similarity: Tensor, sentences: Tensor, same_video: Tensor) -> Tensor:
+    """Whose video does a sentence describe, and which sentence describes a video? The sum of both cross-entropies.
+
+    A video is as similar to a sentence as its best clips are, by log-sum-exp (MIL-NCE: Miech et al., CVPR 2020). The
+    other sentences of a video, and other items of the same video, are no negatives.
+
+    Args:
+        similarity: [N, B, T].
+        sentences: bool [B, M], which there are; the N in their order.
+        same_video: bool [B, B].
+    """
+    own = sentences.nonzero()[:, 0]
+    number, item = torch.arange(len(own), device=own.device), torch.arange(len(sentences), device=own.device)
+    of_video = similarity.logsumexp(2)
+    of_sentence = of_video.t()[own]  # [N, N]: the video of each sentence with every sentence
+    other_item = same_video[own] & (item != own.unsqueeze(1))
+    other_sentence = same_video[own][:, own] & (number != number.unsqueeze(1))
+    return F.cross_entropy(of_video.masked_fill(other_item, -torch.inf), own) + F.cross_entropy(
+        of_sentence.masked_fill(other_sentence, -torch.inf), number
+    )
+
+
+def own_video(similarity: Tensor, sentences: Tensor) -> Tensor:
+    """Of the N sentences that bool [B, M] ``sentences`` says there are, [N, B, T], each with its own video: [N, T]."""
+    own = sentences.nonzero()[:, 0]
+    return similarity[torch.arange(len(own), device=own.device), own]
+
+
+@torch.no_grad()
+def similar_spans(similarity: Tensor, share: float) -> Tensor:
+    """The stretch around each sentence's best clip that is more similar to it than a threshold.
+
+    That lies ``share`` of the way from the median over the clips to the best. Similarities are smoothed over 3 clips.
+
+    Args:
+        similarity: [N, T].
+
+    Returns:
+        [N, 2], fractions of the duration.
+    """
+    T = similarity.shape[1]
+    before, after = similarity[:, [0, *range(T - 1)]], similarity[:, [*range(1, T), T - 1]]
+    smooth = (before + 2 * similarity + after) / 4
+    best, place = smooth.max(1, keepdim=True)
+    below = smooth <= torch.lerp(smooth.median(1, keepdim=True).values, best, share)
+    t = torch.arange(T, device=smooth.device)
+    start = torch.where(below & (t < place), t + 1, 0).amax(1)
+    end = torch.where(below & (t > place), t, T).amin(1)
+    return torch.stack([start, end], 1).to(smooth.dtype) / T
