@@ -60,6 +60,19 @@ class Method(nn.Module, ABC):
         """
 
 
+class RetrievalMethod(Method):
+    """A method that also finds the video that a paragraph describes: both become vectors of length 1, compared by
+    their product."""
+
+    @abstractmethod
+    def embed_videos(self, video: Tensor, video_mask: Tensor) -> Tensor:
+        """Clips [B, T, d_v] (float32, brought to `needs`) and bool [B, T] -> float32 [B, E] of length 1."""
+
+    @abstractmethod
+    def embed_paragraphs(self, batch: Batch) -> Tensor:
+        """The texts of a batch (its video is not read) -> float32 [B, E] of length 1."""
+
+
 def get_method(name: str) -> type[Method]:
     """The class of a method. Raises ``KeyError`` for an unknown name."""
     module, _, attribute = METHODS[name].partition(":")
