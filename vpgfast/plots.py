@@ -113,6 +113,52 @@ def draw_ranked(
     _save(figure, path)
 
 
+def draw_found(
+    sentences: Sequence[str],
+    videos: Sequence[tuple[str, float, tuple[np.ndarray, np.ndarray] | None]],
+    path: Path,
+    title: str,
+) -> None:
+    """The videos that a paragraph found, each a time line with the best span of every sentence.
+
+    The sentences are written out over the first video; the others are smaller and number them.
+
+    Args:
+        sentences: M of them.
+        videos: heading, duration in seconds, and spans float [M, 2] (seconds; NaN where there is none) with their
+            scores float [M], or ``None`` where the video was not grounded; best video first.
+        path: of the PNG.
+        title: above the picture.
+    """
+    count = len(sentences)
+    numbered = [f"{number}. {text}" if count > 1 else text for number, text in enumerate(sentences, start=1)]
+    heights = [1.54 * count, *[0.5 * max(count, 1)] * (len(videos) - 1)]
+    figure, axes = _panels(heights, title, row_height=0.25, above=0.3, right=2.15)
+    for place, (axis, (heading, duration, found)) in enumerate(zip(axes, videos, strict=True)):
+        large = place == 0
+        step, bar = (1.54, 0.4) if large else (0.5, 0.34)
+        _time_line(axis, heading, duration, heights[place])
+        digits = 2 if duration < 10 else 1 if duration < 1000 else 0
+        for m in range(count):
+            top = step * m
+            if large:
+                axis.text(
+                    *(0, top + 0.72, textwrap.shorten(numbered[m], _CHARACTERS, placeholder=" ...")),
+                    transform=axis.get_yaxis_transform(), fontsize=8.5, color=INK, parse_math=False,
+                )  # fmt: skip
+                top += 1.0
+            _bar(axis, top, bar, 0, duration, TRACK)
+            label = "" if large or count == 1 else f"{m + 1}.  "
+            if found is None or not np.isfinite(found[0][m]).all():
+                _label(axis, top + bar / 2, label + ("not grounded" if found is None else "no span"), FAINT)
+                continue
+            start, end = found[0][m]
+            _bar(axis, top, bar, start, end, PREDICTED, alpha=1.0 if large else 0.6)
+            text = f"{label}{start:.{digits}f} - {end:.{digits}f} s   ({found[1][m]:.3g})"
+            _label(axis, top + bar / 2, text, INK if large else FAINT)
+    _save(figure, path)
+
+
 def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Path, title: str) -> None:
     """The training losses and the validation metrics over the epochs, the chosen epoch marked.
 
