@@ -346,13 +346,14 @@ class VideoIndex:
         np.save(buffer, vectors)
         write_file(self.folder / f"vectors-{shard.name}.npy", buffer.getvalue())
         sources: list[dict[str, Any]] = []
-        rows = []
+        lines = []
         for entry in entries:
             if entry.source not in sources:
                 sources.append(entry.source)
             row = {"video_id": entry.video_id, "duration": entry.duration, "source": sources.index(entry.source)}
-            rows.append(row if entry.file is None else {**row, "file": entry.file})
-        text = json.dumps({"sources": sources, "videos": rows}, ensure_ascii=False, indent=0)
+            lines.append(json.dumps(row if entry.file is None else {**row, "file": entry.file}, ensure_ascii=False))
+        head, rows = json.dumps(sources, ensure_ascii=False), ",\n".join(lines)  # a line a video
+        text = f'{{"sources": {head},\n"videos": [\n{rows}\n]}}\n'
         write_file(self.folder / f"videos-{shard.name}.json", text.encode())
         return shard
 

@@ -132,11 +132,11 @@ def draw_found(
     """
     count = len(sentences)
     numbered = [f"{number}. {text}" if count > 1 else text for number, text in enumerate(sentences, start=1)]
-    heights = [1.54 * count, *[0.5 * max(count, 1)] * (len(videos) - 1)]
+    heights = [1.54 * count, *[0.6 * count] * (len(videos) - 1)]
     figure, axes = _panels(heights, title, row_height=0.25, above=0.3, right=2.15)
     for place, (axis, (heading, duration, found)) in enumerate(zip(axes, videos, strict=True)):
         large = place == 0
-        step, bar = (1.54, 0.4) if large else (0.5, 0.34)
+        step, bar = (1.54, 0.4) if large else (0.6, 0.4)
         _time_line(axis, heading, duration, heights[place])
         digits = 2 if duration < 10 else 1 if duration < 1000 else 0
         for m in range(count):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,8 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
     folder: Path = arguments.output
     if arguments.faiss:
         import_faiss()  # before hours of work
+    # Where and how fast a model runs is no part of what it is.
+    kept = [setting for setting in settings if setting.startswith(("--model.", "--data."))]
     path = arguments.checkpoint / RUN_MODEL_FILE if arguments.checkpoint.is_dir() else arguments.checkpoint
     searcher = Searcher.load(path, settings)
     source = _open_source(arguments, folder, searcher)
@@ -174,7 +176,7 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
         raise FeatureError(f"{arguments.source}: holds no video")
     if (folder / INDEX_FILE).is_file():
         index = VideoIndex.open(folder)
-        if file_hash(path) != index.about["model"]["sha256"] or settings != index.about["settings"]:
+        if file_hash(path) != index.about["model"]["sha256"] or kept != index.about["settings"]:
             raise SearchIndexError(
                 f"index {folder}: made by another model ({index.about['model']['from']}"
                 f"{' '.join(['', *index.about['settings']])}); give another --output"
@@ -183,7 +185,7 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
         features = [np.zeros((1, searcher.checkpoint.feature_dim), np.float32)]
         width = searcher.embed_videos(features).shape[1]
         about = {"source": searcher.checkpoint.feature_source, "width": searcher.checkpoint.feature_dim}
-        index = VideoIndex.create(folder, width, path, searcher.checkpoint.method, about, settings)
+        index = VideoIndex.create(folder, width, path, searcher.checkpoint.method, about, kept)
     with index.changing():
         _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=True))
         if arguments.faiss:
@@ -344,8 +346,16 @@ class Answer:
         """Rank, video and score, then the sentences with their spans."""
         video = self.found.video
         lines = [f"{rank:3d}.  {video.video_id}   score {self.found.score:.4f}   {video.duration:.1f} s   {self.path}"]
-        body = self.grounding.as_text() if self.grounding is not None else f"not grounded: {self.problem}"
-        return "\n".join([*lines, *(f"      {line}" for line in body.splitlines())])
+        if self.grounding is None:
+            body = [f"not grounded: {self.problem}"]
+        elif self.grounding.spans.shape[1] > 1:
+            body = self.grounding.as_text().splitlines()
+        else:
+            body = [
+                (f"{start:8.2f} - {end:8.2f} s   " if np.isfinite(start) else f"{'no span':>19}     ") + sentence
+                for (start, end), sentence in zip(self.grounding.spans[:, 0], self.grounding.sentences, strict=True)
+            ]
+        return "\n".join([*lines, *(f"      {line}" for line in body)])
 
     def as_dict(self) -> dict[str, Any]:
         """As ``search.json`` holds it."""
@@ -427,17 +437,21 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
 
 
 def split_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments that change settings of the model's run (``--model.language_model F``, ``--batch_size=8``), and the
-    others."""
+    """Arguments that change settings of the model's run (``--model.language_model F``, ``--batch_size=8``), each as one
+    ``--KEY=VALUE``; and the others."""
     known = {field.name for field in fields(TrainConfig)} - {"output", "resume", "overwrite"}
     settings, others = [], []
     waiting = iter(argv)
     for argument in waiting:
-        name, equals, _ = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and (name.split(".")[0] in known):
-            settings += [argument] if equals else [argument, *([value] if (value := next(waiting, None)) else [])]
-        else:
+        key, equals, _ = argument.partition("=")
+        if not key.startswith("--") or key[2:].split(".")[0] not in known:
             others.append(argument)
+        elif equals:
+            settings.append(argument)
+        elif re.match(r"-\D", value := next(waiting, "--")):  # the next option, or none; -3 is a value
+            raise ConfigError(f"the command line: {key} needs a value")
+        else:
+            settings.append(f"{key}={value}")
     return settings, others
 
 
@@ -539,8 +553,7 @@ def main(argv: Sequence[str]) -> int:
     open_log()
     if "recall" in arguments and not 0 < arguments.recall <= 1:
         raise ConfigError(f"--recall must be above 0 and at most 1, got {arguments.recall:g}")
-    with torch.inference_mode() if arguments.action in ("index", "add", "query") else nullcontext():
-        arguments.run(arguments, settings)
+    arguments.run(arguments, settings)
     return 0
 
 

@@ -197,8 +197,8 @@ def stored_path(path: Path, index: Path) -> str:
 
 def where_is(entry: VideoEntry, index: Path) -> Path:
     """The file (or the folder of feature files) that an indexed video came from."""
-    path = index / entry.source["path"]  # an absolute path stays itself
-    return path / entry.file if entry.file is not None else path
+    path = index / entry.source["path"] / (entry.file or "")  # an absolute path stays itself
+    return Path(os.path.normpath(path))
 
 
 def features_again(entry: VideoEntry, index: Path, feature_dim: int, pixels: PixelFeatures | None) -> np.ndarray:
