@@ -44,7 +44,7 @@ _KEPT_OPEN = 8  # shards whose videos-*.json stays in memory once it was read
 
 FEWEST_FOR_FAISS = 1_000
 RECALL_DEPTHS = (1, 10, 100)
-_TUNED_AT = 10  # the depth whose recall chooses how many lists are probed
+_TUNED_AT = ("@1", "@10")  # depths whose recall chooses how many lists are probed
 _DEEPER = 10  # FAISS is asked for so many times more videos than wanted; their order is that of the exact products
 
 
@@ -443,12 +443,13 @@ class VideoIndex:
         """Make an IVF-PQ index of all shards, and measure it against exact search. For use in :meth:`changing`.
 
         Lists are four times the square root of the number of videos; a vector is kept as one byte for every four
-        elements. As few lists are probed as reach the recall that is asked for, at depth 10.
+        elements. As few lists are probed as reach the recall that is asked for, at depths 1 and 10.
 
         Args:
-            recall: share of the 10 best videos that the search has to find.
+            recall: share of the best video, and of the 10 best, that the search has to find.
             queries: float32 [Q, E], queries to measure on. ``None`` takes the vectors of videos that training
-                does not see (up to 500), which are to find their neighbours and not themselves.
+                does not see (up to 500), which are to find their neighbours and not themselves. Paragraphs are
+                farther from what they are to find, and so harder to search for.
             seed: of the choice of videos to train and to measure on.
 
         Raises:
@@ -510,9 +511,10 @@ class VideoIndex:
         for nprobe in tqdm(tries, desc="measuring recall", delay=2, leave=False, disable=None):
             found = _without(self._search(queries, depth + 1, faiss_index, nprobe)[1], own)[:, :depth]
             recall = {f"@{k}": _overlap(found[:, :k], truth[:, :k]) for k in RECALL_DEPTHS if k <= depth}
-            if recall[f"@{_TUNED_AT}"] >= target:
+            if min(recall[depth] for depth in _TUNED_AT) >= target:
                 return nprobe, recall
-        log.warning("FAISS finds %.1f%% of the 10 best, not the %.1f%% asked for", 100 * recall["@10"], 100 * target)
+        worst = min(_TUNED_AT, key=recall.__getitem__)
+        log.warning("FAISS's recall%s is %.1f%%, not %.1f%%", worst, 100 * recall[worst], 100 * target)
         return lists, recall
 
     def _candidates(self, queries: np.ndarray, top: int, faiss_index: Any, nprobe: int) -> list[np.ndarray]:

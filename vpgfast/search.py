@@ -530,7 +530,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="text file with a paragraph a line to measure the recall on; default: vectors of videos that training did "
-        "not see",
+        "not see, which are easier to search for than paragraphs",
     )
     for action in (index, faiss):
         action.add_argument(
@@ -538,8 +538,8 @@ def _parser() -> argparse.ArgumentParser:
             type=float,
             default=0.95,
             metavar="R",
-            help="share of the 10 best videos that FAISS has to find; it probes as many lists as that takes "
-            "(default 0.95)",
+            help="share of the best video, and of the 10 best, that FAISS has to find; it probes as many lists as that "
+            "takes (default 0.95)",
         )
     add("info", command_info, "say what an index holds, and check its files")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -423,3 +424,19 @@ def test_paragraph_method(train_args: list[str], features: Path, tmp_path: Path)
     content = query(tmp_path / "i", " ".join([*sentences, "It stops."]))
     assert content["sentences"] == [*sentences, "It stops."]
     assert all(len(video["sentences"]) == 5 for video in content["videos"])
+
+
+def test_code_of_the_page(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/search.md says to export, and the query it says to make."""
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_index").symlink_to(index)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    rows = [json.loads(line) for line in (tmp_path / "videos.jsonl").read_text().splitlines()]
+    found = query(index, "--sentence", "A man opens a door.", "--sentence", "He walks in.", "--top=1")["videos"][0]
+    products = {row["id"]: float(np.array(row["vector"]) @ names["query"][0]) for row in rows}
+    assert len(products) == 7
+    assert max(products, key=products.__getitem__) == found["video"]
+    assert products[found["video"]] == pytest.approx(found["score"], abs=1e-6)
