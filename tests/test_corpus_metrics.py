@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,17 @@ def test_ties_count_against_the_method(blocks: tuple[int, int]) -> None:
     np.testing.assert_array_equal(ranks, [3, 2, 1, 1, 1, 1])
     same = np.repeat(one[:1], 9, axis=0)
     np.testing.assert_array_equal(true_ranks(one[1:], same, np.array([0, 1, 5, 7, 8]), *blocks), [9] * 5)
+
+
+def test_the_whole_table_is_never_in_memory() -> None:
+    rng = np.random.default_rng(4)
+    videos = unit(rng.normal(size=(3000, 4)))
+    tracemalloc.start()
+    ranks = true_ranks(videos, videos, np.arange(3000), video_block=512)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(ranks, 1)
+    assert peak < 3000 * 3000  # not even a byte a product
 
 
 @pytest.mark.parametrize("broken", ["queries", "videos"])

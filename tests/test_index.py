@@ -177,6 +177,11 @@ def test_one_change_at_a_time(make: Callable[..., VideoIndex], vectors: np.ndarr
     assert len(VideoIndex.open(index.folder)) == 8
 
 
+def change(folder: Path, **values: object) -> None:
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -191,6 +196,10 @@ def test_one_change_at_a_time(make: Callable[..., VideoIndex], vectors: np.ndarr
             lambda f: (f / "index.json").write_text(json.dumps({"format": module.FORMAT, "version": 1, "width": 1})),
             "lacks method, features",
         ),
+        (lambda f: change(f, removed={"00001": [30]}), "its index.json contradicts itself"),
+        (lambda f: change(f, removed={"00007": [0]}), "its index.json contradicts itself"),
+        (lambda f: change(f, shards=[{"name": "00001"}]), "its index.json contradicts itself"),
+        (lambda f: change(f, faiss={"shards": ["00009"]}), "its index.json contradicts itself"),
         (lambda f: (f / "vectors-00001.npy").unlink(), "vectors-00001.npy is damaged or missing (the file is gone)"),
         (
             lambda f: (f / "vectors-00001.npy").write_bytes((f / "vectors-00001.npy").read_bytes()[:-9]),

@@ -630,6 +630,16 @@ def _read_about(path: Path) -> dict[str, Any]:
     missing = [key for key in needed if key not in about]
     if missing:
         raise SearchIndexError(f"index {path.parent}: its {INDEX_FILE} lacks {', '.join(missing)}; put back a copy")
+    try:
+        videos = {shard["name"]: shard["videos"] for shard in about["shards"]}
+        fits = all(0 <= row < videos[name] for name, rows in about["removed"].items() for row in rows)
+        fits &= about["faiss"] is None or set(about["faiss"]["shards"]) <= set(videos)
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise SearchIndexError(
+            f"index {path.parent}: its {INDEX_FILE} contradicts itself (shards, removed, faiss); put back a copy"
+        )
     return about
 
 

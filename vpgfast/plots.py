@@ -26,6 +26,7 @@ from vpgfast.metrics import RankedSpans, interval_iou
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
 _WIDTH = 10.0  # inches
 _MOST_ROWS = 8  # sentences of a video that are drawn: some (TACoS) have a hundred
+_MOST_VIDEOS = 10  # of a search's
 _CHARACTERS = 112  # of a sentence on a line of that width
 
 
@@ -121,7 +122,7 @@ def draw_found(
 ) -> None:
     """The videos that a paragraph found, each a time line with the best span of every sentence.
 
-    The sentences are written out over the first video; the others are smaller and number them.
+    The sentences are written out over the first video; the others are smaller and number them. Ten videos at most.
 
     Args:
         sentences: M of them.
@@ -130,7 +131,7 @@ def draw_found(
         path: of the PNG.
         title: above the picture.
     """
-    count = len(sentences)
+    count, videos = len(sentences), videos[:_MOST_VIDEOS]
     numbered = [f"{number}. {text}" if count > 1 else text for number, text in enumerate(sentences, start=1)]
     heights = [1.54 * count, *[0.6 * count] * (len(videos) - 1)]
     figure, axes = _panels(heights, title, row_height=0.25, above=0.3, right=2.15)
@@ -296,7 +297,7 @@ def _time_line(axis: Axes, video: str, duration: float, rows: float) -> None:
     _plain(axis)
     axis.spines["left"].set_visible(False)
     if video:
-        axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4)
+        axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4, parse_math=False)
 
 
 def _sentence(axis: Axes, place: float, sentence: str) -> None:
