@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vpgfast.corpus_metrics import WINDOWS, corpus_result, distinct_windows, true_ranks
+from vpgfast.corpus_metrics import WINDOWS, corpus_metric_names, corpus_result, distinct_windows, for_tables, true_ranks
 from vpgfast.data.types import Paragraph
 from vpgfast.metrics import MetricRules, uniform_split
 
@@ -117,6 +117,7 @@ def test_metrics_by_brute_force(pieces: str) -> None:
     result = corpus_result(ranks, 20, spans, items, parts, paragraphs, rules)
 
     assert (result.videos, result.paragraphs) == (20, 30)
+    assert list(for_tables(result.metrics)) == corpus_metric_names(rules)
     for depth in (1, 5, 10, 100):
         assert result.metrics[f"R@{depth}"] == pytest.approx(np.mean(ranks <= depth))
         assert result.baselines["chance"][f"R@{depth}"] == min(1, depth / 20)

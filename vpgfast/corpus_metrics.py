@@ -7,7 +7,7 @@ A paragraph is a query, and what it should find is its own video. :func:`true_ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,8 +33,12 @@ JOINT_DEPTHS = (10, 100)
 """The K of the joint metrics: a sentence counts if its video is among the K best *and* its moment fits."""
 WINDOWS, WINDOW_NMS = 10, 0.5
 """Windows of a sentence that the released code of DMR-JRG counts, and the IoU above which a worse one is dropped."""
+MEDIAN_RANK = "median rank"
 STRICT = "strict "
 """Before the name of a joint metric that counts the first window alone."""
+
+IN_TABLES = "corpus "
+"""Before the name of a metric where it stands beside those of the spans in the right video, whose names are alike."""
 
 _SAME = 1e-12
 """Two products of float32 vectors of length 1, summed in float64, that are closer than this are the same number: they
@@ -63,11 +67,11 @@ class CorpusResult:
         rows = {method: self.metrics, "chance": self.baselines["chance"]}
         names = [f"R@{depth}" for depth in VIDEO_DEPTHS]
         cells = [
-            (label, [*(f"{100 * row[name]:.1f}" for name in names), f"{row['median rank']:g}"])
+            (label, [*(f"{100 * row[name]:.1f}" for name in names), f"{row[MEDIAN_RANK]:g}"])
             for label, row in rows.items()
         ]
         about = f"{title}: the video of a paragraph among {self.videos}, {self.paragraphs} paragraphs"
-        video = align([*names, "median rank"], cells, about)
+        video = align([*names, MEDIAN_RANK], cells, about)
         joint = [name for name in self.metrics if "IoU" in name and not name.startswith(STRICT)]
         spans = {}
         for label, row in {**rows, "videos found, uniform split": self.baselines["uniform"]}.items():
@@ -76,6 +80,18 @@ class CorpusResult:
                 spans[f"{label}, first window only"] = {name: row[STRICT + name] for name in joint}
         about = f"{title}: the video within K and the moment in one of {WINDOWS} windows, sentences"
         return f"{video}\n\n{format_table(spans, about)}"
+
+
+def corpus_metric_names(rules: MetricRules) -> list[str]:
+    """The fractions of :attr:`CorpusResult.metrics` (all but the median rank) as tables of several runs call them."""
+    joint = [f"R@{depth} IoU={threshold:g}" for depth in JOINT_DEPTHS for threshold in rules.thresholds]
+    names = [*(f"R@{depth}" for depth in VIDEO_DEPTHS), *joint, *(STRICT + name for name in joint)]
+    return [IN_TABLES + name for name in names]
+
+
+def for_tables(metrics: Mapping[str, float]) -> dict[str, float]:
+    """:attr:`CorpusResult.metrics` under the names of :func:`corpus_metric_names`."""
+    return {IN_TABLES + name: value for name, value in metrics.items() if name != MEDIAN_RANK}
 
 
 def true_ranks(
@@ -167,12 +183,12 @@ def corpus_result(
     ordered = in_order(paragraphs, rules.sentence_order)
     guesses = [random_spans(ordered, seed + draw, 3 * WINDOWS) for draw in range(draws)]  # enough for ten distinct ones
     guessed = [_joint(lucky, distinct_windows(spans), ordered, rules) for spans in guesses]
-    chance = {f"R@{depth}": share for depth, share in chances.items()} | {"median rank": (videos + 1) / 2}
+    chance = {f"R@{depth}": share for depth, share in chances.items()} | {MEDIAN_RANK: (videos + 1) / 2}
     return CorpusResult(
         videos=videos,
         paragraphs=len(paragraphs),
         metrics={f"R@{depth}": float(np.mean(ranks <= depth)) for depth in VIDEO_DEPTHS}
-        | {"median rank": float(np.median(ranks))}
+        | {MEDIAN_RANK: float(np.median(ranks))}
         | _joint(found[item_paragraphs], distinct_windows(ranked), items, rules),
         baselines={
             "chance": chance | {name: float(np.mean([row[name] for row in guessed])) for name in guessed[0]},

@@ -253,7 +253,7 @@ def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
         label = "paper, on its own corpus"
         axis.plot(*place_and_value(places, figures), "D", mfc="white", mec=TRUE, mew=1.4, ms=6, label=label)
     if table["baselines"]:
-        best = 100 * max(row[metric] for row in table["baselines"].values())
+        best = 100 * max(row[metric] for row in table["baselines"].values() if metric in row)
         draw = axis.axhline if line else axis.axvline
         draw(best, color=FAINT, lw=1.2, ls="--", label="the best of watching nothing")
     labels = [textwrap.shorten(row["label"], 44, placeholder=" ...") for row in rows]
