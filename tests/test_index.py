@@ -283,6 +283,7 @@ def test_faiss_stays_right_while_the_index_changes(make: Callable[..., VideoInde
         index.remove(gone)
         index.add(clustered[1200:1300], entries(range(1200, 1300)))
     assert names(index, queries, 1) == [[f"v{i}"] for i in range(1200, 1280)]
+    assert [len(row) for row in names(index, queries[:2], 1100)] == [1100, 1100]  # more than a few lists hold
     everything = {name for row in names(index, queries, 200) for name in row}
     assert not everything & {"v10", *gone}
     assert recall(index, queries, 10) > 0.9

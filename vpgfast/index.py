@@ -44,7 +44,7 @@ _KEPT_OPEN = 8  # shards whose videos-*.json stays in memory once it was read
 
 FEWEST_FOR_FAISS = 1_000
 RECALL_DEPTHS = (1, 10, 100)
-_TUNED_AT = ("@1", "@10")  # depths whose recall chooses how many lists are probed
+_TUNED_AT = (1, 10)  # depths whose recall chooses how many lists are probed
 _DEEPER = 10  # FAISS is asked for so many times more videos than wanted; their order is that of the exact products
 
 
@@ -380,7 +380,7 @@ class VideoIndex:
         """The videos that fit best.
 
         With what FAISS made, its shards are searched by it, and shards that came later exactly; the scores are exact in
-        both cases.
+        both cases. What it can't find enough videos for is searched exactly.
 
         Args:
             queries: float32 [Q, E] of length 1.
@@ -397,7 +397,6 @@ class VideoIndex:
                 [
                     Found(self.videos(self.shards[place >> 32])[place & _ROW], mark)
                     for place, mark in zip(row.tolist(), marks.tolist(), strict=True)
-                    if place >= 0
                 ]
             )
         return found
@@ -405,7 +404,7 @@ class VideoIndex:
     def _search(
         self, queries: np.ndarray, top: int, faiss_index: Any, nprobe: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [Q, k] and places int64 [Q, k], k = min(top, videos); -inf and -1 where FAISS found fewer."""
+        """Scores float32 [Q, k] and places int64 [Q, k], k = min(top, videos)."""
         if queries.ndim != 2 or queries.shape[1] != self.width:
             raise ValueError(f"queries have shape {queries.shape}, the index is of width {self.width}")
         if not len(self):
@@ -427,7 +426,11 @@ class VideoIndex:
                 products = queries @ block.T
                 products[:, gone[(gone >= start) & (gone < start + len(block))] - start] = -np.inf
                 best.take(products, (number << 32) + start + np.arange(len(block)))
-        return best.result()
+        scores, places = best.result()
+        lacking = (places < 0).any(axis=1)
+        if lacking.any():  # the lists that FAISS looked through hold fewer than were asked for
+            scores[lacking], places[lacking] = self._search(queries[lacking], top, None)
+        return scores, places
 
     def _gather(self, places: np.ndarray) -> np.ndarray:
         """float32 [n, E] of places, read from the mapped files."""
@@ -505,17 +508,23 @@ class VideoIndex:
         self, faiss_index: Any, queries: np.ndarray, own: np.ndarray | None, lists: int, target: float
     ) -> tuple[int, dict[str, float]]:
         """How many lists to probe, and the recall at each depth. ``own``: the places of the queries themselves."""
-        depth = min(max(RECALL_DEPTHS), len(self) - 1)
-        truth = _without(self._search(queries, depth + 1, None)[1], own)[:, :depth]
+        itself = 0 if own is None else 1
+        truth = _without(self._search(queries, max(RECALL_DEPTHS) + itself, None)[1], own)
+
+        def recall(depth: int, nprobe: int) -> float:
+            """Of searches for so many videos; a search for more looks deeper."""
+            found = _without(self._search(queries, depth + itself, faiss_index, nprobe)[1], own)
+            shares = [np.isin(true, row).mean() for row, true in zip(found, truth[:, :depth], strict=True)]
+            return float(np.mean(shares))
+
         tries = [2**i for i in range(lists.bit_length()) if 2**i < lists] + [lists]
         for nprobe in tqdm(tries, desc="measuring recall", delay=2, leave=False, disable=None):
-            found = _without(self._search(queries, depth + 1, faiss_index, nprobe)[1], own)[:, :depth]
-            recall = {f"@{k}": _overlap(found[:, :k], truth[:, :k]) for k in RECALL_DEPTHS if k <= depth}
-            if min(recall[depth] for depth in _TUNED_AT) >= target:
-                return nprobe, recall
-        worst = min(_TUNED_AT, key=recall.__getitem__)
-        log.warning("FAISS's recall%s is %.1f%%, not %.1f%%", worst, 100 * recall[worst], 100 * target)
-        return lists, recall
+            reached = min(recall(depth, nprobe) for depth in _TUNED_AT)
+            if reached >= target:
+                break
+        else:
+            log.warning("FAISS reaches a recall of %.1f%%, not of %.1f%%", 100 * reached, 100 * target)
+        return nprobe, {f"@{depth}": recall(depth, nprobe) for depth in RECALL_DEPTHS}
 
     def _candidates(self, queries: np.ndarray, top: int, faiss_index: Any, nprobe: int) -> list[np.ndarray]:
         """Places of the living videos that FAISS takes for the best ones, of each query; more than were asked for."""
@@ -599,11 +608,6 @@ class _Best:
         """Best first; equal ones in the order of the index."""
         order = np.stack([np.lexsort(pair) for pair in zip(self.places, -self.scores, strict=True)])
         return np.take_along_axis(self.scores, order, axis=1), np.take_along_axis(self.places, order, axis=1)
-
-
-def _overlap(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean share of each row [k] of ``truth`` that the row of ``found`` holds."""
-    return float(np.mean([np.isin(right, row).mean() for row, right in zip(found, truth, strict=True)]))
 
 
 def _without(places: np.ndarray, own: np.ndarray | None) -> np.ndarray:
