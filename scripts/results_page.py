@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vpgfast.ablate import PAGE, PICTURE, RESULT
 from vpgfast.ablation import markdown
+from vpgfast.corpus_metrics import CorpusResult
 from vpgfast.metrics import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,10 @@ def section(run: Path) -> str:
         f"{result['corpus']}, {result['split']} split, seed {result['seed']}, {result['seconds']:.0f} s in all, "
         f"commit {commit}: {links}"
     )
-    return f"## {run.name}\n\n{about}\n\n```\n{format_table(rows)}\n```\n"
+    text = format_table(rows)
+    if "retrieval" in result:
+        text += "\n\n" + CorpusResult(**result["retrieval"]).tables(result["method"], f"{result['split']} split, in %")
+    return f"## {run.name}\n\n{about}\n\n```\n{text}\n```\n"
 
 
 def ablation_section(folder: Path) -> str:

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a method and evaluate it; without arguments SeqPAN on a corpus made here",
     "evaluate": "evaluate a checkpoint beside the baselines and the swapped-sentence control",
     "ground": "find in a video when sentences happen",
+    "search": "find in a collection the videos that a paragraph describes, and its moments in them",
     "ablate": "repeat a run over seeds, or run a paper's ablation tables and check its claims",
     "doctor": "show versions, what is built, and which backend each op uses",
 }

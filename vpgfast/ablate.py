@@ -43,8 +43,10 @@ from vpgfast.ablation import (
 from vpgfast.checkpoint import write_file
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig, nearest, parse_train, to_dict
+from vpgfast.corpus_metrics import STRICT, corpus_metric_names
 from vpgfast.data.corpus import DataConfig
 from vpgfast.data.moving_shapes import make_moving_shapes
+from vpgfast.embed import finds_videos
 from vpgfast.errors import ConfigError, UserError
 from vpgfast.evaluate import METRICS_FILE
 from vpgfast.metrics import metric_names
@@ -188,12 +190,12 @@ def _count(text: str) -> int:
 
 
 def seeds_table(base: TrainConfig) -> Table:
-    """The run itself as a table of one row with all metrics."""
+    """The run itself as a table of one row with all metrics (of the corpus metrics, those of one count)."""
     return Table(
         title="Over seeds",
         about="",
         corpus=base.data.corpus,
-        metrics=tuple(metric_names(base.metrics)),
+        metrics=tuple(name for name in metrics_of(base) if STRICT not in name),
         judged_by=base.select_by,
         settings={},
         rows=(Row(base.method, "", {}, {}),),
@@ -252,10 +254,15 @@ def _argument(value: Any) -> str:
 
 def _check_metrics(table: Table, config: TrainConfig, where: str) -> None:
     """Claims must be judged by metrics that the run has; the paper's other figures may stand alone."""
-    there = metric_names(config.metrics)
+    there = metrics_of(config)
     for metric in (table.judged_by, *(claim.metric for claim in table.claims)):
         if metric not in there:
             raise ConfigError(f"{where}: no metric {metric!r} in this run{nearest(metric, there)}; see --metrics.*")
+
+
+def metrics_of(config: TrainConfig) -> list[str]:
+    """Names of what a run measures; of a method that finds videos the corpus metrics, too."""
+    return metric_names(config.metrics) + (corpus_metric_names(config.metrics) if finds_videos(config.method) else [])
 
 
 def _folder_name(text: str, taken: Collection[str]) -> str:

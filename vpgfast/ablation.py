@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from vpgfast.config import flatten, nearest, read_yaml
+from vpgfast.corpus_metrics import for_tables
 from vpgfast.errors import ConfigError
 from vpgfast.metrics import align
 
@@ -216,13 +217,13 @@ def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[st
     rows = []
     for row in table.rows:
         runs = [
-            {"seed": seed, **{key: run[key] for key in ("seconds", "metrics", "control")}}
+            {"seed": seed, "seconds": run["seconds"], "metrics": all_metrics(run), "control": run["control"]}
             for seed, run in sorted(finished[row.name].items())
         ]
         settings = {**table.settings, **row.settings}
         rows.append({"name": row.name, "label": row.label, "settings": settings, "paper": row.paper, "runs": runs})
     # Rows may be judged on other data or by other rules; what watching nothing earns is shown if all have it in common.
-    baselines = [run["baselines"] for runs in finished.values() for run in runs.values()]
+    baselines = [all_baselines(run) for runs in finished.values() for run in runs.values()]
     common = baselines[0] if baselines and all(other == baselines[0] for other in baselines) else {}
     return {
         "title": table.title,
@@ -235,6 +236,18 @@ def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[st
         "rows": rows,
         "claims": [_judge(claim, table, finished, common) for claim in table.claims],
     }
+
+
+def all_metrics(run: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics in ``metrics.json``, and where the method finds videos the corpus metrics with ``corpus`` before
+    their names."""
+    return {**run["metrics"], **(for_tables(run["retrieval"]["metrics"]) if "retrieval" in run else {})}
+
+
+def all_baselines(run: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What watching nothing earns in ``metrics.json``, with chance among all videos where the method finds them."""
+    found = {"chance": for_tables(run["retrieval"]["baselines"]["chance"])} if "retrieval" in run else {}
+    return {**run["baselines"], **found}
 
 
 def verdict(differences: Sequence[float]) -> tuple[str, float | None, float | None]:
@@ -266,11 +279,11 @@ def _judge(
 ) -> dict[str, Any]:
     better, worse = finished[claim.better], finished[claim.worse]
     seeds = sorted(better.keys() & worse.keys())
-    differences = [better[seed]["metrics"][claim.metric] - worse[seed]["metrics"][claim.metric] for seed in seeds]
+    differences = [all_metrics(better[seed])[claim.metric] - all_metrics(worse[seed])[claim.metric] for seed in seeds]
     decision, mean, error = verdict(differences)
     # A comparison of two rows that both know less than a baseline says little, whatever its verdict.
-    best = max((values[claim.metric] for values in baselines.values()), default=None)
-    means = [fmean(run["metrics"][claim.metric] for run in runs.values()) for runs in (better, worse) if runs]
+    best = max((values[claim.metric] for values in baselines.values() if claim.metric in values), default=None)
+    means = [fmean(all_metrics(run)[claim.metric] for run in runs.values()) for runs in (better, worse) if runs]
     paper = {row.name: row.paper.get(claim.metric) for row in table.rows}
     first, second = paper[claim.better], paper[claim.worse]
     return {
@@ -310,7 +323,8 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
     for row in table["rows"]:
         runs = row["runs"]
         cells = [mean_and_spread([run["metrics"][name] for run in runs if name in run["metrics"]]) for name in names]
-        swapped = mean_and_spread([run["control"][table["judged_by"]] for run in runs if run["control"]])
+        judge = table["judged_by"]
+        swapped = mean_and_spread([run["control"][judge] for run in runs if run["control"] and judge in run["control"]])
         missing = "" if len(runs) == seeds else f" [{len(runs)} of {seeds} seeds]"
         lines.append((row["label"] + missing, [*cells, swapped]))
         if row["paper"]:

@@ -25,3 +25,7 @@ class CheckpointError(UserError):
 
 class ConfigError(UserError):
     """A configuration file or option is wrong; names the key and the nearest valid one."""
+
+
+class SearchIndexError(UserError):
+    """An index of videos is missing, damaged, or holds something else; names the folder and the file."""

@@ -1,6 +1,8 @@
 """Evaluate a checkpoint: ``python -m vpgfast.evaluate CHECKPOINT [--split test] [--output FOLDER] [--KEY VALUE ...]``.
 
-Prints the metrics beside the three baselines and the swapped-sentence control, and writes them to ``metrics.json``.
+Prints the metrics beside the three baselines and the swapped-sentence control, and writes them to ``metrics.json``. For
+a method with a retrieval branch the corpus metrics follow: is the video found among all videos of the split, and the
+moment in it?
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +26,12 @@ from tqdm import tqdm
 from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, write_file
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig, from_dict, nearest
-from vpgfast.data.batches import Loader, make_loader
+from vpgfast.corpus_metrics import CorpusResult, corpus_result, true_ranks
+from vpgfast.data.batches import Loader, make_loader, prepare
 from vpgfast.data.corpus import Corpus, load_corpus
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import BatchNeeds, Paragraph
+from vpgfast.embed import embed_clips, embed_texts, finds_videos
 from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.metrics import RankedSpans, baselines, evaluate_spans, format_table, ranked_spans, swap_sentences
 from vpgfast.models.method import METHODS, get_method
@@ -50,6 +54,7 @@ class Evaluation:
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         paragraphs: the items that were predicted.
         ranked: their ranked spans, see :mod:`vpgfast.metrics`.
+        retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
     """
 
     metrics: dict[str, float]
@@ -57,13 +62,15 @@ class Evaluation:
     control: dict[str, float] | None
     paragraphs: list[Paragraph]
     ranked: RankedSpans
+    retrieval: CorpusResult | None = None
 
     def table(self, method: str, title: str) -> str:
-        """The method's row beside the others."""
+        """The method's row beside the others; below it, how well it finds videos."""
         rows = {method: self.metrics, **self.baselines}
         if self.control is not None:
             rows[f"{method}, sentences swapped"] = self.control
-        return format_table(rows, title)
+        table = format_table(rows, title)
+        return table if self.retrieval is None else f"{table}\n\n{self.retrieval.tables(method, title)}"
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -82,6 +89,17 @@ def make_fabric(config: TrainConfig) -> Fabric:
         raise ConfigError(f"accelerator, devices, strategy or precision: {error}") from None
     fabric.launch()
     return fabric
+
+
+def mark_forward_methods(module: Any, method: str) -> None:
+    """Tell Fabric which calls go through the wrapped model.
+
+    Args:
+        module: as ``fabric.setup`` returns it.
+        method: the model's name in the registry.
+    """
+    for name in ("loss", "predict", *(("embed_videos", "embed_paragraphs") if finds_videos(method) else ())):
+        module.mark_forward_method(name)
 
 
 def split_loader(
@@ -173,7 +191,73 @@ def evaluate_split(
         control=control,
         paragraphs=items,
         ranked=ranked,
+        retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, items, ranked)
+        if finds_videos(config.method)
+        else None,
     )
+
+
+def evaluate_retrieval(
+    fabric: Fabric,
+    model: Any,
+    config: TrainConfig,
+    corpus: Corpus,
+    vectors: WordVectors,
+    split: str,
+    items: Sequence[Paragraph],
+    ranked: RankedSpans,
+) -> CorpusResult:
+    """The corpus metrics: every paragraph of a split against all of its videos.
+
+    Args:
+        model: as ``fabric.setup`` returns it, in evaluation mode, of a method that finds videos.
+        vectors: the model's vocabulary.
+        split: "test", "val" or "train".
+        items: what :func:`predict` returned for the split.
+        ranked: their ranked spans in their own video.
+    """
+    paragraphs, size = corpus.splits[split], config.batch_size
+    needs = get_method(config.method).needs(config.model)
+    videos = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
+    number = {video: i for i, video in enumerate(videos)}
+
+    def embed_some_videos(names: Sequence[str]) -> np.ndarray:
+        return embed_clips(model, [corpus.features[name] for name in names], needs, fabric.device)
+
+    def embed_some_texts(texts: Sequence[Paragraph]) -> np.ndarray:
+        return embed_texts(model, texts, vectors, needs, corpus.features.dim, fabric.device)
+
+    video_vectors = in_shares(fabric, _batches(videos, size), embed_some_videos, f"embedding videos of {split}")
+    text_vectors = in_shares(fabric, _batches(paragraphs, size), embed_some_texts, f"embedding paragraphs of {split}")
+    truth = np.array([number[paragraph.video_id] for paragraph in paragraphs])
+    parts = [len(prepare([paragraph], needs, training=False)) for paragraph in paragraphs]
+    return corpus_result(
+        true_ranks(np.concatenate(text_vectors), np.concatenate(video_vectors), truth),
+        *(len(videos), ranked, items, np.repeat(np.arange(len(paragraphs)), parts)),
+        *(paragraphs, config.metrics, EVALUATION_SEED),
+    )
+
+
+def _batches(values: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def in_shares(
+    fabric: Fabric, batches: Sequence[Sequence[T]], work: Callable[[Sequence[T]], np.ndarray], label: str
+) -> list[np.ndarray]:
+    """``work`` of every batch, in order, in every process; each process works on its share.
+
+    Where the number does not divide, the first batches come twice: all processes call the model equally often, which
+    DDP counts on.
+    """
+    share = range(-(-len(batches) // fabric.world_size))
+    hidden = True if fabric.global_rank else None  # None: hidden where there is no terminal
+    mine = []
+    for turn in tqdm(share, desc=label, leave=False, disable=hidden, unit="batch"):
+        index = turn * fabric.world_size + fabric.global_rank
+        mine.append(work(batches[index % len(batches)]))
+    shares = gather(fabric, mine)
+    return [shares[index % fabric.world_size][index // fabric.world_size] for index in range(len(batches))]
 
 
 def report(
@@ -219,12 +303,18 @@ def write_metrics(
         "baselines": evaluation.baselines,
         "control": evaluation.control,
     }
+    if evaluation.retrieval is not None:
+        content["retrieval"] = asdict(evaluation.retrieval)
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def table_from(content: Mapping[str, Any], config: TrainConfig) -> str:
     """The table again, from what :func:`write_metrics` wrote."""
-    evaluation = Evaluation(content["metrics"], content["baselines"], content["control"], [], [])
+    found = content.get("retrieval")  # only of methods that find videos
+    evaluation = Evaluation(
+        *(content["metrics"], content["baselines"], content["control"], [], []),
+        CorpusResult(**found) if found else None,
+    )
     return evaluation.table(content["method"], table_title(content["corpus"], content["split"], config))
 
 
@@ -277,7 +367,7 @@ def main(argv: Sequence[str]) -> int:
             f"({checkpoint.feature_source}), {corpus.name} has {corpus.features.dim} ({corpus.features.source})"
         )
     module = fabric.setup_module(build_model(checkpoint, config.model, arguments.checkpoint))
-    module.mark_forward_method("predict")
+    mark_forward_methods(module, config.method)
     evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
     if fabric.global_rank == 0:
         report(evaluation, config, corpus, arguments.split, time.monotonic() - start, output)

@@ -27,7 +27,7 @@ from vpgfast.data.corpus import MOTION, DataConfig
 from vpgfast.data.moving_shapes import pixel_features
 from vpgfast.data.pixels import PixelFeatures
 from vpgfast.data.text import UNKNOWN, WordVectors, split_sentences, tokenize
-from vpgfast.data.types import Paragraph
+from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.errors import CheckpointError, FeatureError, UserError
 from vpgfast.evaluate import settings_of
 from vpgfast.metrics import ranked_spans
@@ -121,6 +121,39 @@ def _join(parts: Sequence[np.ndarray], top: int) -> np.ndarray:
     return joined
 
 
+HOW_PARAGRAPHS_ARE_CUT = (
+    "of several lines has one sentence a line. A single line is cut after . ! ? and ... that a space or the end "
+    "follows, but not after Mr. Mrs. Ms. Dr. Prof. St. vs. e.g. i.e., not after etc., Jr., Sr., a.m., U.S., an "
+    "ellipsis or a closing quote where a lower-case letter follows, and not where a piece would have no letter."
+)
+"""For ``--help``; what :func:`vpgfast.data.text.split_sentences` does."""
+
+
+def add_query(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Give a command the ways to say what to look for; :func:`asked_sentences` reads them."""
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--sentence", action="append", help="what to look for; may be repeated")
+    query.add_argument(
+        "--paragraph",
+        type=Path,
+        metavar="FILE",
+        help="text file (UTF-8) with the sentences to look for, in order; - reads standard input; see below",
+    )
+    return query
+
+
+def asked_sentences(arguments: argparse.Namespace) -> list[str]:
+    """What ``--sentence`` or ``--paragraph`` asks for: at least one sentence, each with a word.
+
+    Raises:
+        UserError: there is no word in a sentence; or as :func:`read_paragraph`.
+    """
+    for number, sentence in enumerate(arguments.sentence or (), start=1):
+        if not tokenize(sentence):
+            raise UserError(f"--sentence {number} ({sentence!r}) has no word in it")
+    return arguments.sentence or read_paragraph(arguments.paragraph)
+
+
 def read_paragraph(path: Path) -> list[str]:
     """The sentences of a UTF-8 text file, cut by :func:`split_sentences`: at least one, each with a word.
 
@@ -191,6 +224,13 @@ def unknown_words(sentences: Sequence[str], vectors: WordVectors) -> list[str]:
     return [word for word in words if vectors.index(word) == UNKNOWN]
 
 
+def warn_of_unknown_words(sentences: Sequence[str], vectors: WordVectors, needs: BatchNeeds) -> None:
+    """Name the words that a method which reads by its vocabulary can't read."""
+    unknown = unknown_words(sentences, vectors)
+    if unknown and needs.vocabulary:
+        log.warning("the model has not seen these words and ignores their meaning: %s", ", ".join(unknown))
+
+
 def _features(arguments: argparse.Namespace, checkpoint: Checkpoint, config: TrainConfig) -> tuple[np.ndarray, float]:
     """Features [T, d_v] and duration of what the command line names."""
     if arguments.video is not None:
@@ -235,11 +275,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vpgfast.ground",
         description="Find when sentences happen in a video.",
-        epilog="Several --sentence make a paragraph, in that order. A --paragraph of several lines has one sentence a "
-        "line. A single line is cut after . ! ? and ... that a space or the end follows, but not after Mr. Mrs. Ms. "
-        "Dr. Prof. St. vs. e.g. i.e., not after etc., Jr., Sr., a.m., U.S., an ellipsis or a closing quote where a "
-        "lower-case letter follows, and not where a piece would have no letter. Settings of the run can be changed, "
-        "as in --model.language_model FOLDER where it lies elsewhere now.",
+        epilog=f"Several --sentence make a paragraph, in that order. A --paragraph {HOW_PARAGRAPHS_ARE_CUT} Settings "
+        "of the run can be changed, as in --model.language_model FOLDER where it lies elsewhere now.",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or the folder of a run")
@@ -247,14 +284,7 @@ def main(argv: Sequence[str]) -> int:
     source.add_argument("--video", type=Path, help="video file, for models trained on features that this package makes")
     source.add_argument("--features", type=Path, help=".npy or .npz file of clip features [clips, width]")
     parser.add_argument("--duration", type=float, help="length of the video in seconds, with --features")
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("--sentence", action="append", help="what to look for; may be repeated")
-    query.add_argument(
-        "--paragraph",
-        type=Path,
-        metavar="FILE",
-        help="text file (UTF-8) with the sentences to look for, in order; - reads standard input; see below",
-    )
+    add_query(parser)
     parser.add_argument("--top", type=int, default=5, help="spans a sentence (default 5)")
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: ground-NAME beside the checkpoint"
@@ -263,19 +293,14 @@ def main(argv: Sequence[str]) -> int:
     open_log()
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
-    for number, sentence in enumerate(arguments.sentence or (), start=1):
-        if not tokenize(sentence):
-            raise UserError(f"--sentence {number} ({sentence!r}) has no word in it")
-    sentences = arguments.sentence or read_paragraph(arguments.paragraph)
+    sentences = asked_sentences(arguments)
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = settings_of(checkpoint, arguments.checkpoint, rest)
     model = build_model(checkpoint, config.model, arguments.checkpoint)
     features, duration = _features(arguments, checkpoint, config)
     needs = get_method(config.method).needs(config.model)
-    unknown = unknown_words(sentences, checkpoint.word_vectors)
-    if unknown and needs.vocabulary:
-        log.warning("the model has not seen these words and ignores their meaning: %s", ", ".join(unknown))
+    warn_of_unknown_words(sentences, checkpoint.word_vectors, needs)
     if len(features) > (limit := needs.max_clips):
         log.info("%d clips are brought down to %d: one is %.1f s", len(features), limit, duration / limit)
     if needs.level == "paragraph" and needs.max_sentences and len(sentences) > needs.max_sentences:

@@ -26,6 +26,7 @@ from vpgfast.metrics import RankedSpans, interval_iou
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
 _WIDTH = 10.0  # inches
 _MOST_ROWS = 8  # sentences of a video that are drawn: some (TACoS) have a hundred
+_MOST_VIDEOS = 10  # of a search's
 _CHARACTERS = 112  # of a sentence on a line of that width
 
 
@@ -110,6 +111,52 @@ def draw_ranked(
                 rank = f"{k + 1}.  " if shown is counts else ""
                 label = f"{rank}{start:.{digits}f} - {end:.{digits}f} s   ({scores[m, k]:.3g})"
                 _label(axis, y + 0.1, label, INK if k == 0 else FAINT)
+    _save(figure, path)
+
+
+def draw_found(
+    sentences: Sequence[str],
+    videos: Sequence[tuple[str, float, tuple[np.ndarray, np.ndarray] | None]],
+    path: Path,
+    title: str,
+) -> None:
+    """The videos that a paragraph found, each a time line with the best span of every sentence.
+
+    The sentences are written out over the first video; the others are smaller and number them. Ten videos at most.
+
+    Args:
+        sentences: M of them.
+        videos: heading, duration in seconds, and spans float [M, 2] (seconds; NaN where there is none) with their
+            scores float [M], or ``None`` where the video was not grounded; best video first.
+        path: of the PNG.
+        title: above the picture.
+    """
+    count, videos = len(sentences), videos[:_MOST_VIDEOS]
+    numbered = [f"{number}. {text}" if count > 1 else text for number, text in enumerate(sentences, start=1)]
+    heights = [1.54 * count, *[0.6 * count] * (len(videos) - 1)]
+    figure, axes = _panels(heights, title, row_height=0.25, above=0.3, right=2.15)
+    for place, (axis, (heading, duration, found)) in enumerate(zip(axes, videos, strict=True)):
+        large = place == 0
+        step, bar = (1.54, 0.4) if large else (0.6, 0.4)
+        _time_line(axis, heading, duration, heights[place])
+        digits = 2 if duration < 10 else 1 if duration < 1000 else 0
+        for m in range(count):
+            top = step * m
+            if large:
+                axis.text(
+                    *(0, top + 0.72, textwrap.shorten(numbered[m], _CHARACTERS, placeholder=" ...")),
+                    transform=axis.get_yaxis_transform(), fontsize=8.5, color=INK, parse_math=False,
+                )  # fmt: skip
+                top += 1.0
+            _bar(axis, top, bar, 0, duration, TRACK)
+            label = "" if large or count == 1 else f"{m + 1}.  "
+            if found is None or not np.isfinite(found[0][m]).all():
+                _label(axis, top + bar / 2, label + ("not grounded" if found is None else "no span"), FAINT)
+                continue
+            start, end = found[0][m]
+            _bar(axis, top, bar, start, end, PREDICTED, alpha=1.0 if large else 0.6)
+            text = f"{label}{start:.{digits}f} - {end:.{digits}f} s   ({found[1][m]:.3g})"
+            _label(axis, top + bar / 2, text, INK if large else FAINT)
     _save(figure, path)
 
 
@@ -206,7 +253,7 @@ def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
         label = "paper, on its own corpus"
         axis.plot(*place_and_value(places, figures), "D", mfc="white", mec=TRUE, mew=1.4, ms=6, label=label)
     if table["baselines"]:
-        best = 100 * max(row[metric] for row in table["baselines"].values())
+        best = 100 * max(row[metric] for row in table["baselines"].values() if metric in row)
         draw = axis.axhline if line else axis.axvline
         draw(best, color=FAINT, lw=1.2, ls="--", label="the best of watching nothing")
     labels = [textwrap.shorten(row["label"], 44, placeholder=" ...") for row in rows]
@@ -250,7 +297,7 @@ def _time_line(axis: Axes, video: str, duration: float, rows: float) -> None:
     _plain(axis)
     axis.spines["left"].set_visible(False)
     if video:
-        axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4)
+        axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4, parse_math=False)
 
 
 def _sentence(axis: Axes, place: float, sentence: str) -> None:

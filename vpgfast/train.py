@@ -47,6 +47,7 @@ from vpgfast.evaluate import (
     evaluate_split,
     gather,
     make_fabric,
+    mark_forward_methods,
     predict,
     report,
     split_loader,
@@ -111,8 +112,7 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
     model = method(config.model, corpus.features.dim, vectors)
     optimizer = make_optimizer(model, config.optim)
     module, optimizer = fabric.setup(model, optimizer)
-    for name in ("loss", "predict"):
-        module.mark_forward_method(name)
+    mark_forward_methods(module, config.method)
     fabric.seed_everything(config.seed + fabric.global_rank, verbose=False)
     training = split_loader(fabric, config, corpus, corpus.splits["train"], vectors, needs, training=True)
     validation = split_loader(fabric, config, corpus, corpus.splits["val"], vectors, needs, training=False)

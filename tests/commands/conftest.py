@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_search
 
 from vpgfast import train
 from vpgfast.models.method import METHODS
@@ -37,4 +38,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, train_args: list[str]) -> Path
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert train.main([*train_args, "--output", str(folder)]) == 0
     del METHODS["tiny"]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def search_run(tmp_path_factory: pytest.TempPathFactory, train_args: list[str]) -> Path:
+    """The folder of a finished run of a method that finds videos; look, don't touch."""
+    METHODS[tiny_search.NAME] = "tiny_search:TinySearch"
+    folder = tmp_path_factory.mktemp("runs") / "search"
+    assert train.main([*train_args, "--method", tiny_search.NAME, "--output", str(folder)]) == 0
+    del METHODS[tiny_search.NAME]
     return folder

@@ -336,6 +336,31 @@ def test_other_rules_in_a_row_hide_the_baselines(tables_file: Path) -> None:
     assert "prior" not in table_text(table, 1)
 
 
+def test_corpus_metrics_in_tables(tmp_path: Path) -> None:
+    """A method that finds videos: judged by a joint metric, beside chance; the swapped control has none."""
+
+    def found(joint: float) -> dict[str, Any]:
+        metrics = {"R@10": 0.5, "median rank": 8.0, "R@10 IoU=0.5": joint}
+        chance = {"R@10": 0.1, "median rank": 50.0, "R@10 IoU=0.5": 0.01}
+        own = {"uniform": {"R@10 IoU=0.5": joint / 3}}  # differs from run to run
+        retrieval = {"videos": 100, "paragraphs": 90, "metrics": metrics, "baselines": {"chance": chance, **own}}
+        return {**result(0.2), "retrieval": retrieval}
+
+    text = TABLES.replace("judged_by: mIoU", "judged_by: corpus R@10 IoU=0.5")
+    finished = {"narrow": {0: found(0.2), 1: found(0.3)}, "wide": {0: found(0.3), 1: found(0.41)}}
+    table = summarize_table(read_tables(write(tmp_path, text))[0], finished)
+    (claim,) = table["claims"]
+    assert (claim["verdict"], claim["metric"], claim["below_baselines"]) == (HOLDS, "corpus R@10 IoU=0.5", False)
+    assert claim["difference"] == pytest.approx(0.105)
+    assert table["rows"][0]["runs"][0]["metrics"]["corpus R@10"] == 0.5
+    lines = [" ".join(line.split()) for line in table_text(table, 2).splitlines()]
+    assert lines[2] == "narrow 10.0 ± 0.0 20.0 ± 0.0 25.0 ± 7.1 -"
+    assert lines[-3:] == ["random 1.0 2.0 -", "prior 10.0 15.0 -", "chance - - 1.0"]
+    content = {"method": "tiny", "corpus": "c", "split": "test", "seeds": [0, 1], "tables": [table]}
+    draw_ablation(content, tmp_path / "corpus.png")
+    assert (tmp_path / "corpus.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_markdown_says_whose_figures_they_are(tables_file: Path) -> None:
     table = summary(tables_file, [0.2, 0.4], [0.3, 0.4])
     page = markdown(

@@ -16,7 +16,7 @@ from vpgfast.errors import FeatureError
 def test_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["--help"]) == 0
     printed = capsys.readouterr().out
-    for name in ("train", "evaluate", "ground", "ablate", "doctor"):
+    for name in ("train", "evaluate", "ground", "search", "ablate", "doctor"):
         assert f"\n  {name} " in printed
     assert program.main([]) == 2
 

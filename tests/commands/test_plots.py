@@ -158,3 +158,19 @@ def test_curves_mark_the_best_epoch(tmp_path: Path, drawn: list[Figure]) -> None
 def test_one_epoch_is_enough_for_a_curve(tmp_path: Path) -> None:
     plots.draw_curves([{"epoch": 1, "train loss": 1.0, "val mIoU": 0.2}], "mIoU", tmp_path / "t.png", "")
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_found_videos(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Every sentence of every video in its place; nothing is drawn of what is missing; ten videos at most."""
+    spans = np.array([[1.0, 3.0], [np.nan, np.nan]])
+    rows = [("1. a$b^{$   (0.9)", 10.0, (spans, np.array([0.5, np.nan]))), ("2. gone   (0.8)", 20.0, None)]
+    rows += [(f"{i}. more", 30.0, (spans + i, np.zeros(2))) for i in range(3, 15)]
+    plots.draw_found(["costs $5 or $6", "b"], rows, tmp_path / "p.png", "found")
+    (figure,) = drawn
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [heading for heading, _, _ in rows[:10]]
+    assert [axis.get_xlim()[1] for axis in figure.axes[:3]] == [10, 20, 30]
+    assert bars(figure, plots.PREDICTED) == [(1, 3), *((1 + i, 3 + i) for i in range(3, 11))]
+    labels = ["1. costs $5 or $6", "1.0 - 3.0 s   (0.5)", "2. b", "no span", "1.  not grounded", "2.  not grounded"]
+    assert texts(figure)[:6] == labels
+    assert texts(figure)[6:8] == ["1.  4.0 - 6.0 s   (0)", "2.  no span"]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -88,27 +88,23 @@ def make_batch(
     """
     if training and needs.labelled_share == 0:  # whoever prepared the items: nothing in the batch may tell
         paragraphs = [replace(p, spans=None, annotator_spans=None) for p in paragraphs]
-    clips = [resample(x, needs.max_clips, needs.resample, needs.fixed_length) for x in features]
+    video, video_mask = stack_clips(features, needs)
     texts = [[tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
     ids = [[word_vectors.encode(sentence, needs.max_words) for sentence in p.sentences] for p in paragraphs]
     size, most = len(paragraphs), max(len(p.sentences) for p in paragraphs)
-    length, longest = max(len(x) for x in clips), max(len(sentence) for item in ids for sentence in item)
+    longest = max(len(sentence) for item in ids for sentence in item)
 
-    video = np.zeros((size, length, clips[0].shape[1]), np.float32)
-    video_mask = np.zeros((size, length), bool)
     words = np.zeros((size, most, longest), np.int64)
     sentence_mask = np.zeros((size, most), bool)
-    for b, (x, item) in enumerate(zip(clips, ids, strict=True)):
-        video[b, : len(x)] = x
-        video_mask[b, : len(x)] = True
+    for b, item in enumerate(ids):
         sentence_mask[b, : len(item)] = True
         for m, sentence in enumerate(item):
             words[b, m, : len(sentence)] = sentence
     spans, labelled = _spans(paragraphs, most)
     return Batch(
         paragraphs=list(paragraphs),
-        video=torch.from_numpy(video),
-        video_mask=torch.from_numpy(video_mask),
+        video=video,
+        video_mask=video_mask,
         words=torch.from_numpy(words),
         word_mask=torch.from_numpy(words != 0),
         sentence_mask=torch.from_numpy(sentence_mask),
@@ -117,6 +113,18 @@ def make_batch(
         spans=spans,
         labelled=labelled,
     )
+
+
+def stack_clips(features: Sequence[np.ndarray], needs: BatchNeeds) -> tuple[torch.Tensor, torch.Tensor]:
+    """B videos' [T_b, d_v] features, resampled by ``needs`` and padded: float32 [B, T, d_v], mask bool [B, T]."""
+    clips = [resample(x, needs.max_clips, needs.resample, needs.fixed_length) for x in features]
+    length = max(len(x) for x in clips)
+    video = np.zeros((len(clips), length, clips[0].shape[1]), np.float32)
+    video_mask = np.zeros((len(clips), length), bool)
+    for b, x in enumerate(clips):
+        video[b, : len(x)] = x
+        video_mask[b, : len(x)] = True
+    return torch.from_numpy(video), torch.from_numpy(video_mask)
 
 
 def _chars(texts: list[list[list[str]]], shape: tuple[int, ...]) -> torch.Tensor:
