@@ -312,12 +312,13 @@ def make_corpora(runs: Sequence[Run]) -> None:
 
 
 def run_all(runs: Sequence[Run], workers: int, lock: int) -> list[Run]:
-    """Run them all, ``workers`` at a time, each with its share of the cores; returns those that failed.
+    """Run them all, ``workers`` at a time, each with its share of the cores, unless the environment's
+    ``OMP_NUM_THREADS`` gives another number; returns those that failed.
 
     Whatever ends this early (Ctrl-C, a signal) stops the running ones first; they resume when run again.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     waiting, failed = list(runs), []
     running: dict[subprocess.Popen[bytes], Run] = {}
     handler = signal.signal(signal.SIGTERM, _interrupt)

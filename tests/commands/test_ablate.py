@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -501,3 +503,22 @@ def test_interrupted_and_failing_runs(
     assert [len(row["runs"]) for row in second["rows"]] == [1, 1, 0]
     assert "bad [0 of 1 seeds]" in captured.out
     assert "undecided: bad is worse (no seed of both long and bad has finished)." in captured.out
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, max(1, (os.cpu_count() or 1) // 2)), ("3", 3)])
+def test_threads_of_a_run(given: str | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An equal share of the cores, unless the environment says otherwise."""
+    threads = []
+
+    def start(run: ablate.Run, environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+        threads.append(environment["OMP_NUM_THREADS"])
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(ablate, "_start", start)
+    plan = shipped_plan(ROOT / "configs" / "wsra" / "ablations.yaml")
+    ablate.run_all(plan.runs[:2], 2, 0)
+    assert threads == [str(expected)] * 2
