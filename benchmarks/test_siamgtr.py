@@ -15,7 +15,7 @@ from torch.func import functional_call
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.models import siamgtr
-from vpgfast.models.siamgtr import SiamGTR, SiamGTRConfig, draw_insertions
+from vpgfast.models.siamgtr import Insertions, SiamGTR, SiamGTRConfig, draw_insertions
 
 from . import field_siamgtr
 from .field_siamgtr import FieldSiamGTR, plain
@@ -67,15 +67,18 @@ def test_siamgtr(device: torch.device, record) -> None:
     B = 32
     step, batch = make_step(B, device)
     names = [name for name, _ in step.model.named_parameters()]
-    drawn = draw_insertions(batch, step.model.config)  # the same for all
+    drawn = draw_insertions(batch, step.model.config)
+
+    def same_draws(*_: object) -> Insertions:
+        return drawn
 
     def provider(way: str) -> Provider:
         where = "plain" if way.startswith("batched") else "model"
 
         def run(*weights: Tensor) -> Tensor:
             with (
-                mock.patch.object(siamgtr, "draw_insertions", lambda *_: drawn),  # noqa: PT008
-                mock.patch.object(field_siamgtr, "draw_insertions", lambda *_: drawn),  # noqa: PT008
+                mock.patch.object(siamgtr, "draw_insertions", same_draws),
+                mock.patch.object(field_siamgtr, "draw_insertions", same_draws),
             ):
                 named = {f"{where}.{name}": weight for name, weight in zip(names, weights, strict=True)}
                 return functional_call(step, named, (way, batch))

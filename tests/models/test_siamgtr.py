@@ -620,7 +620,10 @@ def test_on_a_gpu() -> None:
     model, batch = make_model(0.3, **settings), random_batch(labelled=[True, False, True])
     drawn = draw_insertions(batch, model.config)
     with pytest.MonkeyPatch.context() as patch:
-        same = lambda batch, config: Insertions(*(x.to(batch.video.device) for x in drawn))  # noqa: E731
+
+        def same(batch: Batch, config: SiamGTRConfig) -> Insertions:
+            return Insertions(*(x.to(batch.video.device) for x in drawn))
+
         patch.setattr("vpgfast.models.siamgtr.draw_insertions", same)
         cpu = model.loss(batch), model.predict(batch)
         model, batch = model.cuda(), batch.to("cuda")
