@@ -274,6 +274,14 @@ def test_concepts() -> None:
     assert model.concepts.loss(queries, batch).item() == pytest.approx(expected)
 
 
+def test_concepts_of_a_batch_without_the_last_words() -> None:
+    """Concepts keep their places where a batch holds none of the words from some row on."""
+    model = make_model()
+    assert model.concepts is not None  # words 7, 3, 4, 12
+    labels = model.concepts.labels(torch.tensor([[[3, 4, 0], [2, 4, 4]]]))
+    assert labels.int().tolist() == [[[0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0]]]
+
+
 def test_concepts_need_counted_words() -> None:
     model = SiamGTR(small(), FEATURE_DIM, word_vectors(VOCABULARY)).double()
     with pytest.raises(ValueError, match="content_counts"):

@@ -678,8 +678,8 @@ class Concepts(nn.Module):
         """Which concepts sentences hold: int64 [B, M, W] -> bool [B, M, C]."""
         size = len(self.words)
         number = torch.full((int(words.max()) + 1,), size, device=words.device)
-        known = self.words[(self.words > 0) & (self.words < len(number))]
-        number[known] = torch.arange(len(known), device=words.device)
+        known = ((self.words > 0) & (self.words < len(number))).nonzero()[:, 0]
+        number[self.words[known]] = known
         held = torch.zeros(*words.shape[:2], size + 1, dtype=torch.bool, device=words.device)
         return held.scatter_(2, number[words], True)[..., :size]
 
