@@ -348,18 +348,30 @@ def test_alignment_loss_by_loops() -> None:
 
 def test_similar_spans_by_loops() -> None:
     rng = np.random.default_rng(0)
-    similarity = np.concatenate([rng.normal(size=(40, T)), np.zeros((1, T)), np.eye(T)[[0, T - 1, 4]]])
-    found = similar_spans(torch.from_numpy(similarity), 0.4)
-    for scores, span in zip(similarity, found.tolist(), strict=True):
-        padded = [scores[0], *scores, scores[-1]]
-        smooth = [(padded[t] + 2 * padded[t + 1] + padded[t + 2]) / 4 for t in range(T)]
-        threshold = 0.6 * sorted(smooth)[(T - 1) // 2] + 0.4 * max(smooth)
-        first = last = int(np.argmax(smooth))
-        while first > 0 and smooth[first - 1] > threshold:
-            first -= 1
-        while last < T - 1 and smooth[last + 1] > threshold:
-            last += 1
-        assert span == pytest.approx([first / T, (last + 1) / T])
+    sentences = torch.tensor([[True, True], [True, False]])
+    for size in range(20):
+        similarity = rng.normal(size=(3, 2, T)) if size else np.zeros((3, 2, T))
+        similarity[:, :, :size] += 2
+        found = similar_spans(torch.from_numpy(similarity), sentences, 0.4)
+        for all_clips, own, span in zip(similarity, (0, 0, 1), found.tolist(), strict=True):
+            scores = all_clips[own]
+            padded = [scores[0], *scores, scores[-1]]
+            smooth = [(padded[t] + 2 * padded[t + 1] + padded[t + 2]) / 4 for t in range(T)]
+            threshold = 0.6 * sorted(all_clips.ravel())[(2 * T - 1) // 2] + 0.4 * max(smooth)
+            first = last = int(np.argmax(smooth))
+            while first > 0 and smooth[first - 1] > threshold:
+                first -= 1
+            while last < T - 1 and smooth[last + 1] > threshold:
+                last += 1
+            assert span == pytest.approx([first / T, (last + 1) / T])
+
+
+def test_similar_spans_of_long_events() -> None:
+    """An event that takes most of its own video is found whole."""
+    similarity = torch.zeros(2, 2, 10)
+    similarity[0, 0, 1:9] = similarity[1, 1, :2] = 1
+    found = similar_spans(similarity, torch.ones(2, 1, dtype=torch.bool), 0.5)
+    torch.testing.assert_close(found, torch.tensor([[0.1, 0.9], [0.0, 0.2]]))
 
 
 def test_alignment_by_loops() -> None:
@@ -452,7 +464,7 @@ def test_pseudo_spans_teach_as_labels_do() -> None:
     torch.manual_seed(0)
     taught = model.loss(batch)
     similarity = model.alignment.similarity(model.text(batch).sentences[batch.sentence_mask], model.project(batch))
-    spans = similar_spans(own_video(similarity, batch.sentence_mask), model.config.pseudo_span_share)
+    spans = similar_spans(similarity, batch.sentence_mask, model.config.pseudo_span_share)
     batch.spans = torch.zeros(3, 4, 2, dtype=torch.float64).masked_scatter(batch.sentence_mask.unsqueeze(2), spans)
     batch.labelled = torch.ones(3, dtype=torch.bool)
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
+from vpgfast.models.alignment import Alignment, alignment_loss, similar_spans
 from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, attend, mlp, same_videos, sinusoid
 from vpgfast.models.method import Method
 from vpgfast.ops import AttentionStats, anchor_cross_attention, anchor_embedding, temporal_giou
@@ -70,8 +70,8 @@ class SiamGTRConfig:
             sentence than of its paragraph); 0 leaves both out.
         pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
             in the paper).
-        pseudo_span_share: a sentence's span is where its clips are more similar to it than this share of the way from
-            the middle one's to the best one's similarity.
+        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from
+            what clips are on the whole to the best one.
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
         max_words: longer sentences are cut to this many words.
@@ -104,7 +104,7 @@ class SiamGTRConfig:
     label_weight: float = 1.0
     alignment_weight: float = 0.0
     pseudo_span_weight: float = 0.0
-    pseudo_span_share: float = 0.4
+    pseudo_span_share: float = 0.5
     sentence_order: Literal["time", "file"] = "time"
     max_sentences: int | None = None
     max_words: int = 50
@@ -201,7 +201,7 @@ class SiamGTR(Method):
             similarity = self.alignment.similarity(queries.sentences[sentences], clips)
             losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
             if config.pseudo_span_weight:
-                similar = similar_spans(own_video(similarity, sentences), config.pseudo_span_share).to(spans.dtype)
+                similar = similar_spans(similarity, sentences, config.pseudo_span_share).to(spans.dtype)
                 spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
 
