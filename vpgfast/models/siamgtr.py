@@ -483,7 +483,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.norm(x + self.dropout(self.out(self.dropout(self.hidden(x).relu()))))
+        return self.norm(x + self.dropout(self.out(self.dropout(self.hidden(x).relu_()))))
 
 
 class Decoder(nn.Module):
