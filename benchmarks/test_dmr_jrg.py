@@ -1,0 +1,163 @@
+"""A training step of DMR-JRG against the field's form and the best plain PyTorch, with the same weights and draws.
+
+The optimiser is left out: it is the same for all. So is dropout, whose masks would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, Paragraph
+from vpgfast.models import dmr_jrg, moment_map
+from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig
+from vpgfast.nn import TemporalMapConv2d
+
+from .field_dmr_jrg import FieldDMRJRG
+from .measure import Provider, measure
+from .test_ordered_suppression_scan import loop
+from .test_temporal_iou_map import broadcast
+from .test_temporal_map_conv2d import product_a_tap
+from .test_temporal_map_max_pool import rows_of_maximum
+
+FEATURE_DIM, WORD_DIM, VOCABULARY, SENTENCES, WORDS = 500, 300, 8000, 8, 13
+
+
+def plain_scan(z: Tensor, bias: Tensor, there: Tensor, reverse: bool) -> Tensor:
+    """The suppression of Eq. 18-19 on one number a cell, all paragraphs at once."""
+    assert bool(there.all())
+    return loop(z.flip(1), bias).flip(1) if reverse else loop(z, bias)
+
+
+def plain_bce(logits: Tensor, spans: Tensor, mask: Tensor, min_iou: float, max_iou: float) -> Tensor:
+    """Eq. 20-21 from logits, against a map of labels."""
+    target = ((broadcast(spans, logits.shape[-1]) - min_iou) / (max_iou - min_iou)).clamp(0, 1)
+    total = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), weight=mask.float(), reduction="sum")
+    return total / (mask.sum() * logits.shape[0] * logits.shape[1])
+
+
+def plain_convolutions(by_taps: bool) -> Callable[[TemporalMapConv2d, Tensor], Tensor]:
+    """2D-TAN's stack in plain PyTorch: whole convolutions and masks, or the products of the cells that count."""
+
+    def forward(self: TemporalMapConv2d, x: Tensor) -> Tensor:
+        for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
+            assert isinstance(conv, nn.Conv2d)
+            reached = self.get_buffer(f"mask{layer + 1}")
+            if by_taps:
+                if not hasattr(conv, "products"):
+                    conv.products = product_a_tap(
+                        self.get_buffer(f"mask{layer}"), reached, conv.kernel_size[0], padding, self.normalize
+                    )
+                x = conv.products(x, conv.weight, conv.bias)
+            else:
+                x = F.conv2d(x, conv.weight, conv.bias, padding=padding).relu() * reached
+        return x
+
+    return forward
+
+
+@contextmanager
+def plain(by_taps: bool) -> Iterator[None]:
+    """In here DMR-JRG's loss uses plain PyTorch in the place of our ops."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(moment_map, "temporal_map_max_pool", rows_of_maximum))
+        stack.enter_context(mock.patch.object(TemporalMapConv2d, "forward", plain_convolutions(by_taps)))
+        stack.enter_context(mock.patch.object(dmr_jrg, "ordered_suppression_scan", plain_scan))
+        stack.enter_context(mock.patch.object(dmr_jrg, "temporal_map_bce", plain_bce))
+        yield
+
+
+class Step(nn.Module):
+    """One of several ways to compute the loss of a model and a batch."""
+
+    def __init__(self, model: DMRJRG) -> None:
+        super().__init__()
+        self.model = model
+        compiled = torch.compile(lambda batch: model.loss(batch)["loss"])
+        self.ways: dict[str, Callable[[Batch], Tensor]] = {
+            "field's form": FieldDMRJRG(model).loss,
+            "plain": self.in_plain(lambda batch: model.loss(batch)["loss"], by_taps=False),
+            "plain, cells that count": self.in_plain(lambda batch: model.loss(batch)["loss"], by_taps=True),
+            "plain, compiled": self.in_plain(compiled, by_taps=False),
+            "vpgfast": lambda batch: model.loss(batch)["loss"],
+        }
+
+    @staticmethod
+    def in_plain(loss: Callable[[Batch], Tensor], by_taps: bool) -> Callable[[Batch], Tensor]:
+        def run(batch: Batch) -> Tensor:
+            with plain(by_taps):
+                return loss(batch)
+
+        return run
+
+    def forward(self, way: str, batch: Batch) -> Tensor:
+        return self.ways[way](batch)
+
+
+def make_step(B: int, device: torch.device, **settings: Any) -> tuple[Step, Batch]:
+    """A model of the paper's size with random weights, and a random batch of paragraphs of eight sentences."""
+    words = ["<pad>", "<unk>", *map(str, range(VOCABULARY - 2))]
+    numbers = np.random.default_rng(0).standard_normal((VOCABULARY, WORD_DIM), dtype=np.float32)
+    counts = np.maximum(np.arange(VOCABULARY) - 1, 0)
+    torch.manual_seed(0)
+    config = DMRJRGConfig(dropout=0, **settings)
+    model = DMRJRG(config, FEATURE_DIM, WordVectors(words, numbers, "random", content_counts=counts)).to(device)
+    mask = torch.ones(B, SENTENCES, WORDS, dtype=torch.bool)
+    batch = Batch(
+        paragraphs=[Paragraph(str(b), 100.0, ("",) * SENTENCES) for b in range(B)],
+        video=torch.randn(B, config.max_clips, FEATURE_DIM),
+        video_mask=torch.ones(B, config.max_clips, dtype=torch.bool),
+        words=torch.randint(1, VOCABULARY, mask.shape),
+        word_mask=mask,
+        sentence_mask=torch.ones(B, SENTENCES, dtype=torch.bool),
+        durations=torch.full((B,), 100.0, dtype=torch.float64),
+    )
+    batch.words[0, 0, 0] = 1  # an unknown word, whose vector is trained
+    return Step(model), batch.to(device)
+
+
+@pytest.mark.parametrize("B", [4, 16])
+def test_dmr_jrg(B: int, device: torch.device, record) -> None:
+    step, batch = make_step(B, device)
+    config, drawn = step.model.config, step.model.draw(batch)
+    parameters = [p for p in step.model.parameters() if p.requires_grad]
+    names = [name for name, p in step.named_parameters() if p.requires_grad]
+
+    def provider(way: str) -> Provider:
+        def run(*weights: Tensor) -> Tensor:
+            with mock.patch.object(DMRJRG, "draw", return_value=drawn):
+                return functional_call(step, dict(zip(names, weights, strict=True)), (way, batch))
+
+        return Provider(way, run, is_ours=way == "vpgfast", is_fields=way == "field's form")
+
+    # TAN's products on the moments alone, by the fastest way known (F(4x4, 5x5): 64 products for 16 cells).
+    K, D, N = config.segments, config.dim, B * SENTENCES
+    tiles = F.max_pool2d(torch.ones(1, K, K).triu(), 4).sum()
+    forward = config.tan_layers * 2 * 64 * float(tiles) * N * D * D
+    maps, weights = 4 * N * D * K * K, 4 * sum(p.numel() for p in parameters)
+    record(
+        measure(
+            "dmr_jrg",
+            f"ActivityNet B={B} M={SENTENCES} K={K} D={D}",
+            [provider(way) for way in step.ways],
+            [p.detach() for p in parameters],
+            # Each layer of TAN writes its map; backward reads it again and writes its gradient.
+            floor_bytes={
+                "forward": config.tan_layers * maps + weights,
+                "forward+backward": 3 * (config.tan_layers * maps + weights),
+            },
+            floor_flops={"forward": forward, "forward+backward": 3 * forward},
+            # Where a ReLU's input is nearly zero, rounding decides whether its gradient passes: four layers of that.
+            tolerance=1e-2,
+        )
+    )
