@@ -72,4 +72,13 @@ TARGETS = (
     Target("marn proposals", "ActivityNet B=4 d_v=4096 T=128 P=942", 8, 8, over_field=True),
     Target("marn", "ActivityNet B=4 d_v=4096 T=128 P=942", 3, 3, over_field=True),
     Target("wsra", "Charades-STA B=42 d_v=1024 T=64 H=512", 2, 2, over_field=True),
+    Target("siamgtr", "ActivityNet B=32 d_v=500 T=256 D=256 M=4", 3, 3, over_field=True),
+    Target(
+        "siamgtr",
+        "ActivityNet B=32 d_v=500 T=256 D=256 M=4",
+        1.3,
+        1.3,
+        why_short="The video encoder's matrix products, which all ways share and the floor counts, are most of the "
+        "step: what a peer does besides is all that there is to gain.",
+    ),
 )

@@ -29,7 +29,9 @@ def convolution_and_mask(in_mask: Tensor, out_mask: Tensor, k: int, padding: int
     return lambda x, weight, bias: torch.nn.functional.conv2d(x, weight, bias, padding=padding).relu() * masked_weight
 
 
-def product_a_tap(in_mask: Tensor, out_mask: Tensor, k: int, padding: int) -> Callable[..., Tensor]:
+def product_a_tap(
+    in_mask: Tensor, out_mask: Tensor, k: int, padding: int, normalize: bool = True
+) -> Callable[..., Tensor]:
     """The best plain PyTorch that we found: a gather and a matrix product a tap, of the cells that count."""
     T, out_T = in_mask.shape[0], out_mask.shape[0]
     cells = out_mask.nonzero()
@@ -42,7 +44,7 @@ def product_a_tap(in_mask: Tensor, out_mask: Tensor, k: int, padding: int) -> Ca
             valid = inside & in_mask[i.clamp(0, T - 1), j.clamp(0, T - 1)]
             count += valid
             taps.append((r, s, valid.nonzero()[:, 0], (i * T + j)[valid]))
-    scale = torch.where(count > 0, 1 / count, 0)[:, None, None]
+    scale = torch.where(count > 0, 1 / count if normalize else torch.ones_like(count), 0)[:, None, None]
     places = cells[:, 0] * out_T + cells[:, 1]
 
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
