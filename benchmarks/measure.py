@@ -196,8 +196,8 @@ def measure(
             if expected is None:
                 expected, expected_grads = out.detach(), grads
             names = ["result", *("gradient" for _ in grads)]
-            # Of a gradient a million times smaller than the largest one, rounding leaves nothing to compare.
-            least = 1e-6 * max((float(b.abs().max()) for b in expected_grads), default=0.0)
+            # What is left of a gradient that is tiny beside the largest one has mostly cancelled: rounding shows in it.
+            least = 1e-4 * max((float(b.abs().max()) for b in expected_grads), default=0.0)
             for name, a, b in zip(names, [out.detach(), *grads], [expected, *expected_grads], strict=True):
                 scale, difference = max(float(b.abs().max()), least), float((a - b).abs().max())
                 assert difference <= tolerance * max(scale, 1e-30), (
