@@ -483,7 +483,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.norm(x + self.dropout(self.out(self.dropout(self.hidden(x).relu_()))))
+        # As rows, which no view is made of: a ReLU in place would copy the gradient of a view.
+        hidden = self.dropout(self.hidden(x.flatten(0, -2)).relu_())
+        return self.norm(x + self.dropout(self.out(hidden).view_as(x)))
 
 
 class Decoder(nn.Module):
@@ -634,12 +636,12 @@ class CrossAttention(nn.Module):
 
     def through(self, x: Tensor, projection: nn.Linear) -> Tensor:
         """Each head [B, H, Q, D / H] by its rows of the transposed projection -> [B, H Q, D]."""
-        return (x @ projection.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
+        return torch.einsum("bhqi,hid->bhqd", x, projection.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
 
     def back(self, x: Tensor, projection: nn.Linear) -> Tensor:
         """[B, H Q, D], each head by its rows of the projection -> [B, Q, D]."""
-        heads = x.unflatten(1, (self.heads, -1)) @ projection.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
-        return heads.transpose(1, 2).flatten(2)
+        x = x.unflatten(1, (self.heads, -1))
+        return torch.einsum("bhqd,hid->bqhi", x, projection.weight.unflatten(0, (self.heads, -1))).flatten(2)
 
 
 class Concepts(nn.Module):
