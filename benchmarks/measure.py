@@ -18,13 +18,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+
 # Large blocks would otherwise be given back to the system and faulted in again at every call, which costs ten times the
 # writing of them and falls on whichever provider comes next. All run on memory that the process holds, as in a training
 # loop that has warmed up.
+def _blocks_from_the_system(least: int) -> None:
+    """Blocks of this many bytes and more are taken from the system one by one and go back to it when they are freed."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-3, least)  # M_MMAP_THRESHOLD
+
+
 if platform.libc_ver()[0] == "glibc":
-    _malloc = ctypes.CDLL(None).mallopt
-    _malloc(-3, 2**30)  # M_MMAP_THRESHOLD
-    _malloc(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+_blocks_from_the_system(2**30)
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_PER_CASE = 1.0
@@ -144,10 +150,12 @@ def peak_mib(device: torch.device, work: Callable[[], object]) -> float | None:
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if not Path("/proc/self/clear_refs").exists():
         return None
+    _blocks_from_the_system(2**20)  # so that holes which others have left in the heap do not count
     ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls have freed, so that it counts again
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
     before = _status_kib("VmRSS")
     work()
+    _blocks_from_the_system(2**30)
     return (_status_kib("VmHWM") - before) / 2**10
 
 
