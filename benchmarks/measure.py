@@ -150,12 +150,10 @@ def peak_mib(device: torch.device, work: Callable[[], object]) -> float | None:
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if not Path("/proc/self/clear_refs").exists():
         return None
-    _blocks_from_the_system(2**20)  # so that holes which others have left in the heap do not count
     ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls have freed, so that it counts again
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
     before = _status_kib("VmRSS")
     work()
-    _blocks_from_the_system(2**30)
     return (_status_kib("VmHWM") - before) / 2**10
 
 
@@ -165,6 +163,27 @@ def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tupl
         return out, ()
     wanted = [t for t in inputs if t.requires_grad]
     return out, torch.autograd.grad(out, wanted, grad)
+
+
+def _check(case: str, providers: list[Provider], leaves: list[Tensor], tolerance: float) -> Tensor | None:
+    """Compares everybody's results with the first one's; returns the gradient to go backward from, if any leaf asks."""
+    expected, expected_grads, grad = None, (), None
+    for provider in providers:
+        out, _ = _step(provider, leaves, None)
+        if grad is None and any(t.requires_grad for t in leaves):
+            grad = torch.ones_like(out, memory_format=torch.contiguous_format)  # not one provider's layout
+        out, grads = _step(provider, leaves, grad)
+        if expected is None:
+            expected, expected_grads = out.detach(), grads
+        names = ["result", *("gradient" for _ in grads)]
+        # What is left of a gradient that is tiny beside the largest one has mostly cancelled: rounding shows in it.
+        least = 1e-4 * max((float(b.abs().max()) for b in expected_grads), default=0.0)
+        for name, a, b in zip(names, [out.detach(), *grads], [expected, *expected_grads], strict=True):
+            scale, difference = max(float(b.abs().max()), least), float((a - b).abs().max())
+            assert difference <= tolerance * max(scale, 1e-30), (
+                f"{case}: {name} of {provider.name} is off by {difference} (largest value {scale})"
+            )
+    return grad
 
 
 def measure(
@@ -192,27 +211,20 @@ def measure(
     """
     device, dtype = inputs[0].device, inputs[0].dtype
     rows = []
+    leaves_of = {
+        mode: [t.detach().requires_grad_(mode == "forward+backward" and t.is_floating_point()) for t in inputs]
+        for mode in floor_bytes
+    }
+    _blocks_from_the_system(2**16)  # before anything is timed: holes that others leave in the heap are no peak
+    grads = {mode: _check(f"{op} {shape} {mode}", providers, leaves, tolerance) for mode, leaves in leaves_of.items()}
+    peaks = {
+        (mode, p.name): peak_mib(device, functools.partial(_step, p, leaves, grads[mode]))
+        for mode, leaves in leaves_of.items()
+        for p in providers
+    }
+    _blocks_from_the_system(2**30)
     for mode, moved in floor_bytes.items():
-        backward = mode == "forward+backward"
-        leaves = [t.detach().requires_grad_(backward and t.is_floating_point()) for t in inputs]
-        expected, expected_grads, grad = None, (), None
-        for provider in providers:
-            out, _ = _step(provider, leaves, None)
-            if backward and grad is None:
-                grad = torch.ones_like(out, memory_format=torch.contiguous_format)  # not one provider's layout
-            out, grads = _step(provider, leaves, grad)
-            if expected is None:
-                expected, expected_grads = out.detach(), grads
-            names = ["result", *("gradient" for _ in grads)]
-            # What is left of a gradient that is tiny beside the largest one has mostly cancelled: rounding shows in it.
-            least = 1e-4 * max((float(b.abs().max()) for b in expected_grads), default=0.0)
-            for name, a, b in zip(names, [out.detach(), *grads], [expected, *expected_grads], strict=True):
-                scale, difference = max(float(b.abs().max()), least), float((a - b).abs().max())
-                assert difference <= tolerance * max(scale, 1e-30), (
-                    f"{op} {shape} {mode}: {name} of {provider.name} is off by {difference} (largest value {scale})"
-                )
-
-        peaks = {p.name: peak_mib(device, functools.partial(_step, p, leaves, grad)) for p in providers}
+        leaves, grad = leaves_of[mode], grads[mode]
         times: dict[str, list[float]] = {provider.name: [] for provider in providers}
         deadline = time.perf_counter() + SECONDS_PER_CASE * len(providers)
         for round_number in range(ROUNDS[1]):
@@ -238,7 +250,7 @@ def measure(
                     op, provider.name, provider.role, mode, shape, str(dtype).removeprefix("torch."),
                     device_name(device), device.type, torch.get_num_threads(), torch.__version__, commit(),
                     p20, p50, p80,
-                    best_peer / p50, floor * 1e3, floor * 1e3 / p50, peaks[provider.name],
+                    best_peer / p50, floor * 1e3, floor * 1e3 / p50, peaks[mode, provider.name],
                 )
             )  # fmt: skip
     return rows
