@@ -25,14 +25,14 @@ class Sums(NamedTuple):
     """All that the regression needs of its pairs, whose number does not matter to memory; float64.
 
     Attributes:
-        count: of pairs x (mean feature) and y (mean word vector).
+        pairs: how many, of x (mean feature) and y (mean word vector).
         x: [d_v].
         y: [d_w].
         xx: [d_v, d_v] of outer products.
         xy: [d_v, d_w].
     """
 
-    count: int
+    pairs: int
     x: np.ndarray
     y: np.ndarray
     xx: np.ndarray
@@ -47,7 +47,7 @@ def sums_of(features: np.ndarray, words: np.ndarray) -> Sums:
 
 def add(one: Sums, other: Sums) -> Sums:
     """The sums over the pairs of both."""
-    return Sums(*(a + b for a, b in zip(one, other, strict=True)))
+    return Sums(one.pairs + other.pairs, one.x + other.x, one.y + other.y, one.xx + other.xx, one.xy + other.xy)
 
 
 class LinearMap(NamedTuple):
@@ -78,7 +78,7 @@ def fit(sums: Sums) -> LinearMap:
     Args:
         sums: over all training pairs, one at least.
     """
-    x, y, xx, xy = (values / sums.count for values in sums[1:])
+    x, y, xx, xy = (total / sums.pairs for total in (sums.x, sums.y, sums.xx, sums.xy))
     variance, covariance = xx - np.outer(x, x), xy - np.outer(x, y)
     ridge = max(RIDGE * np.trace(variance) / len(variance), 1e-12)  # features that never change have a map, too: 0
     return LinearMap(x, y, np.linalg.solve(variance + ridge * np.eye(len(variance)), covariance))

@@ -937,6 +937,16 @@ def test_shipped_configs_hold_the_papers_settings() -> None:
         assert replace(model, segments=32) == DMRJRGConfig()  # the defaults are the paper's
 
 
+def test_our_configs_ground() -> None:
+    """What the paper lacks is on, beside all that it has; nothing else that it has not."""
+    weights = ("retrieval", "local", "global", "time", "grrm", "alignment")
+    for name in ("moving_shapes", "activitynet_simulated", "charades_sta_simulated"):
+        model = parse_train(["--config", str(CONFIGS / f"{name}.yaml")]).model
+        assert {getattr(model, f"{weight}_weight") for weight in weights} == {1.0}
+        assert model.pseudo_span_weight > 0
+        assert (model.moment_map, model.context, model.normalize_fusion) == ("max_pool", "convolutions", False)
+
+
 def test_ablation_tables() -> None:
     """What the paper claims is true of its own figures, where they are known."""
     tables = read_tables(CONFIGS / "ablations.yaml")
