@@ -114,7 +114,8 @@ def test_metrics_by_brute_force(pieces: str) -> None:
         spans = [rows[m : m + 1] for rows in ranked for m in range(len(rows))]
         parts = np.repeat(parts, [len(p.sentences) for p in paragraphs])
     rules = MetricRules(sentence_order="file")
-    result = corpus_result(ranks, 20, spans, items, parts, paragraphs, rules)
+    by_words = rng.integers(1, 21, size=30)
+    result = corpus_result(ranks, by_words, 20, spans, items, parts, paragraphs, rules)
 
     assert (result.videos, result.paragraphs) == (20, 30)
     assert list(for_tables(result.metrics)) == corpus_metric_names(rules)
@@ -123,6 +124,9 @@ def test_metrics_by_brute_force(pieces: str) -> None:
         assert result.baselines["chance"][f"R@{depth}"] == min(1, depth / 20)
     assert result.metrics["median rank"] == np.median(ranks)
     assert result.baselines["chance"]["median rank"] == 10.5
+    for depth in (1, 5, 10, 100):
+        assert result.baselines["bag of words"][f"R@{depth}"] == pytest.approx(np.mean(by_words <= depth))
+    assert result.baselines["bag of words"]["median rank"] == np.median(by_words)
     uniform = uniform_split(paragraphs)
     for depth in (10, 100):
         for iou in (0.3, 0.5, 0.7):
@@ -142,7 +146,15 @@ def test_chance_is_what_random_rankings_and_spans_earn() -> None:
     rng = np.random.default_rng(3)
     paragraphs, ranked = corpus(rng)
     result = corpus_result(
-        np.ones(30, np.int64), 40, ranked, paragraphs, np.arange(30), paragraphs, MetricRules(), draws=30
+        np.ones(30, np.int64),
+        np.ones(30, np.int64),
+        40,
+        ranked,
+        paragraphs,
+        np.arange(30),
+        paragraphs,
+        MetricRules(),
+        draws=30,
     )
     drawn = []
     for _ in range(30):
@@ -156,7 +168,7 @@ def test_chance_is_what_random_rankings_and_spans_earn() -> None:
 def test_rules_of_the_other_metrics_hold() -> None:
     """Thresholds, and > instead of >=."""
     paragraph = Paragraph("v", 10.0, ("a",), np.array([[0.0, 5.0]]))
-    arguments = (np.array([1]), 1, [np.array([[[0.0, 10.0]]])], [paragraph], np.array([0]), [paragraph])
+    arguments = (np.array([1]), np.array([1]), 1, [np.array([[[0.0, 10.0]]])], [paragraph], np.array([0]), [paragraph])
     inclusive = corpus_result(*arguments, MetricRules(thresholds=(0.5,)))
     exclusive = corpus_result(*arguments, MetricRules(thresholds=(0.5,), comparison=">"))
     assert inclusive.metrics["R@10 IoU=0.5"] == 1

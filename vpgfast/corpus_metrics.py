@@ -34,6 +34,8 @@ JOINT_DEPTHS = (10, 100)
 WINDOWS, WINDOW_NMS = 10, 0.5
 """Windows of a sentence that the released code of DMR-JRG counts, and the IoU above which a worse one is dropped."""
 MEDIAN_RANK = "median rank"
+BAG_OF_WORDS = "bag of words"
+"""The baseline of :mod:`vpgfast.bag_of_words`."""
 STRICT = "strict "
 """Before the name of a joint metric that counts the first window alone."""
 
@@ -53,8 +55,8 @@ class CorpusResult:
         videos: V that were searched.
         paragraphs: queries.
         metrics: by name: R@K and the joint metrics are fractions in [0, 1], "median rank" counts from 1.
-        baselines: "chance" (a random ranking, and random spans) with the same names; "uniform" (the method's own
-            ranking, and the uniform split of the video) with the joint ones.
+        baselines: "chance" (a random ranking, and random spans) with the same names; "bag of words" with R@K and the
+            median rank; "uniform" (the method's own ranking, and the uniform split of the video) with the joint ones.
     """
 
     videos: int
@@ -65,10 +67,11 @@ class CorpusResult:
     def tables(self, method: str, title: str) -> str:
         """Two tables: finding the video, then finding the video and the moment."""
         rows = {method: self.metrics, "chance": self.baselines["chance"]}
+        found = {name: self.baselines[name] for name in (BAG_OF_WORDS,) if name in self.baselines}  # not in older files
         names = [f"R@{depth}" for depth in VIDEO_DEPTHS]
         cells = [
             (label, [*(f"{100 * row[name]:.1f}" for name in names), f"{row[MEDIAN_RANK]:g}"])
-            for label, row in rows.items()
+            for label, row in {method: self.metrics, **found, "chance": self.baselines["chance"]}.items()
         ]
         about = f"{title}: the video of a paragraph among {self.videos}, {self.paragraphs} paragraphs"
         video = align([*names, MEDIAN_RANK], cells, about)
@@ -154,6 +157,7 @@ def distinct_windows(ranked: RankedSpans) -> list[np.ndarray]:
 
 def corpus_result(
     ranks: np.ndarray,
+    ranks_by_words: np.ndarray,
     videos: int,
     ranked: RankedSpans,
     items: Sequence[Paragraph],
@@ -167,6 +171,7 @@ def corpus_result(
 
     Args:
         ranks: int [P], place of each paragraph's video, see :func:`true_ranks`.
+        ranks_by_words: int [P], the same for the vectors of :mod:`vpgfast.bag_of_words`.
         videos: V that were ranked.
         ranked: spans predicted in the true video, of each item.
         items: the paragraphs as the method took them: whole, in pieces, or sentence by sentence.
@@ -187,14 +192,19 @@ def corpus_result(
     return CorpusResult(
         videos=videos,
         paragraphs=len(paragraphs),
-        metrics={f"R@{depth}": float(np.mean(ranks <= depth)) for depth in VIDEO_DEPTHS}
-        | {MEDIAN_RANK: float(np.median(ranks))}
-        | _joint(found[item_paragraphs], distinct_windows(ranked), items, rules),
+        metrics=_found(ranks) | _joint(found[item_paragraphs], distinct_windows(ranked), items, rules),
         baselines={
             "chance": chance | {name: float(np.mean([row[name] for row in guessed])) for name in guessed[0]},
+            BAG_OF_WORDS: _found(ranks_by_words),
             "uniform": _joint(found, uniform_split(ordered), ordered, rules),
         },
     )
+
+
+def _found(ranks: np.ndarray) -> dict[str, float]:
+    """R@K and median rank."""
+    shares = {f"R@{depth}": float(np.mean(ranks <= depth)) for depth in VIDEO_DEPTHS}
+    return shares | {MEDIAN_RANK: float(np.median(ranks))}
 
 
 def _joint(

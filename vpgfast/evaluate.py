@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ import torch.distributed
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
+from vpgfast.bag_of_words import add, fit, mean_words, sums_of
 from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, write_file
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig, from_dict, nearest
@@ -233,8 +235,37 @@ def evaluate_retrieval(
     parts = [len(prepare([paragraph], needs, training=False)) for paragraph in paragraphs]
     return corpus_result(
         true_ranks(np.concatenate(text_vectors), np.concatenate(video_vectors), truth),
+        ranks_by_words(fabric, config, corpus, vectors, split),
         *(len(videos), ranked, items, np.repeat(np.arange(len(paragraphs)), parts)),
         *(paragraphs, config.metrics, EVALUATION_SEED),
+    )
+
+
+def ranks_by_words(fabric: Fabric, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str) -> np.ndarray:
+    """The place of each paragraph's video by :mod:`vpgfast.bag_of_words`, int64 [P]; the arguments as above."""
+    needs = get_method(config.method).needs(config.model)
+
+    def mean_features(names: Sequence[str]) -> np.ndarray:
+        return np.stack([corpus.features[name].mean(axis=0, dtype=np.float64) for name in names])
+
+    def mean_vectors(paragraphs: Sequence[Paragraph]) -> np.ndarray:
+        return mean_words(paragraphs, vectors, needs.max_words)
+
+    hidden = True if fabric.global_rank else None  # None: hidden where there is no terminal
+    batches = _batches(corpus.splits["train"], config.batch_size)[fabric.global_rank :: fabric.world_size]
+    mine = sums_of(np.zeros((0, corpus.features.dim)), np.zeros((0, vectors.dim)))
+    for batch in tqdm(batches, desc="bag of words, train", leave=False, disable=hidden, unit="batch"):
+        mine = add(mine, sums_of(mean_features([p.video_id for p in batch]), mean_vectors(batch)))
+    fitted = fit(reduce(add, gather(fabric, mine)))
+
+    paragraphs, size = corpus.splits[split], config.batch_size
+    videos = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
+    number = {video: i for i, video in enumerate(videos)}
+    features = in_shares(fabric, _batches(videos, size), mean_features, f"bag of words, videos of {split}")
+    return true_ranks(
+        fitted.of_paragraphs(mean_vectors(paragraphs)),
+        fitted.of_videos(np.concatenate(features)),
+        np.array([number[paragraph.video_id] for paragraph in paragraphs]),
     )
 
 

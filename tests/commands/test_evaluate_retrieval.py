@@ -29,7 +29,13 @@ def test_table_and_json(
     assert evaluate.main([str(search_run), "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "moving_shapes, test split, in %: the video of a paragraph among 7, 7 paragraphs" in printed
-    for row in ("tiny_search, first window only", "chance", "chance, first window only", "videos found, uniform split"):
+    for row in (
+        "tiny_search, first window only",
+        "bag of words",
+        "chance",
+        "chance, first window only",
+        "videos found, uniform split",
+    ):
         assert f"\n{row} " in printed
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (search_run, tmp_path))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
@@ -38,6 +44,7 @@ def test_table_and_json(
     assert list(found["metrics"])[:6] == ["R@1", "R@5", "R@10", "R@100", "median rank", "R@10 IoU=0.3"]
     assert found["metrics"]["R@10"] == 1
     assert found["baselines"]["chance"]["median rank"] == 4
+    assert list(found["baselines"]["bag of words"]) == ["R@1", "R@5", "R@10", "R@100", "median rank"]
 
     # A finished run is shown again from its file, whether or not an older version wrote it.
     shown = [*train_args, "--method=tiny_search", "--output", str(search_run)]
@@ -47,6 +54,10 @@ def test_table_and_json(
     text = evaluate.table_from(older, from_dict(load_checkpoint(search_run).settings, "test"))
     assert "tiny_search, sentences swapped" in text
     assert "chance" not in text
+    del found["baselines"]["bag of words"]
+    text = evaluate.table_from(first, from_dict(load_checkpoint(search_run).settings, "test"))
+    assert "\nchance " in text
+    assert "bag of words" not in text
 
 
 def test_ranks_are_the_models_own(search_run: Path) -> None:

@@ -20,6 +20,7 @@ from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import CheckpointError, ConfigError
+from vpgfast.models.alignment import similar_spans
 from vpgfast.models.dmr_jrg import (
     DMRJRG,
     DMRJRGConfig,
@@ -35,7 +36,7 @@ from vpgfast.models.dmr_jrg import (
 )
 from vpgfast.models.layers import sinusoid
 from vpgfast.models.method import METHODS, RetrievalMethod, get_method
-from vpgfast.models.moment_map import MomentMap, Pointwise
+from vpgfast.models.moment_map import MomentMap, Pointwise, SimilarityMap
 from vpgfast.ops import temporal_iou_map
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dmr_jrg"
@@ -157,9 +158,10 @@ def test_the_fields_form_gives_the_same(changes: dict) -> None:
         {"content_weight": 50.0},
         {"told": "masked"},
         {"min_iou": 0.3, "max_iou": 0.9},
-        {"pooling": "attention"},
-        {"sentence_weight": 0.5},
-        {"pooling": "attention", "sentence_weight": 0.5},
+        {"alignment_weight": 0.5},
+        {"alignment_weight": 0.5, "pseudo_span_weight": 2.0},
+        {"alignment_weight": 0.5, "pseudo_span_weight": 2.0, "local_weight": 0.0},
+        {"alignment_weight": 0.5, "pseudo_span_weight": 2.0, "train_sync_heads": False},
     ],
     ids=str,
 )
@@ -183,13 +185,14 @@ def test_every_switch_trains_all_that_is_there(changes: dict) -> None:
         ("global", ["global"]),
         ("time", ["time"]),
         ("grrm", ["grrm"]),
-        ("sentence", ["sentence"]),
+        ("alignment", ["alignment"]),
+        ("pseudo_span", ["pseudo_span"]),
     ],
 )
 def test_weights(weight: str, names: list[str]) -> None:
-    model, batch = make_model(sentence_weight=1.0), random_batch()
+    model, batch = make_model(alignment_weight=1.0, pseudo_span_weight=1.0), random_batch()
     losses = losses_of(model, batch)
-    model.config = small(**{"sentence_weight": 1.0, f"{weight}_weight": 2.5})
+    model.config = small(**{"alignment_weight": 1.0, "pseudo_span_weight": 1.0, f"{weight}_weight": 2.5})
     heavier = losses_of(model, batch)
     torch.testing.assert_close(heavier["loss"] - losses["loss"], 1.5 * sum(losses[name] for name in names))
 
@@ -201,7 +204,7 @@ def test_a_new_model_tells_moments_apart() -> None:
         torch.manual_seed(0)
         config = small(dim=32, tan_layers=4, tan_kernel=5, tan_normalize=normalize)
         model, batch = DMRJRG(config, FEATURE_DIM, counted()).double(), random_batch()
-        moments = model(model.segments(batch.video), model.text(batch).sentences, batch.sentence_mask)
+        moments = model(model.project(batch.video), model.text(batch).sentences, batch.sentence_mask)
         spread[normalize] = moments.logits[:, model.triangle].std(1).mean().item()
     assert spread[False] > 1e-3
     assert spread[True] < 1e-5
@@ -260,7 +263,7 @@ def test_class_tokens_by_torchs_encoder() -> None:
         x = torch.cat([model.text_encoder.token[None], model.text_encoder.norm(h[start : start + count])])[None]
         torch.testing.assert_close(encoder(x + sinusoid(count + 1, D, x))[0, 0], of_texts[b])
         start += count
-    segments = model.segments(batch.video)
+    segments = model.segments(model.project(batch.video))
     x = torch.cat([model.video_encoder.token.expand(3, 1, D), model.video_encoder.norm(segments)], 1)
     expected = torchs_encoder(model.video_encoder.layers, 12)(x + sinusoid(K + 1, D, x))[:, 0]
     torch.testing.assert_close(model.video_class(segments), expected)
@@ -268,7 +271,7 @@ def test_class_tokens_by_torchs_encoder() -> None:
 
 def test_segments_by_loops() -> None:
     model, batch = make_model(), random_batch()
-    found = model.segments(batch.video)
+    found = model.segments(model.project(batch.video))
     for b in range(3):
         for k in range(K):
             clips = [F.relu(model.clips(batch.video[b, t])) for t in range(T * k // K, T * (k + 1) // K)]
@@ -424,8 +427,9 @@ def test_pointwise_context_is_a_convolution_of_the_concatenation() -> None:
 def test_scores_and_synchronisation_by_the_papers_form(changes: dict) -> None:
     """Eq. 8, 18 and 19: prediction layers on the features times 1 minus the maps before, sentence by sentence."""
     model, batch = make_model(**changes), random_batch()
-    h, segments = model.text(batch).sentences, model.segments(batch.video)
-    found = model(segments, h, batch.sentence_mask, sync=True)
+    h, clips = model.text(batch).sentences, model.project(batch.video)
+    segments = model.segments(clips)
+    found = model(clips, h, batch.sentence_mask, sync=True)
     maps = [segments[b].t().unsqueeze(0) for b in range(3)]
     n = 0
     for b, count in enumerate(SENTENCES):
@@ -598,8 +602,9 @@ def test_global_loss_by_loops(changes: dict) -> None:
     """Eq. 14-17, one paragraph after another; what GRRM teaches is the retrieval branch alone."""
     model, batch = make_model(**changes), random_batch()
     drawn = fixed_draws(model, batch)
-    h, segments = model.text(batch).sentences, model.segments(batch.video)
-    moments = model(segments, h, batch.sentence_mask)
+    h, clips = model.text(batch).sentences, model.project(batch.video)
+    segments = model.segments(clips)
+    moments = model(clips, h, batch.sentence_mask)
     video, paragraph = model.video_class(segments), model.text_class(h, batch.sentence_mask)
     encoder = torchs_encoder(model.video_encoder.layers, 12)  # E_3 is E_1
     weights = [0.4, 0.3, 0.3] if not changes else model.candidate_weights.tolist()
@@ -633,8 +638,8 @@ def test_global_loss_by_loops(changes: dict) -> None:
 def test_time_loss_by_loops(reduction: str) -> None:
     """Eq. 20-22: the best moment of P^f and of P^r is a pseudo-label, its scaled IoU the soft label of every moment."""
     model, batch = make_model(reduction=reduction), random_batch()
-    h, segments = model.text(batch).sentences, model.segments(batch.video)
-    moments = model(segments, h, batch.sentence_mask, sync=True)
+    h, clips = model.text(batch).sentences, model.project(batch.video)
+    moments = model(clips, h, batch.sentence_mask, sync=True)
     terms = []
     for synced in moments.synced:
         for n in range(sum(SENTENCES)):
@@ -668,49 +673,90 @@ def test_time_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "b", "a"]], ids=str)
-def test_sentence_loss_and_attention_by_loops(names: list[str]) -> None:
-    """InfoNCE of W_s h and the mean of W_v F by softmax(P), over the sentences of other videos."""
-    model, batch = make_model(sentence_weight=1.0), random_batch(videos=names)
-    h, segments = model.text(batch).sentences, model.segments(batch.video)
-    moments = model(segments, h, batch.sentence_mask)
+def test_alignment_loss_by_loops(names: list[str]) -> None:
+    """Every sentence with the clips of every video, as they are before any context; a video by log-sum-exp."""
+    model, batch = make_model(alignment_weight=1.0), random_batch(videos=names)
+    h, alignment = model.text(batch).sentences, model.alignment
     owner = [b for b, count in enumerate(SENTENCES) for _ in range(count)]
-    attended = []
-    for n, b in enumerate(owner):
-        cells = [(i, j) for i in range(K) for j in range(i, K)]
-        weights = [math.exp(moments.logits[n, i, j].item()) for i, j in cells]
-        F_ij = [model.fuse_moment.weight @ segments[b, i : j + 1].amax(0) for i, j in cells]
-        attended.append(sum(w * f for w, f in zip(weights, F_ij, strict=True)) / sum(weights))
-    torch.testing.assert_close(model.attend(moments, batch.sentence_mask), torch.stack(attended))
-    logits = F.cosine_similarity((h @ model.fuse_sentence.weight.t())[:, None], torch.stack(attended)[None], dim=2)
-    exps = (logits * model.log_scale.exp()).exp().detach()
-    of_sentences, of_moments = [], []
-    for n, b in enumerate(owner):
-        others = [k for k, c in enumerate(owner) if k == n or names[c] != names[b]]
-        of_sentences.append(-math.log(exps[n, n] / exps[n, others].sum()))
-        of_moments.append(-math.log(exps[n, n] / exps[others, n].sum()))
-    expected = np.mean(of_sentences) + np.mean(of_moments)
-    assert losses_of(model, batch)["sentence"].item() == pytest.approx(expected)
+    of_video = np.zeros((len(owner), len(names)))
+    for n in range(len(owner)):
+        for b in range(len(names)):
+            clips = [alignment.clips(F.relu(model.clips(batch.video[b, t]))) for t in range(T)]
+            cosines = torch.stack([F.cosine_similarity(h[n], clip, dim=0) for clip in clips])
+            of_video[n, b] = (cosines * alignment.scale.exp()).exp().sum().item()
+    losses = []
+    for n, own in enumerate(owner):
+        videos = [b for b in range(len(names)) if b == own or names[b] != names[own]]
+        sentences = [k for k, c in enumerate(owner) if k == n or names[c] != names[own]]
+        losses.append(-math.log(of_video[n, own] / of_video[n, videos].sum()))
+        losses.append(-math.log(of_video[n, own] / of_video[sentences, own].sum()))
+    assert losses_of(model, batch)["alignment"].item() == pytest.approx(2 * np.mean(losses))
 
 
-def test_attention_takes_the_place_of_the_candidates() -> None:
-    """Eq. 15 on what every sentence attends to; no candidate has a weight then."""
-    model, batch = make_model(pooling="attention"), random_batch()
-    assert not hasattr(model, "candidate_weights")
-    drawn, there = fixed_draws(model, batch), batch.sentence_mask
-    h, segments = model.text(batch).sentences, model.segments(batch.video)
-    attended = model.attend(model(segments, h, there), there)
-    found = model.video_encoder(to_paragraphs(attended, there), there, model.moment_token)
-    fused = model.fuse_tokens(torch.cat([model.video_class(segments), found], 1))
-    fine = unit(model.text_class(h, there)) @ unit(fused).t()
-    expected = model.contrast(fine, torch.eye(3) > 0, drawn.negatives[1], 0.04)
-    torch.testing.assert_close(model.loss(batch)["global"], expected)
+@pytest.mark.parametrize("changes", [{}, {"train_sync_heads": False}, {"reduction": "mean"}], ids=str)
+def test_pseudo_span_loss_by_loops(changes: dict) -> None:
+    """Soft labels around the spans read off, for P and, where their layers are trained, for P^f and P^r."""
+    model, batch = make_model(0.2, alignment_weight=1.0, pseudo_span_weight=1.0, **changes), random_batch()
+    there, h, clips = batch.sentence_mask, model.text(batch).sentences, model.project(batch.video)
+    aligned = model.align(h, clips)
+    spans = similar_spans(aligned, there, 0.5)
+    moments = model(clips, h, there, aligned, sync=True)
+    trained = moments.synced if changes.get("train_sync_heads", True) else []
+    expected = []
+    for n, (start, end) in enumerate(spans.tolist()):
+        for P in [moments.logits.sigmoid(), *trained]:
+            for i in range(K):
+                for j in range(i, K):
+                    shared = max(0, min(end, (j + 1) / K) - max(start, i / K))
+                    overlap = shared / (max(end, (j + 1) / K) - min(start, i / K))
+                    label = min(max((overlap - 0.5) / 0.5, 0), 1)
+                    p = P[n, i, j].item()
+                    expected.append(-label * math.log(p) - (1 - label) * math.log(1 - p))
+    total = sum(expected) / (len(spans) * K * (K + 1) / 2 if changes.get("reduction") == "mean" else len(batch))
+    assert losses_of(model, batch)["pseudo_span"].item() == pytest.approx(total)
+
+
+def test_similarity_map_by_loops() -> None:
+    """The sum of a moment's similarities less the video's mean, and its length, through one layer."""
+    layer = with_random_weights(SimilarityMap(D), 0.4)
+    similarity = torch.randn(3, K, dtype=torch.float64, requires_grad=True)
+    found = layer(similarity)
+    less = similarity.detach() - similarity.detach().mean(1, keepdim=True)
+    for i in range(K):
+        for j in range(i, K):
+            both = torch.stack([less[:, i : j + 1].sum(1), torch.full((3,), j - i + 1.0, dtype=torch.float64)], 1) / K
+            torch.testing.assert_close(found[:, :, i, j], layer.project(both))
+    found.sum().backward()
+    assert similarity.grad is None
+
+
+def test_moments_are_told_how_similar_their_clips_are() -> None:
+    """The map is added to the fused features, each sentence's with its own video, before the context."""
+    model, batch = make_model(alignment_weight=1.0, context="none"), random_batch()
+    h, clips, there = model.text(batch).sentences, model.project(batch.video), batch.sentence_mask
+    aligned = model.align(h, clips)
+    with_map, without = model(clips, h, there, aligned), model(clips, h, there)
+    owner = [b for b, count in enumerate(SENTENCES) for _ in range(count)]
+    own = torch.stack([aligned[n, b] for n, b in enumerate(owner)]).view(-1, K, T // K).mean(2)
+    difference = (with_map.features - without.features)[:, :, model.triangle]
+    torch.testing.assert_close(difference, model.similarity(own)[:, :, model.triangle])
+
+
+def test_the_longest_moment_above_a_level_can_win() -> None:
+    """By hand: the layer asks for similarities of 0.3 above the mean; a short and a very similar moment do not win."""
+    layer = SimilarityMap(8).double()
+    layer.project.weight.data[:] = torch.tensor([1.0, -0.3])
+    similarity = torch.tensor([[0.0, 1.4, 1.0, 1.2, 0.0, 0.0]], dtype=torch.float64) + 3
+    score = layer(similarity)[0, 0].masked_fill(torch.ones(6, 6).tril(-1) > 0, -math.inf)
+    assert divmod(int(score.argmax()), 6) == (1, 3)
 
 
 # --- predictions
 
 
-def test_weakly_supervised_training_never_reads_a_span() -> None:
-    model, batch = make_model(), random_batch()
+@pytest.mark.parametrize("changes", [{}, {"alignment_weight": 1.0, "pseudo_span_weight": 1.0}], ids=str)
+def test_weakly_supervised_training_never_reads_a_span(changes: dict) -> None:
+    model, batch = make_model(**changes), random_batch()
     expected = losses_of(model, batch)
     batch.spans = torch.full((3, 4, 2), math.nan, dtype=torch.float64)
     batch.labelled = torch.ones(3, dtype=torch.bool)
@@ -724,7 +770,7 @@ def test_predictions(nms: float | None) -> None:
     model, batch = make_model(nms=nms).eval(), random_batch()
     prediction = model.predict(batch, top_n=4)
     assert prediction.spans.shape == (3, 4, 4, 2)
-    moments = model(model.segments(batch.video), model.text(batch).sentences, batch.sentence_mask)
+    moments = model(model.project(batch.video), model.text(batch).sentences, batch.sentence_mask)
     n = 0
     for b, count in enumerate(SENTENCES):
         assert prediction.scores[b, count:].eq(-torch.inf).all()
@@ -748,7 +794,8 @@ def test_predictions(nms: float | None) -> None:
     "changes",
     [
         {},
-        {"context": "pointwise", "moment_map": "boundary_matching", "sentence_weight": 1.0, "pooling": "attention"},
+        {"context": "pointwise", "moment_map": "boundary_matching", "alignment_weight": 1.0},
+        {"alignment_weight": 1.0},
         {"class_tokens": False, "global_weight": 0.0, "grrm_weight": 0.0},
     ],
     ids=str,
@@ -837,7 +884,9 @@ def test_sentences_from_a_language_model(tmp_path: Path) -> None:
         ({"candidates": 2}, "candidate_weights must be one a candidate"),
         ({"time_weight": -1.0}, "time_weight must be 0 or more"),
         ({"retrieval_weight": 0.0, "global_weight": 0.0}, "retrieval_weight or global_weight"),
-        ({"local_weight": 0.0, "time_weight": 0.0}, "local_weight or time_weight"),
+        ({"local_weight": 0.0, "time_weight": 0.0}, "local_weight, time_weight or pseudo_span_weight"),
+        ({"pseudo_span_weight": 1.0}, "pseudo_span_weight needs alignment_weight"),
+        ({"pseudo_span_share": 1.5}, "pseudo_span_share must lie in"),
         ({"class_tokens": False}, "global_weight needs class_tokens"),
         ({"global_weight": 0.0}, "grrm_weight needs global_weight"),
         ({"forward_sync": False, "reverse_sync": False}, "time_weight needs forward_sync or reverse_sync"),
@@ -884,8 +933,18 @@ def test_shipped_configs_hold_the_papers_settings() -> None:
         assert {getattr(model, f"{name}_weight") for name in ("retrieval", "local", "global", "time", "grrm")} == {1.0}
         assert (optim.name, optim.lr, optim.schedule, optim.clip) == ("adam", 1e-4, "step", None)
         assert (optim.step_epochs, optim.step_factor) == (20, 0.8)
-        assert (model.pooling, model.sentence_weight) == ("candidates", 0)
+        assert model.alignment_weight == model.pseudo_span_weight == 0
         assert replace(model, segments=32) == DMRJRGConfig()  # the defaults are the paper's
+
+
+def test_our_configs_ground() -> None:
+    """What the paper lacks is on, beside all that it has; nothing else that it has not."""
+    weights = ("retrieval", "local", "global", "time", "grrm", "alignment")
+    for name in ("moving_shapes", "activitynet_simulated", "charades_sta_simulated"):
+        model = parse_train(["--config", str(CONFIGS / f"{name}.yaml")]).model
+        assert {getattr(model, f"{weight}_weight") for weight in weights} == {1.0}
+        assert model.pseudo_span_weight > 0
+        assert (model.moment_map, model.context, model.normalize_fusion) == ("max_pool", "convolutions", False)
 
 
 def test_ablation_tables() -> None:

@@ -1,4 +1,4 @@
-"""Which clips show a sentence, learned from whose video it describes: nobody's paper, and what SiamGTR lacks.
+"""Which clips show a sentence, learned from whose video it describes: nobody's paper, what SiamGTR and DMR-JRG lack.
 
 Sentences and clips are compared as they are by themselves, before any context: an encoded clip knows its whole video
 and an encoded sentence its whole paragraph, and then nothing has to be about the event.
@@ -14,23 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpgfast.models.layers import at_least_float32, mlp, sinusoid
-from vpgfast.ops import anchor_cross_attention
+from vpgfast.models.layers import at_least_float32, mlp
 
 
 class Alignment(nn.Module):
-    """Which clips show a sentence. Neither side sees its context: both are what they are by themselves.
+    """How similar clips are to a sentence. Neither side sees its context: both are what they are by themselves.
 
-    It is learned by :func:`alignment_loss`, and gives every query what its clips hold before the decoder's first layer.
+    Learned by :func:`alignment_loss`.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.clips = nn.Sequential(nn.LayerNorm(dim), mlp(dim, dim, dim))
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.value = nn.Linear(dim, dim)
-        self.value_position = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
 
     def similarity(self, sentences: Tensor, clips: Tensor) -> Tensor:
         """Cosines, times a learned scale, of sentences F_s [N, D] and clips F_v [B, T, D]: [N, B, T]."""
@@ -43,29 +39,6 @@ class Alignment(nn.Module):
     def of_clips(self, clips: Tensor) -> Tensor:
         """[..., D] -> vectors of length 1."""
         return F.normalize(at_least_float32(self.clips(clips)), dim=-1)
-
-    def forward(self, clips: Tensor, sentences: Tensor, mask: Tensor, queries: Tensor, memory: Tensor) -> Tensor:
-        """Queries with what they attend to by similarity, a paragraph by the mean of its sentences.
-
-        Args:
-            clips: F_v [B, T, D].
-            sentences: F_s [B, M, D].
-            mask: bool [B, M], which there are.
-            queries: [B, 1 + M, D], the paragraph's first.
-            memory: [B, T, D], what is attended to.
-
-        Returns:
-            [B, 1 + M, D].
-        """
-        there = mask.unsqueeze(2)
-        query = self.of_sentences(sentences) * there
-        query = torch.cat([query.sum(1, keepdim=True) / there.sum(1, keepdim=True), query], 1)
-        value = self.value(memory) + self.value_position(sinusoid(memory.shape[1], memory.shape[2], memory))
-        # One head; the op divides by the root of the width.
-        query = (query * query.shape[2] ** 0.5).to(value.dtype).unsqueeze(1)
-        key = self.of_clips(clips).to(value.dtype).unsqueeze(1)
-        attended, _ = anchor_cross_attention(query, query[..., :0], key, key[..., :0], value.unsqueeze(1))
-        return self.norm(queries + attended.squeeze(1))
 
 
 def alignment_loss(similarity: Tensor, sentences: Tensor, same_video: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
+from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, same_videos, sinusoid
 from vpgfast.models.method import RetrievalMethod
-from vpgfast.models.moment_map import TAN, MomentMap, Pointwise
+from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap
 from vpgfast.models.reconstructor import EncoderLayer, Reconstructor
 from vpgfast.ops import dense_anchor_mask, ordered_suppression_scan, temporal_map_bce, temporal_nms
 
@@ -71,11 +72,13 @@ class DMRJRGConfig:
         hardest: the negative of a triplet is one of this many hardest of the batch.
         candidates: Q (Fig. 7).
         candidate_weights: w_1 ... w_Q, of the candidates in their order (Eq. 14, Table 5); null: learned.
-        pooling: what a sentence brings to the global loss: the weighted "candidates" of Eq. 14; or all moments by the
-            softmax of their scores, as they are before they are fused with it ("attention", not in the paper: features
-            that hold the sentence let the loss be won without a look at the video).
-        sentence_weight: of InfoNCE between single sentences and what they attend to in that way (not in the paper:
-            nothing there asks more of a sentence than of its paragraph).
+        alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, whose
+            similarities every moment is then told (not in the paper: nothing there asks more of a sentence than of its
+            paragraph); 0 leaves both out.
+        pseudo_span_weight: of a loss by which the scores (with train_sync_heads also the two branches') learn spans
+            that are read off that alignment, by soft labels as in Eq. 20-21 (not in the paper).
+        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from
+            what clips are on the whole to the best one.
         reduction: "sum" adds up words (Eq. 11), sentences and moments (Eq. 20-21) as the equations do, "mean" takes
             their means instead (2D-TAN and the released code).
         masked_share: of a sentence's words.
@@ -86,8 +89,8 @@ class DMRJRGConfig:
         reconstructor_clips: clips that it reads of a moment.
         forward_sync: the forward branch (Eq. 18, Table 4).
         reverse_sync: the reverse branch (Eq. 19, Table 4).
-        train_sync_heads: train the two branches' prediction layers, by Eq. 12 on their own maps; in the paper's losses
-            nothing trains them.
+        train_sync_heads: train the two branches' prediction layers, by Eq. 12 on their own maps and by pseudo spans; in
+            the paper's losses nothing trains them.
         min_iou: IoU with the pseudo-label at and below which a moment's soft label is 0 (Eq. 20-21).
         max_iou: IoU at and above which it is 1.
         nms: largest IoU between two ranked moments; null ranks all of them.
@@ -124,8 +127,9 @@ class DMRJRGConfig:
     hardest: int = 20
     candidates: int = 3
     candidate_weights: list[float] | None = field(default_factory=lambda: [0.4, 0.3, 0.3])
-    pooling: Literal["candidates", "attention"] = "candidates"
-    sentence_weight: float = 0.0
+    alignment_weight: float = 0.0
+    pseudo_span_weight: float = 0.0
+    pseudo_span_share: float = 0.5
     reduction: Literal["sum", "mean"] = "sum"
     masked_share: float = 1 / 3
     content_weight: float = 2.0
@@ -176,6 +180,8 @@ class DMRJRGConfig:
             raise ConfigError(f"dmr_jrg: scale must be above 0, or null, got {self.scale}")
         if not 0 < self.masked_share <= 1:
             raise ConfigError(f"dmr_jrg: masked_share must lie in (0, 1], got {self.masked_share}")
+        if not 0 <= self.pseudo_span_share <= 1:
+            raise ConfigError(f"dmr_jrg: pseudo_span_share must lie in [0, 1], got {self.pseudo_span_share}")
         if not self.content_weight > 0:
             raise ConfigError(f"dmr_jrg: content_weight must be above 0, got {self.content_weight}")
         if not 0 <= self.min_iou < self.max_iou <= 1:
@@ -198,9 +204,14 @@ class DMRJRGConfig:
                 raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
         if not self.retrieval_weight and not self.global_weight:
             raise ConfigError("dmr_jrg: retrieval_weight or global_weight must be above 0, or nothing trains retrieval")
-        attends = self.sentence_weight or (self.global_weight and self.pooling == "attention")
-        if not self.local_weight and not self.time_weight and not attends:
-            raise ConfigError("dmr_jrg: local_weight or time_weight must be above 0, or nothing trains the scores")
+        if not self.local_weight and not self.time_weight and not self.pseudo_span_weight:
+            raise ConfigError(
+                "dmr_jrg: local_weight, time_weight or pseudo_span_weight must be above 0, or nothing trains the scores"
+            )
+        if self.pseudo_span_weight and not self.alignment_weight:
+            raise ConfigError(
+                "dmr_jrg: pseudo_span_weight needs alignment_weight, off whose alignment the spans are read"
+            )
         if self.global_weight and not self.class_tokens:
             raise ConfigError("dmr_jrg: global_weight needs class_tokens, which the global loss compares")
         if self.grrm_weight and not self.global_weight:
@@ -241,13 +252,11 @@ class Moments(NamedTuple):
         features: F-bar [N, D, K, K], behind the TAN.
         logits: of P, [N, K, K].
         synced: P^f and P^r, those that there are, [N, K, K] each.
-        alone: W_v F, which no sentence has touched, [B, D, K, K].
     """
 
     features: Tensor
     logits: Tensor
     synced: list[Tensor]
-    alone: Tensor
 
 
 class DMRJRG(RetrievalMethod):
@@ -281,7 +290,7 @@ class DMRJRG(RetrievalMethod):
         self.video_encoder = ClassEncoder(config) if config.class_tokens else None  # E_1 and E_3
         self.text_encoder = ClassEncoder(config) if config.class_tokens else None  # E_2
         compared = config.retrieval_weight * config.retrieval_nce + config.global_weight * config.global_nce
-        if config.scale is None and compared + config.sentence_weight:
+        if config.scale is None and compared:
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
         self.moments = MomentMap(config.moment_map, dim, K, config.moment_samples)
@@ -296,7 +305,7 @@ class DMRJRG(RetrievalMethod):
         synced = (config.forward_sync, config.reverse_sync) if config.time_weight else (False, False)
         self.forward_score = nn.Linear(dim, 1) if synced[0] else None  # PL^f
         self.reverse_score = nn.Linear(dim, 1) if synced[1] else None  # PL^r
-        self.trains_sync_heads = config.train_sync_heads and config.local_weight > 0
+        self.trains_sync_heads = config.train_sync_heads and config.local_weight + config.pseudo_span_weight > 0
         for head in (self.forward_score, self.reverse_score):
             if head is not None:
                 head.requires_grad_(self.trains_sync_heads)
@@ -315,12 +324,14 @@ class DMRJRG(RetrievalMethod):
         if config.global_weight:
             self.moment_token = nn.Parameter(0.02 * torch.randn(dim))  # f'_cls,v
             self.fuse_tokens = nn.Linear(2 * dim, dim)  # Eq. 16: a 1 x 1 convolution of two vectors
-        if config.global_weight and config.pooling == "candidates":
             if config.candidate_weights is None:
                 self.candidate_weights = nn.Parameter(torch.full((config.candidates,), 1 / config.candidates))
             else:
                 weights = torch.tensor(config.candidate_weights)
                 self.register_buffer("candidate_weights", weights, persistent=False)
+
+        self.alignment = Alignment(dim) if config.alignment_weight else None
+        self.similarity = SimilarityMap(dim) if config.alignment_weight else None
 
         cells = torch.triu_indices(K, K)  # C of Eq. 20, row by row
         self.register_buffer("cells", cells, persistent=False)  # int64 [2, K (K + 1) / 2]
@@ -330,12 +341,15 @@ class DMRJRG(RetrievalMethod):
 
     # --- the two branches
 
-    def segments(self, video: Tensor) -> Tensor:
-        """Clips [B, T, d_v] -> f_1 ... f_K, [B, K, D], each the mean of its clips' features (section III.C)."""
-        config = self.config
-        if video.shape[1] != config.max_clips:
-            raise ValueError(f"DMR-JRG takes {config.max_clips} clips a video, this batch has {video.shape[1]}")
-        return self.clips(video).relu().unflatten(1, (config.segments, -1)).mean(2)
+    def project(self, video: Tensor) -> Tensor:
+        """Clips [B, T, d_v] -> their features [B, T, D] (section III.C)."""
+        if video.shape[1] != self.config.max_clips:
+            raise ValueError(f"DMR-JRG takes {self.config.max_clips} clips a video, this batch has {video.shape[1]}")
+        return self.clips(video).relu()
+
+    def segments(self, clips: Tensor) -> Tensor:
+        """Of clips [B, T, ...] -> of segments [B, K, ...], each the mean of its clips (section III.C)."""
+        return clips.unflatten(1, (self.config.segments, -1)).mean(2)
 
     def video_class(self, segments: Tensor) -> Tensor:
         """[B, K, D] -> f_cls,v [B, D] behind E_1 (Eq. 1)."""
@@ -353,28 +367,33 @@ class DMRJRG(RetrievalMethod):
 
     def embed_videos(self, video: Tensor, video_mask: Tensor) -> Tensor:
         """As :class:`RetrievalMethod`; all T clips are real, whatever the mask says. E = D."""
-        return unit(self.video_class(self.segments(video)))
+        return unit(self.video_class(self.segments(self.project(video))))
 
     def embed_paragraphs(self, batch: Batch) -> Tensor:
         """As :class:`RetrievalMethod`; E = D."""
         return unit(self.text_class(self.text(batch).sentences, batch.sentence_mask))
 
-    def forward(self, segments: Tensor, sentences: Tensor, there: Tensor, sync: bool = False) -> Moments:
+    def forward(
+        self, clips: Tensor, sentences: Tensor, there: Tensor, similarity: Tensor | None = None, sync: bool = False
+    ) -> Moments:
         """Hold every sentence against every moment of its video (section III.E and G).
 
         Args:
-            segments: [B, K, D].
+            clips: [B, T, D] of :meth:`project`.
             sentences: h_m [N, D].
             there: bool [B, M], which sentences there are.
+            similarity: of :meth:`align`.
             sync: whether the maps of the two branches are wanted.
         """
         owner, number = there.nonzero().unbind(1)
-        moments = self.moments(segments.transpose(1, 2))
+        moments = self.moments(self.segments(clips).transpose(1, 2))
         # W_v F once for all sentences of a video, as a product of matrices that leaves the moments in their places.
         moments = (self.fuse_moment.weight @ moments.flatten(2)).unflatten(2, moments.shape[2:])
         fused = self.fuse_sentence(sentences)[:, :, None, None] * moments[owner]  # Eq. 8
         if self.config.normalize_fusion:
             fused = F.normalize(fused, dim=1)
+        if self.similarity is not None and similarity is not None:
+            fused = fused + self.similarity(self.segments(own_video(similarity, there)))
         features = fused if self.context is None else self.context(fused, number)
 
         branches = [(self.forward_score, False), (self.reverse_score, True)] if sync else []
@@ -386,7 +405,11 @@ class DMRJRG(RetrievalMethod):
             # Eq. 18-19. The layer is linear before its sigmoid: 1 - sum P, one number a cell, can wait until behind it.
             padded, bias = to_paragraphs(product, there), head.bias.to(product.dtype)
             synced.append(ordered_suppression_scan(padded, bias, there, reverse)[there])
-        return Moments(features, logits + self.score.bias, synced, moments)
+        return Moments(features, logits + self.score.bias, synced)
+
+    def align(self, sentences: Tensor, clips: Tensor) -> Tensor | None:
+        """Similarities of h_m [N, D] and clips [B, T, D], [N, B, T]; None without alignment."""
+        return None if self.alignment is None else self.alignment.similarity(sentences, clips)
 
     # --- training
 
@@ -401,12 +424,13 @@ class DMRJRG(RetrievalMethod):
 
         ``retrieval`` (Eq. 2-7), ``reconstruction`` (Eq. 11) and ``rank`` (Eq. 12), which are the local loss, ``global``
         (section III.F), ``grrm`` (Eq. 17), ``time`` (Eq. 22), ``sync_rank``, which trains the two branches' layers, and
-        ``sentence``, which the paper does not have.
+        ``alignment`` and ``pseudo_span``, which the paper does not have.
         """
         config, there, drawn = self.config, batch.sentence_mask, self.draw(batch)
-        segments, text = self.segments(batch.video), self.text(batch, drawn.masked)
-        video, paragraph = self.video_class(segments), self.text_class(text.sentences, there)
-        moments = self(segments, text.sentences, there, sync=True)
+        clips, text = self.project(batch.video), self.text(batch, drawn.masked)
+        video, paragraph = self.video_class(self.segments(clips)), self.text_class(text.sentences, there)
+        aligned = self.align(text.sentences, clips)
+        moments = self(clips, text.sentences, there, aligned, sync=True)
         candidates = moments.logits.detach()[:, *self.cells].topk(config.candidates, 1).indices
         losses: dict[str, Tensor] = {}
 
@@ -420,12 +444,14 @@ class DMRJRG(RetrievalMethod):
             losses["global"] = self.contrast(fine, same, drawn.negatives[1], config.global_nce)
             if config.grrm_weight:
                 losses["grrm"] = F.mse_loss(similarity, fine.detach())  # Eq. 17: S^g is the label
-        if config.sentence_weight:
-            sentences = unit(self.fuse_sentence(text.sentences)) @ unit(self.attend(moments, there)).t()
-            owner = there.nonzero()[:, 0]
-            losses["sentence"] = nce_loss(sentences * self.scale, same[owner][:, owner])
         if config.time_weight:
             losses["time"] = torch.stack([self.time_loss(moments.logits, P, len(batch)) for P in moments.synced]).sum()
+        if aligned is not None:
+            losses["alignment"] = alignment_loss(aligned, there, same)
+        if aligned is not None and config.pseudo_span_weight:
+            spans = similar_spans(aligned, there, config.pseudo_span_share)
+            maps = [moments.logits, *(P.logit(1e-6) for P in moments.synced if self.trains_sync_heads)]
+            losses["pseudo_span"] = torch.stack([self.label_loss(P, spans, len(batch)) for P in maps]).sum()
         weights_of = {"reconstruction": "local", "rank": "local", "sync_rank": "local"}
         total = [getattr(config, f"{weights_of.get(name, name)}_weight") * value for name, value in losses.items()]
         return {"loss": torch.stack(total).sum(), **losses}
@@ -458,11 +484,8 @@ class DMRJRG(RetrievalMethod):
     def fused_class(self, video: Tensor, moments: Moments, candidates: Tensor, there: Tensor) -> Tensor:
         """The fused class tokens f_cls,f [B, D] (Eq. 14-16) from those of the videos [B, D]."""
         assert self.video_encoder is not None
-        if self.config.pooling == "attention":
-            chosen = self.attend(moments, there)
-        else:
-            weights = self.candidate_weights.to(moments.features.dtype)
-            chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
+        weights = self.candidate_weights.to(moments.features.dtype)
+        chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
         found = self.video_encoder(to_paragraphs(chosen, there), there, self.moment_token)  # E_3 is E_1
         return self.fuse_tokens(torch.cat([video, found], 1))
 
@@ -478,23 +501,21 @@ class DMRJRG(RetrievalMethod):
         """lambda."""
         return self.log_scale.exp() if self.config.scale is None else self.config.scale
 
-    def attend(self, moments: Moments, there: Tensor) -> Tensor:
-        """The moments of its video that every sentence attends to by its scores, [N, D]."""
-        attention = to_paragraphs(moments.logits[:, *self.cells].softmax(1), there)
-        alone = moments.alone[:, :, *self.cells].transpose(1, 2)
-        return (attention.to(alone.dtype) @ alone)[there]
-
     def time_loss(self, logits: Tensor, synced: Tensor, batch: int) -> Tensor:
-        """L^f or L^r: P against the soft labels around the best moment of P^f or P^r (Eq. 20-21).
+        """L^f or L^r: P against the soft labels around the best moment of P^f or P^r [N, K, K] (Eq. 20-21)."""
+        best = synced.detach()[:, *self.cells].argmax(1)
+        return self.label_loss(logits, self.spans_of(best), batch)
+
+    def label_loss(self, logits: Tensor, spans: Tensor, batch: int) -> Tensor:
+        """A map of scores against the soft labels around a span of each sentence.
 
         Args:
-            logits: of P, [N, K, K].
-            synced: P^f or P^r [N, K, K].
+            logits: [N, K, K].
+            spans: [N, 2], fractions of the duration.
             batch: B, over which "sum" takes the mean.
         """
-        best = synced.detach()[:, *self.cells].argmax(1, keepdim=True)
-        spans = self.spans_of(best).to(logits.dtype)
-        loss = temporal_map_bce(logits.unsqueeze(1), spans, self.triangle, self.config.min_iou, self.config.max_iou)
+        maps, spans = logits.unsqueeze(1), spans.unsqueeze(1).to(logits.dtype)
+        loss = temporal_map_bce(maps, spans, self.triangle, self.config.min_iou, self.config.max_iou)
         if self.config.reduction == "mean":
             return loss
         return loss * (len(logits) * self.cells.shape[1] / batch)
@@ -524,7 +545,8 @@ class DMRJRG(RetrievalMethod):
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` moments of the highest P that do not overlap a better one too much."""
         there = batch.sentence_mask
-        moments = self(self.segments(batch.video), self.text(batch).sentences, there)
+        clips, sentences = self.project(batch.video), self.text(batch).sentences
+        moments = self(clips, sentences, there, self.align(sentences, clips))
         scores = to_paragraphs(moments.logits.sigmoid()[:, *self.cells], there, -torch.inf)
         # In segments, whose overlaps are exact: many pairs of moments have an IoU of just 1/2.
         spans = torch.stack([self.cells[0], self.cells[1] + 1], 1).double().expand(*scores.shape, 2)
@@ -664,7 +686,7 @@ def mean_of_paragraphs(x: Tensor, there: Tensor) -> Tensor:
 
 
 def nce_loss(logits: Tensor, same: Tensor) -> Tensor:
-    """InfoNCE of paragraphs over videos and of videos over paragraphs (Eq. 2-4), or of sentences and moments.
+    """InfoNCE of paragraphs over videos and of videos over paragraphs (Eq. 2-4).
 
     Other items of the same video are no negatives.
 

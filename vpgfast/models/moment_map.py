@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpgfast.models.layers import sinusoid
@@ -45,6 +47,33 @@ class MomentMap(nn.Module):
         if self.before is None:
             return temporal_map_max_pool(segments)
         return self.layer(self.before(segments)).relu()
+
+
+class SimilarityMap(nn.Module):
+    """What a sentence's similarity to every segment says of every moment (nobody's paper, see alignment.py).
+
+    Two numbers a moment, brought to D by a linear layer: the sum of its segments' similarities, less their mean over
+    the video, and how many segments it has. So the layer can ask for the longest moment whose segments are more similar
+    than a level of its choice: what is best by a mean or a maximum is always a single segment.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(2, dim, bias=False)
+
+    def forward(self, similarity: Tensor) -> Tensor:
+        """[N, K] -> [N, D, K, K]; what it holds below the diagonal means nothing. No gradient for the similarity."""
+        K = similarity.shape[1]
+        similarity = similarity.detach()
+        before = F.pad((similarity - similarity.mean(1, keepdim=True)).cumsum(1), (1, 0))
+        total = before[:, None, 1:] - before[:, :-1, None]
+        segment = torch.arange(K, device=total.device, dtype=total.dtype)
+        count = (1 + segment - segment.unsqueeze(1)).expand_as(total)
+        both = torch.stack([total, count], 1).flatten(2) / K
+        return (self.project.weight @ both.to(self.project.weight.dtype)).unflatten(2, (K, K))
 
 
 class TAN(TemporalMapConv2d):

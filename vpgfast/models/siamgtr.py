@@ -166,7 +166,7 @@ class SiamGTR(Method):
         self.decoder = Decoder(config)
         self.span = mlp(config.dim, config.dim, config.dim, 2)
         self.concepts = Concepts(config, word_vectors) if config.concepts else None
-        self.alignment = Alignment(config.dim) if config.alignment_weight else None
+        self.alignment = AlignedAttention(config.dim) if config.alignment_weight else None
 
     def forward(
         self, clips: Tensor, queries: Queries, intervals: Tensor | None = None, need_weights: bool = False
@@ -486,6 +486,39 @@ class FeedForward(nn.Module):
         # As rows, which no view is made of: a ReLU in place would copy the gradient of a view.
         hidden = self.dropout(self.hidden(x.flatten(0, -2)).relu_())
         return self.norm(x + self.dropout(self.out(hidden).view_as(x)))
+
+
+class AlignedAttention(Alignment):
+    """The alignment that also gives every query what its clips hold before the decoder's first layer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.value = nn.Linear(dim, dim)
+        self.value_position = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, clips: Tensor, sentences: Tensor, mask: Tensor, queries: Tensor, memory: Tensor) -> Tensor:
+        """Queries with what they attend to by similarity, a paragraph by the mean of its sentences.
+
+        Args:
+            clips: F_v [B, T, D].
+            sentences: F_s [B, M, D].
+            mask: bool [B, M], which there are.
+            queries: [B, 1 + M, D], the paragraph's first.
+            memory: [B, T, D], what is attended to.
+
+        Returns:
+            [B, 1 + M, D].
+        """
+        there = mask.unsqueeze(2)
+        query = self.of_sentences(sentences) * there
+        query = torch.cat([query.sum(1, keepdim=True) / there.sum(1, keepdim=True), query], 1)
+        value = self.value(memory) + self.value_position(sinusoid(memory.shape[1], memory.shape[2], memory))
+        # One head; the op divides by the root of the width.
+        query = (query * query.shape[2] ** 0.5).to(value.dtype).unsqueeze(1)
+        key = self.of_clips(clips).to(value.dtype).unsqueeze(1)
+        attended, _ = anchor_cross_attention(query, query[..., :0], key, key[..., :0], value.unsqueeze(1))
+        return self.norm(queries + attended.squeeze(1))
 
 
 class Decoder(nn.Module):
