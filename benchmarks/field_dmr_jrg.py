@@ -21,8 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vpgfast.data.types import Batch
 from vpgfast.models.dmr_jrg import DMRJRG, ClassEncoder
-from vpgfast.models.layers import MultiHeadAttention, sinusoid
-from vpgfast.models.reconstructor import Residual
+from vpgfast.models.layers import FeedForward, MultiHeadAttention, Residual, sinusoid
 
 
 class FieldDMRJRG:
@@ -128,7 +127,9 @@ class FieldDMRJRG:
 
     @staticmethod
     def feed_forward(layer: Residual, x: Tensor) -> Tensor:
-        return layer.norm(x + layer.dropout(layer.layer(x)))
+        inner = layer.layer
+        assert isinstance(inner, FeedForward)
+        return layer.norm(x + layer.dropout(inner.out(inner.dropout(inner.hidden(x).relu()))))
 
     @staticmethod
     def cosines(one: Tensor, other: Tensor) -> Tensor:

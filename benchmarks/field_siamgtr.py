@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vpgfast.data.types import Batch
+from vpgfast.models.layers import FeedForward, Residual
 from vpgfast.models.siamgtr import CrossAttention, EncoderLayer, Insertions, SiamGTR, draw_insertions, sinusoid
 from vpgfast.ops import AttentionStats
 
@@ -52,11 +53,18 @@ class PlainCrossAttention(CrossAttention):
         return self.out(attended.transpose(1, 2).flatten(2)), AttentionStats((mean * t).sum(-1), mass, weights)
 
 
+class PlainFeedForward(FeedForward):
+    """Our feed-forward network with PyTorch's ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.dropout(self.hidden(x).relu()))
+
+
 def plain(model: SiamGTR) -> SiamGTR:
-    """A copy of a model that attends to clips in plain PyTorch, batched as ours is; the same names of parameters."""
-    other = copy.deepcopy(model)
-    for layer in other.decoder.layers:
-        layer.cross.__class__ = PlainCrossAttention
+    """A copy of a model in plain PyTorch, batched as ours is; the same names of parameters."""
+    other, plain_of = copy.deepcopy(model), {CrossAttention: PlainCrossAttention, FeedForward: PlainFeedForward}
+    for part in other.modules():
+        part.__class__ = plain_of.get(type(part), type(part))
     return other
 
 
@@ -151,7 +159,7 @@ class FieldSiamGTR:
             key = torch.cat([self.split(layer, cross.key(memory)), self.split(layer, cross.key_position(positions))], 2)
             value = cross.value(memory) + cross.value_position(positions)
             attended, weights = self.attention(layer.heads, query.flatten(1), key.flatten(1), value)
-            x = layer.feed_forward(layer.cross_norm(x + cross.out(attended)))
+            x = self.feed_forward(layer.feed_forward, layer.cross_norm(x + cross.out(attended)))
             logits = decoder.seed(x) if logits is None else logits + decoder.offset(x)
             found["features"].append(x)
             found["anchors"].append(logits)
@@ -177,7 +185,11 @@ class FieldSiamGTR:
         where = x if positions is None else x + layer.modulate(x) * positions
         query, key = layer.query_key(where).chunk(2, -1)
         attended, _ = self.attention(layer.heads, query, key, layer.value(x))
-        return layer.feed_forward(layer.norm(x + layer.out(attended)))
+        return self.feed_forward(layer.feed_forward, layer.norm(x + layer.out(attended)))
+
+    @staticmethod
+    def feed_forward(layer: Residual, x: Tensor) -> Tensor:
+        return layer.norm(x + layer.layer.out(layer.layer.hidden(x).relu()))
 
     @staticmethod
     def split(layer: torch.nn.Module, x: Tensor) -> Tensor:

@@ -247,8 +247,8 @@ def copy_attention(ours, theirs, norm) -> None:
 
 
 def copy_feed_forward(ours, theirs, norm) -> None:
-    theirs.linear1.load_state_dict(ours.layer[0].state_dict())
-    theirs.linear2.load_state_dict(ours.layer[3].state_dict())
+    theirs.linear1.load_state_dict(ours.layer.hidden.state_dict())
+    theirs.linear2.load_state_dict(ours.layer.out.state_dict())
     norm.load_state_dict(ours.norm.state_dict())
 
 

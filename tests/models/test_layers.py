@@ -11,6 +11,7 @@ from vpgfast.models.layers import (
     AttentionPooling,
     CharCNN,
     Dropout,
+    FeedForward,
     MultiHeadAttention,
     SeparableConvLayer,
     TransformerLayer,
@@ -282,8 +283,29 @@ def test_transformer_layer(hidden, cross):
     if hidden is None:
         y = linear(y, layer.feed_forward)
     else:
-        y = linear(np.maximum(linear(y, layer.feed_forward[0]), 0), layer.feed_forward[3])
+        y = linear(np.maximum(linear(y, layer.feed_forward.hidden), 0), layer.feed_forward.out)
     np.testing.assert_allclose(result, x + y, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (0, 6)])
+def test_feed_forward(shape):
+    """Its ReLU works in place, forward and backward: result and gradients are those of a plain one, twice over."""
+    layer = randomised(FeedForward(6, 10, dropout=0.0)).train()
+    plain = nn.Sequential(layer.hidden, nn.ReLU(), layer.out)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    for _ in range(2):
+        ours, theirs = layer(x), plain(x)
+        torch.testing.assert_close(ours, theirs)
+        grad = torch.randn(shape, dtype=torch.float64)
+        kept = grad.clone()
+        torch.testing.assert_close(
+            torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad), atol=1e-12, rtol=1e-9
+        )
+        assert grad.equal(kept)
+    assert torch.autograd.gradcheck(layer, x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain(x))
 
 
 # parameters

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vpgfast.data.text import UNKNOWN
 from vpgfast.data.types import Batch
@@ -213,6 +215,57 @@ class MultiHeadAttention(nn.Module):
         return self.out(attend(self.query(x), key, value, self.heads, context_mask))
 
 
+class _ReluInPlace(torch.autograd.Function):
+    """ReLU written over its argument, and its gradient over the one that it is given: nobody else may need these."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x.relu_())
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU and dropout between them, as in Vaswani et al. (2017)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden)
+        self.dropout = Dropout(dropout)
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        # What is hidden is the widest thing there is: nothing is kept of it twice. As rows, which are no view.
+        hidden = self.dropout(self.relu(self.hidden(x.reshape(-1, x.shape[-1]))))
+        return self.out(hidden).view(x.shape)
+
+    @staticmethod
+    def relu(x: Tensor) -> Tensor:
+        """In place where a gradient is wanted; else there is nothing to save."""
+        return _ReluInPlace.apply(x) if x.requires_grad else x.relu_()
+
+
+class Residual(nn.Module):
+    """LayerNorm(x + dropout(what a layer makes of x)), the post-norm of Vaswani et al. (2017)."""
+
+    def __init__(self, layer: nn.Module, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """x [..., D], and what else the layer takes."""
+        return self.norm(x + self.dropout(self.layer(x, *rest)))
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm transformer layer: attention, then feed-forward, each with dropout and a residual.
 
@@ -226,11 +279,7 @@ class TransformerLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(dim)
         self.attention = MultiHeadAttention(dim, heads)
         self.norm_feed_forward = nn.LayerNorm(dim)
-        self.feed_forward: nn.Module = (
-            nn.Linear(dim, dim)
-            if hidden is None
-            else nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, dim))
-        )
+        self.feed_forward = nn.Linear(dim, dim) if hidden is None else FeedForward(dim, hidden, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:

@@ -12,21 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpgfast.models.layers import Dropout, MultiHeadAttention, at_least_float32, sinusoid
-
-
-class Residual(nn.Module):
-    """LayerNorm(x + dropout(what a layer makes of x)), the post-norm of Vaswani et al. (2017)."""
-
-    def __init__(self, layer: nn.Module, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.layer = layer
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """x [..., D], and what else the layer takes."""
-        return self.norm(x + self.dropout(self.layer(x, *rest)))
+from vpgfast.models.layers import FeedForward, MultiHeadAttention, Residual, at_least_float32, sinusoid
 
 
 def attention(dim: int, heads: int, dropout: float) -> Residual:
@@ -36,8 +22,7 @@ def attention(dim: int, heads: int, dropout: float) -> Residual:
 
 def feed_forward(dim: int, hidden: int, dropout: float) -> Residual:
     """A layer of two linear ones with a ReLU between them: [..., D] -> [..., D]."""
-    layers = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, dim))
-    return Residual(layers, dim, dropout)
+    return Residual(FeedForward(dim, hidden, dropout), dim, dropout)
 
 
 class EncoderLayer(nn.Module):

@@ -24,7 +24,17 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.alignment import Alignment, alignment_loss, similar_spans
-from vpgfast.models.layers import Dropout, WordEmbedding, at_least_float32, attend, mlp, same_videos, sinusoid
+from vpgfast.models.layers import (
+    Dropout,
+    FeedForward,
+    Residual,
+    WordEmbedding,
+    at_least_float32,
+    attend,
+    mlp,
+    same_videos,
+    sinusoid,
+)
 from vpgfast.models.method import Method
 from vpgfast.ops import AttentionStats, anchor_cross_attention, anchor_embedding, temporal_giou
 
@@ -458,7 +468,7 @@ class EncoderLayer(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = Residual(FeedForward(dim, config.feed_forward, config.dropout), dim, config.dropout)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -469,23 +479,6 @@ class EncoderLayer(nn.Module):
         query, key = self.query_key(where).chunk(2, -1)
         x = self.norm(x + self.dropout(self.out(attend(query, key, self.value(x), self.heads, mask))))
         return self.feed_forward(x)
-
-
-class FeedForward(nn.Module):
-    """LayerNorm(x + two linear layers with a ReLU between them)."""
-
-    def __init__(self, config: SiamGTRConfig) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(config.dim, config.feed_forward)
-        self.out = nn.Linear(config.feed_forward, config.dim)
-        self.norm = nn.LayerNorm(config.dim)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        # As rows, which no view is made of: a ReLU in place would copy the gradient of a view.
-        hidden = self.dropout(self.hidden(x.flatten(0, -2)).relu_())
-        return self.norm(x + self.dropout(self.out(hidden).view_as(x)))
 
 
 class AlignedAttention(Alignment):
@@ -582,7 +575,7 @@ class DecoderLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.cross = CrossAttention(dim, config.heads, anchors)
         self.cross_norm = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = Residual(FeedForward(dim, config.feed_forward, config.dropout), dim, config.dropout)
         self.dropout = Dropout(config.dropout)
 
     def forward(
