@@ -20,7 +20,7 @@ from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import CheckpointError, ConfigError
-from vpgfast.models.alignment import similar_spans
+from vpgfast.models.alignment import own_video, similar_spans
 from vpgfast.models.dmr_jrg import (
     DMRJRG,
     DMRJRGConfig,
@@ -699,7 +699,7 @@ def test_pseudo_span_loss_by_loops(changes: dict) -> None:
     model, batch = make_model(0.2, alignment_weight=1.0, pseudo_span_weight=1.0, **changes), random_batch()
     there, h, clips = batch.sentence_mask, model.text(batch).sentences, model.project(batch.video)
     aligned = model.align(h, clips)
-    spans = similar_spans(aligned, there, 0.5)
+    spans = similar_spans(own_video(aligned, there), 0.5)
     moments = model(clips, h, there, aligned, sync=True)
     trained = moments.synced if changes.get("train_sync_heads", True) else []
     expected = []

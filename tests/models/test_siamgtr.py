@@ -348,40 +348,36 @@ def test_alignment_loss_by_loops() -> None:
 
 def test_similar_spans_by_loops() -> None:
     rng = np.random.default_rng(0)
-    sentences = torch.tensor([[True, True], [True, False]])
-    for size in range(20):
-        similarity = rng.normal(size=(3, 2, T)) if size else np.zeros((3, 2, T))
-        similarity[:, :, :size] += 2
-        found = similar_spans(torch.from_numpy(similarity), sentences, 0.4)
-        for all_clips, own, span in zip(similarity, (0, 0, 1), found.tolist(), strict=True):
-            scores = all_clips[own]
+    for clips, rank in ((T, 2), (10, 1), (1, 1), (40, 4)):
+        similarity = np.concatenate([rng.normal(size=(20, clips)), np.zeros((1, clips)), np.eye(clips)])
+        found = similar_spans(torch.from_numpy(similarity), 0.4)
+        for scores, span in zip(similarity, found.tolist(), strict=True):
             padded = [scores[0], *scores, scores[-1]]
-            smooth = [(padded[t] + 2 * padded[t + 1] + padded[t + 2]) / 4 for t in range(T)]
-            threshold = 0.6 * sorted(all_clips.ravel())[(2 * T - 1) // 2] + 0.4 * max(smooth)
+            smooth = [(padded[t] + 2 * padded[t + 1] + padded[t + 2]) / 4 for t in range(clips)]
+            threshold = 0.6 * sorted(smooth)[rank - 1] + 0.4 * max(smooth)
             first = last = int(np.argmax(smooth))
             while first > 0 and smooth[first - 1] > threshold:
                 first -= 1
-            while last < T - 1 and smooth[last + 1] > threshold:
+            while last < clips - 1 and smooth[last + 1] > threshold:
                 last += 1
-            assert span == pytest.approx([first / T, (last + 1) / T])
+            assert span == pytest.approx([first / clips, (last + 1) / clips])
 
 
 def test_similar_spans_of_long_events() -> None:
-    """An event that takes most of its own video is found whole."""
-    similarity = torch.zeros(2, 2, 10)
-    similarity[0, 0, 1:9] = similarity[1, 1, :2] = 1
-    found = similar_spans(similarity, torch.ones(2, 1, dtype=torch.bool), 0.5)
-    torch.testing.assert_close(found, torch.tensor([[0.1, 0.9], [0.0, 0.2]]))
+    """An event that takes most of its video is found whole."""
+    similarity = torch.tensor([[0.0, *[1.0] * 8, 0.0], [1.0, 1.0, *[0.0] * 8]])
+    torch.testing.assert_close(similar_spans(similarity, 0.5), torch.tensor([[0.1, 0.9], [0.0, 0.2]]))
 
 
 def test_alignment_by_loops() -> None:
-    """Every query gets the memory weighted by the softmax of its similarities; the paragraph by its sentences' mean."""
+    """Every query gets the memory weighted by the softmax of its similarities and the span read off them, a paragraph
+    by its sentences' mean, and the span that holds all of theirs."""
     model, batch = make_model(alignment_weight=1.0), random_batch()
     alignment = model.alignment
     assert alignment is not None
     clips, queries = model.project(batch), model.text(batch)
     memory = torch.randn(3, T, D, dtype=torch.float64)
-    found = alignment(clips, queries.sentences, batch.sentence_mask, queries.features, memory)
+    found, spans = alignment(clips, queries.sentences, batch.sentence_mask, queries.features, memory)
     similarity = alignment.similarity(queries.sentences[batch.sentence_mask], clips)
     own = own_video(similarity, batch.sentence_mask)
     unit = F.normalize(alignment.clips(clips), dim=-1)
@@ -397,6 +393,27 @@ def test_alignment_by_loops() -> None:
         for q, row in enumerate(rows):
             expected = alignment.norm(queries.features[b, q] + row.softmax(0) @ values)
             torch.testing.assert_close(found[b, q], expected)
+        each = similar_spans(torch.stack(rows[1:]), model.config.pseudo_span_share)
+        torch.testing.assert_close(spans[b, 1 : 1 + count], each)
+        torch.testing.assert_close(spans[b, 0], torch.stack([each[:, 0].min(), each[:, 1].max()]))
+
+
+def test_predictions_start_from_the_alignments_spans() -> None:
+    """Where the features add nothing, they are these; the features add to the logits of centre and width."""
+    model, batch = make_model(alignment_weight=1.0), random_batch()
+    for parameter in model.span[-1].parameters():
+        nn.init.zeros_(parameter)
+    clips, queries = model.project(batch), model.text(batch)
+    _, spans = model(clips, queries)
+    assert model.alignment is not None
+    _, start = model.alignment(clips, queries.sentences, queries.mask[:, 1:], queries.features, clips)
+    torch.testing.assert_close(spans, start, atol=0.01, rtol=0)  # but for the widest, which keep a gradient
+    with torch.no_grad():
+        model.span[-1].bias.copy_(torch.tensor([0.5, -1.0]))
+    _, moved = model(clips, queries)
+    centre, width = (start[0, 1, 0] + start[0, 1, 1]) / 2, start[0, 1, 1] - start[0, 1, 0]
+    centre, width = (centre.logit() + 0.5).sigmoid(), (width.logit(0.005) - 1).sigmoid()
+    torch.testing.assert_close(moved[0, 1], torch.stack([centre - width / 2, centre + width / 2]))
 
 
 # --- labels
@@ -439,8 +456,7 @@ def test_semi_supervised_training_reads_the_labelled_part() -> None:
 def test_label_loss_by_loops() -> None:
     """L1 and GIoU of every labelled sentence's span, and its attention inside it in every layer (section 3.5)."""
     model, batch = make_model(0.3, supervision="semi"), random_batch(labelled=[True, False, True])
-    found = model(model.project(batch), model.text(batch), F.pad(batch.spans, (0, 0, 1, 0)))
-    spans = model.span_of(found.features[-1])
+    found, spans = model(model.project(batch), model.text(batch), F.pad(batch.spans, (0, 0, 1, 0)))
     total = 0.0
     for b, count in ((0, 3), (2, 4)):
         for m in range(count):
@@ -464,7 +480,7 @@ def test_pseudo_spans_teach_as_labels_do() -> None:
     torch.manual_seed(0)
     taught = model.loss(batch)
     similarity = model.alignment.similarity(model.text(batch).sentences[batch.sentence_mask], model.project(batch))
-    spans = similar_spans(similarity, batch.sentence_mask, model.config.pseudo_span_share)
+    spans = similar_spans(own_video(similarity, batch.sentence_mask), model.config.pseudo_span_share)
     batch.spans = torch.zeros(3, 4, 2, dtype=torch.float64).masked_scatter(batch.sentence_mask.unsqueeze(2), spans)
     batch.labelled = torch.ones(3, dtype=torch.bool)
     torch.manual_seed(0)
@@ -482,8 +498,7 @@ def test_predictions() -> None:
     model, batch = make_model(0.3).eval(), random_batch()
     prediction = model.predict(batch, top_n=3)
     assert prediction.spans.shape == (3, 4, 3, 2)
-    found = model(model.project(batch), model.text(batch), need_weights=True)
-    spans = model.span_of(found.features[-1])
+    found, spans = model(model.project(batch), model.text(batch), need_weights=True)
     for b, count in enumerate((3, 1, 4)):
         for m in range(4):
             scores = prediction.scores[b, m].tolist()

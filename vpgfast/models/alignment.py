@@ -70,26 +70,24 @@ def own_video(similarity: Tensor, sentences: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def similar_spans(similarity: Tensor, sentences: Tensor, share: float) -> Tensor:
+def similar_spans(similarity: Tensor, share: float) -> Tensor:
     """The stretch around each sentence's best clip that is more similar to it than a threshold.
 
-    That lies ``share`` of the way from what clips are to the sentence on the whole, the median over all videos of the
-    batch, to the best of its own. (The median of its own video says little: an event may last longer than half of it.)
-    A video's similarities are smoothed over 3 clips.
+    That lies ``share`` of the way from a clip that is surely no part of the event, the best of the worst tenth, to the
+    best one. Similarities are smoothed over 3 clips.
 
     Args:
-        similarity: [N, B, T].
-        sentences: bool [B, M], which there are; the N in their order.
+        similarity: of N sentences and the clips of one video each, [N, T].
         share: 0 to 1.
 
     Returns:
         [N, 2], fractions of the duration.
     """
-    own, T = own_video(similarity, sentences), similarity.shape[2]
-    before, after = own[:, [0, *range(T - 1)]], own[:, [*range(1, T), T - 1]]
-    smooth = (before + 2 * own + after) / 4
+    T = similarity.shape[1]
+    before, after = similarity[:, [0, *range(T - 1)]], similarity[:, [*range(1, T), T - 1]]
+    smooth = (before + 2 * similarity + after) / 4
     best, place = smooth.max(1, keepdim=True)
-    below = smooth <= torch.lerp(similarity.flatten(1).median(1, keepdim=True).values, best, share)
+    below = smooth <= torch.lerp(smooth.kthvalue(math.ceil(T / 10), 1, keepdim=True).values, best, share)
     t = torch.arange(T, device=smooth.device)
     start = torch.where(below & (t < place), t + 1, 0).amax(1)
     end = torch.where(below & (t > place), t, T).amin(1)

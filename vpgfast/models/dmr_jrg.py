@@ -77,8 +77,8 @@ class DMRJRGConfig:
             paragraph); 0 leaves both out.
         pseudo_span_weight: of a loss by which the scores (with train_sync_heads also the two branches') learn spans
             that are read off that alignment, by soft labels as in Eq. 20-21 (not in the paper).
-        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from
-            what clips are on the whole to the best one.
+        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from the
+            worst ones of the video to the best one.
         reduction: "sum" adds up words (Eq. 11), sentences and moments (Eq. 20-21) as the equations do, "mean" takes
             their means instead (2D-TAN and the released code).
         masked_share: of a sentence's words.
@@ -449,7 +449,7 @@ class DMRJRG(RetrievalMethod):
         if aligned is not None:
             losses["alignment"] = alignment_loss(aligned, there, same)
         if aligned is not None and config.pseudo_span_weight:
-            spans = similar_spans(aligned, there, config.pseudo_span_share)
+            spans = similar_spans(own_video(aligned, there), config.pseudo_span_share)
             maps = [moments.logits, *(P.logit(1e-6) for P in moments.synced if self.trains_sync_heads)]
             losses["pseudo_span"] = torch.stack([self.label_loss(P, spans, len(batch)) for P in maps]).sum()
         weights_of = {"reconstruction": "local", "rank": "local", "sync_rank": "local"}

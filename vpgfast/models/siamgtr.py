@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.models.alignment import Alignment, alignment_loss, similar_spans
+from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
 from vpgfast.models.layers import (
     Dropout,
     FeedForward,
@@ -76,12 +76,12 @@ class SiamGTRConfig:
         sentence_pseudo_attention: ask it of the sentences, too (not in the paper).
         label_weight: of the loss on labelled paragraphs (section 3.5).
         alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, by which
-            every sentence also finds clips before it is decoded (not in the paper: nothing there asks more of a
-            sentence than of its paragraph); 0 leaves both out.
+            every sentence also finds clips before it is decoded, and a span that the prediction of its own starts from
+            (not in the paper: nothing there asks more of a sentence than of its paragraph); 0 leaves all of it out.
         pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
             in the paper).
-        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from
-            what clips are on the whole to the best one.
+        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from the
+            worst ones of the video to the best one.
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
         max_words: longer sentences are cut to this many words.
@@ -176,11 +176,11 @@ class SiamGTR(Method):
         self.decoder = Decoder(config)
         self.span = mlp(config.dim, config.dim, config.dim, 2)
         self.concepts = Concepts(config, word_vectors) if config.concepts else None
-        self.alignment = AlignedAttention(config.dim) if config.alignment_weight else None
+        self.alignment = AlignedAttention(config.dim, config.pseudo_span_share) if config.alignment_weight else None
 
     def forward(
         self, clips: Tensor, queries: Queries, intervals: Tensor | None = None, need_weights: bool = False
-    ) -> Decoded:
+    ) -> tuple[Decoded, Tensor]:
         """Look for queries in videos.
 
         Args:
@@ -188,13 +188,17 @@ class SiamGTR(Method):
             queries: of the text encoder.
             intervals: [B, Q, 2] fractions of the duration, where the attention's mass is wanted.
             need_weights: whether the attention of the last layer itself is wanted.
+
+        Returns:
+            What the decoder found, and the predicted spans [B, Q, 2], fractions of the duration.
         """
         inside = None if intervals is None else clips_inside(intervals, clips.shape[1])
-        memory = self.video(clips)
+        memory, start = self.video(clips), None
         if self.alignment is not None:
-            found = self.alignment(clips, queries.sentences, queries.mask[:, 1:], queries.features, memory)
-            queries = queries._replace(features=found)
-        return self.decoder(memory, queries, inside, need_weights)
+            aligned, start = self.alignment(clips, queries.sentences, queries.mask[:, 1:], queries.features, memory)
+            queries = queries._replace(features=aligned)
+        found = self.decoder(memory, queries, inside, need_weights)
+        return found, self.span_of(found.features[-1], start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = the weighted sum of the losses that the settings ask for, each of which is there by its name."""
@@ -211,7 +215,7 @@ class SiamGTR(Method):
             similarity = self.alignment.similarity(queries.sentences[sentences], clips)
             losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
             if config.pseudo_span_weight:
-                similar = similar_spans(similarity, sentences, config.pseudo_span_share).to(spans.dtype)
+                similar = similar_spans(own_video(similarity, sentences), config.pseudo_span_share).to(spans.dtype)
                 spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
 
@@ -223,8 +227,7 @@ class SiamGTR(Method):
             clips = torch.cat([clips, pseudo])
             queries = Queries(*(torch.cat([x, x]) for x in queries))
             intervals = torch.cat([intervals, interval.unsqueeze(1).expand_as(intervals)])
-        found = self(clips, queries, intervals)
-        predicted = self.span_of(found.features[-1])
+        found, predicted = self(clips, queries, intervals)
         assert found.mass is not None
 
         gap = 1 / sentences.sum(1, keepdim=True).to(predicted.dtype)  # 1 / N
@@ -265,9 +268,9 @@ class SiamGTR(Method):
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The one span of each sentence; its score is the share of the sentence's attention that lies inside."""
-        found = self(self.project(batch), self.text(batch), need_weights=True)
-        spans = self.span_of(found.features[-1])[:, 1:].clamp(0, 1)
+        found, spans = self(self.project(batch), self.text(batch), need_weights=True)
         assert found.weights is not None
+        spans = spans[:, 1:].clamp(0, 1)
         clip = torch.arange(self.config.max_clips, device=spans.device) / self.config.max_clips
         start, end = spans[..., :1], spans[..., 1:]
         shared = torch.minimum(end, clip + 1 / len(clip)) - torch.maximum(start, clip)
@@ -287,9 +290,16 @@ class SiamGTR(Method):
             )
         return self.clips(batch.video)
 
-    def span_of(self, features: Tensor) -> Tensor:
-        """Start and end of each query as fractions of the duration [..., 2], from its features [..., D]."""
-        centre, width = at_least_float32(self.span(features)).sigmoid().unbind(-1)
+    def span_of(self, features: Tensor, start: Tensor | None) -> Tensor:
+        """Start and end of each query as fractions of the duration [..., 2], from its features [..., D].
+
+        What the features add to, before the sigmoid, is the centre and width of ``start`` [..., 2], if there is one.
+        """
+        logits = at_least_float32(self.span(features))
+        if start is not None:
+            centre, width = (start[..., 0] + start[..., 1]) / 2, start[..., 1] - start[..., 0]
+            logits = logits + torch.stack([centre, width], -1).to(logits.dtype).logit(0.005)
+        centre, width = logits.sigmoid().unbind(-1)
         return torch.stack([centre - width / 2, centre + width / 2], -1)
 
 
@@ -482,16 +492,19 @@ class EncoderLayer(nn.Module):
 
 
 class AlignedAttention(Alignment):
-    """The alignment that also gives every query what its clips hold before the decoder's first layer."""
+    """The alignment that also tells every query, before the decoder's first layer, what its clips hold and when."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, share: float) -> None:
         super().__init__(dim)
+        self.share = share
         self.value = nn.Linear(dim, dim)
         self.value_position = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, clips: Tensor, sentences: Tensor, mask: Tensor, queries: Tensor, memory: Tensor) -> Tensor:
-        """Queries with what they attend to by similarity, a paragraph by the mean of its sentences.
+    def forward(
+        self, clips: Tensor, sentences: Tensor, mask: Tensor, queries: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend by similarity; a paragraph's is the mean of its sentences', and its span holds all of theirs.
 
         Args:
             clips: F_v [B, T, D].
@@ -501,17 +514,18 @@ class AlignedAttention(Alignment):
             memory: [B, T, D], what is attended to.
 
         Returns:
-            [B, 1 + M, D].
+            Queries [B, 1 + M, D]; spans [B, 1 + M, 2], fractions of the duration, without a gradient.
         """
+        similarity = self.of_sentences(sentences) @ self.of_clips(clips).transpose(1, 2)  # [B, M, T]
         there = mask.unsqueeze(2)
-        query = self.of_sentences(sentences) * there
-        query = torch.cat([query.sum(1, keepdim=True) / there.sum(1, keepdim=True), query], 1)
+        of_paragraph = (similarity * there).sum(1, keepdim=True) / there.sum(1, keepdim=True)
+        attention = torch.cat([of_paragraph, similarity], 1).softmax(2)
         value = self.value(memory) + self.value_position(sinusoid(memory.shape[1], memory.shape[2], memory))
-        # One head; the op divides by the root of the width.
-        query = (query * query.shape[2] ** 0.5).to(value.dtype).unsqueeze(1)
-        key = self.of_clips(clips).to(value.dtype).unsqueeze(1)
-        attended, _ = anchor_cross_attention(query, query[..., :0], key, key[..., :0], value.unsqueeze(1))
-        return self.norm(queries + attended.squeeze(1))
+        spans = similar_spans(similarity.flatten(0, 1), self.share).unflatten(0, mask.shape)
+        first = spans[..., 0].masked_fill(~mask, 1).amin(1, keepdim=True)
+        last = spans[..., 1].masked_fill(~mask, 0).amax(1, keepdim=True)
+        spans = torch.cat([torch.stack([first, last], 2), spans], 1)
+        return self.norm(queries + attention.to(value.dtype) @ value), spans
 
 
 class Decoder(nn.Module):
