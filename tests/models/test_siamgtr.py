@@ -402,7 +402,7 @@ def test_predictions_start_from_the_alignments_spans() -> None:
     """Where the features add nothing, they are these; the features add to the logits of centre and width."""
     model, batch = make_model(alignment_weight=1.0), random_batch()
     for parameter in model.span[-1].parameters():
-        nn.init.zeros_(parameter)
+        torch.nn.init.zeros_(parameter)
     clips, queries = model.project(batch), model.text(batch)
     _, spans = model(clips, queries)
     assert model.alignment is not None
