@@ -78,8 +78,8 @@ class SiamGTRConfig:
         alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, by which
             every sentence also finds clips before it is decoded, and a span that the prediction of its own starts from
             (not in the paper: nothing there asks more of a sentence than of its paragraph); 0 leaves all of it out.
-        pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
-            in the paper).
+        pseudo_span_weight: of a loss as on labels, of spans that are read off that alignment, where there are no labels
+            at all: beside labels it would teach that the alignment is right as it is (not in the paper).
         pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from the
             worst ones of the video to the best one.
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
@@ -129,7 +129,9 @@ class SiamGTRConfig:
             raise ConfigError(f"siamgtr: concepts must be 0 or more, got {self.concepts}")
         if len(self.strides) != 2 or not 0 < self.strides[0] <= self.strides[1]:
             raise ConfigError(f"siamgtr: strides must be two rising numbers above 0, got {self.strides}")
-        for name in ("labelled_share", "insert_at_ends", "beta", "pseudo_span_share"):
+        if not 0 < self.labelled_share <= 1:
+            raise ConfigError(f"siamgtr: labelled_share must lie in (0, 1], got {self.labelled_share}")
+        for name in ("insert_at_ends", "beta", "pseudo_span_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"siamgtr: {name} must lie in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.boundary_shift < 0.5:
@@ -210,13 +212,12 @@ class SiamGTR(Method):
             losses["concept"] = self.concepts.loss(queries.features, batch)
 
         spans, labelled = self.labels(batch)
-        unlabelled = sentences & ~labelled
         if self.alignment is not None:
             similarity = self.alignment.similarity(queries.sentences[sentences], clips)
             losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
-            if config.pseudo_span_weight:
+            if config.supervision == "weakly" and config.pseudo_span_weight:
                 similar = similar_spans(own_video(similarity, sentences), config.pseudo_span_share).to(spans.dtype)
-                spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
+                spans = spans.masked_scatter(sentences.unsqueeze(2), similar)
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
 
         insertions = None
@@ -236,12 +237,12 @@ class SiamGTR(Method):
         if found.anchors is not None:
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()
             losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
-        # Both are means over all sentences: each weighs the same, whatever the share of the labelled ones.
         error = boundary_error(predicted[:size, 1:], spans) - log_mass(found.mass[:, :size, 1:]).mean(0)
         if config.supervision != "weakly":
-            losses["label"] = mean_where(error * labelled, sentences)
-        if config.pseudo_span_weight:
-            losses["pseudo_span"] = mean_where(error * unlabelled, sentences)
+            # The mean over labelled sentences, but for batches with more or fewer of them than their share.
+            losses["label"] = mean_where(error * labelled, sentences) / self.needs(config).labelled_share
+        elif config.pseudo_span_weight:
+            losses["pseudo_span"] = mean_where(error, sentences)
         if insertions is not None:
             there = insertions.there.unsqueeze(1)
             losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
