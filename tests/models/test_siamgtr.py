@@ -432,7 +432,7 @@ def test_weakly_supervised_training_never_reads_a_span(changes: dict) -> None:
 
 
 def test_semi_supervised_training_reads_the_labelled_part() -> None:
-    model = make_model(supervision="semi", labelled_share=0.3, alignment_weight=1.0)
+    model = make_model(supervision="semi", labelled_share=0.3, alignment_weight=1.0, pseudo_span_weight=1.0)
     assert SiamGTR.needs(model.config).labelled_share == 0.3
     batch = random_batch(labelled=[True, False, True])
 
@@ -476,19 +476,18 @@ def test_full_supervision_has_no_augmentation_branch() -> None:
 
 def test_pseudo_spans_teach_as_labels_do() -> None:
     """With the spans that the alignment finds given as labels, the two losses are the same."""
-    batch, settings = random_batch(), {"alignment_weight": 1.0, "pseudo_span_weight": 1.0}
-    model = make_model(0.3, **settings)
+    settings = {"supervision": "semi", "labelled_share": 1.0, "alignment_weight": 1.0, "pseudo_span_weight": 1.0}
+    model, batch = make_model(0.3, **settings), random_batch()
     torch.manual_seed(0)
     taught = model.loss(batch)
     similarity = model.alignment.similarity(model.text(batch).sentences[batch.sentence_mask], model.project(batch))
     spans = similar_spans(own_video(similarity, batch.sentence_mask), model.config.pseudo_span_share)
     batch.spans = torch.zeros(3, 4, 2, dtype=torch.float64).masked_scatter(batch.sentence_mask.unsqueeze(2), spans)
     batch.labelled = torch.ones(3, dtype=torch.bool)
-    model.config = replace(model.config, supervision="semi", labelled_share=1.0)
     torch.manual_seed(0)
     labelled = model.loss(batch)
     torch.testing.assert_close(labelled["label"], taught["pseudo_span"])
-    assert "pseudo_span" not in labelled
+    assert labelled["pseudo_span"] == taught["label"] == 0
     torch.testing.assert_close(labelled["loss"], taught["loss"])
 
 

@@ -78,8 +78,8 @@ class SiamGTRConfig:
         alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, by which
             every sentence also finds clips before it is decoded, and a span that the prediction of its own starts from
             (not in the paper: nothing there asks more of a sentence than of its paragraph); 0 leaves all of it out.
-        pseudo_span_weight: of a loss as on labels, of spans that are read off that alignment, where there are no labels
-            at all: beside labels it would teach that the alignment is right as it is (not in the paper).
+        pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
+            in the paper). Beside labels it teaches that the alignment is right as it is: give it less weight than them.
         pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from the
             worst ones of the video to the best one.
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
@@ -212,12 +212,13 @@ class SiamGTR(Method):
             losses["concept"] = self.concepts.loss(queries.features, batch)
 
         spans, labelled = self.labels(batch)
+        unlabelled = sentences & ~labelled
         if self.alignment is not None:
             similarity = self.alignment.similarity(queries.sentences[sentences], clips)
             losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
-            if config.supervision == "weakly" and config.pseudo_span_weight:
+            if config.pseudo_span_weight:
                 similar = similar_spans(own_video(similarity, sentences), config.pseudo_span_share).to(spans.dtype)
-                spans = spans.masked_scatter(sentences.unsqueeze(2), similar)
+                spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
 
         insertions = None
@@ -241,8 +242,8 @@ class SiamGTR(Method):
         if config.supervision != "weakly":
             # The mean over labelled sentences, but for batches with more or fewer of them than their share.
             losses["label"] = mean_where(error * labelled, sentences) / self.needs(config).labelled_share
-        elif config.pseudo_span_weight:
-            losses["pseudo_span"] = mean_where(error, sentences)
+        if config.pseudo_span_weight:
+            losses["pseudo_span"] = mean_where(error * unlabelled, sentences)
         if insertions is not None:
             there = insertions.there.unsqueeze(1)
             losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
