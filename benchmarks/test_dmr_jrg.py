@@ -10,27 +10,26 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, Paragraph
+from vpgfast.data.types import Batch
 from vpgfast.models import dmr_jrg, moment_map
 from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig
 from vpgfast.nn import TemporalMapConv2d
 
 from .field_dmr_jrg import FieldDMRJRG
 from .measure import Provider, measure
+from .paragraphs import FEATURE_DIM, random_batch, random_vectors
 from .test_ordered_suppression_scan import loop
 from .test_temporal_iou_map import broadcast
 from .test_temporal_map_conv2d import product_a_tap
 from .test_temporal_map_max_pool import rows_of_maximum
 
-FEATURE_DIM, WORD_DIM, VOCABULARY, SENTENCES, WORDS = 500, 300, 8000, 8, 13
+VOCABULARY, SENTENCES = 8000, 8
 
 
 def plain_scan(z: Tensor, bias: Tensor, there: Tensor, reverse: bool) -> Tensor:
@@ -106,24 +105,10 @@ class Step(nn.Module):
 
 def make_step(B: int, device: torch.device, **settings: Any) -> tuple[Step, Batch]:
     """A model of the paper's size with random weights, and a random batch of paragraphs of eight sentences."""
-    words = ["<pad>", "<unk>", *map(str, range(VOCABULARY - 2))]
-    numbers = np.random.default_rng(0).standard_normal((VOCABULARY, WORD_DIM), dtype=np.float32)
-    counts = np.maximum(np.arange(VOCABULARY) - 1, 0)
     torch.manual_seed(0)
     config = DMRJRGConfig(dropout=0, **settings)
-    model = DMRJRG(config, FEATURE_DIM, WordVectors(words, numbers, "random", content_counts=counts)).to(device)
-    mask = torch.ones(B, SENTENCES, WORDS, dtype=torch.bool)
-    batch = Batch(
-        paragraphs=[Paragraph(str(b), 100.0, ("",) * SENTENCES) for b in range(B)],
-        video=torch.randn(B, config.max_clips, FEATURE_DIM),
-        video_mask=torch.ones(B, config.max_clips, dtype=torch.bool),
-        words=torch.randint(1, VOCABULARY, mask.shape),
-        word_mask=mask,
-        sentence_mask=torch.ones(B, SENTENCES, dtype=torch.bool),
-        durations=torch.full((B,), 100.0, dtype=torch.float64),
-    )
-    batch.words[0, 0, 0] = 1  # an unknown word, whose vector is trained
-    return Step(model), batch.to(device)
+    model = DMRJRG(config, FEATURE_DIM, random_vectors(VOCABULARY)).to(device)
+    return Step(model), random_batch(B, SENTENCES, config.max_clips, VOCABULARY).to(device)
 
 
 @pytest.mark.parametrize("B", [4, 16])

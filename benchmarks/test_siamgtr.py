@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, Paragraph
+from vpgfast.data.types import Batch
 from vpgfast.models import siamgtr
 from vpgfast.models.siamgtr import Insertions, SiamGTR, SiamGTRConfig, draw_insertions
 
 from . import field_siamgtr
 from .field_siamgtr import FieldSiamGTR, plain
 from .measure import Provider, measure
+from .paragraphs import FEATURE_DIM, random_batch, random_vectors
 
-FEATURE_DIM, WORD_DIM, VOCABULARY, SENTENCES, WORDS = 500, 300, 2000, 4, 13
+VOCABULARY, SENTENCES = 2000, 4
 
 
 class Step(nn.Module):
@@ -43,24 +42,10 @@ class Step(nn.Module):
 
 def make_step(B: int, device: torch.device) -> tuple[Step, Batch]:
     """A model of the paper's size with random weights, and a random batch of paragraphs of four sentences."""
-    words = ["<pad>", "<unk>", *map(str, range(VOCABULARY - 2))]
-    numbers = np.random.default_rng(0).standard_normal((VOCABULARY, WORD_DIM), dtype=np.float32)
-    counts = np.maximum(np.arange(VOCABULARY) - 1, 0)
     torch.manual_seed(0)
     config = SiamGTRConfig(dropout=0)
-    model = SiamGTR(config, FEATURE_DIM, WordVectors(words, numbers, "random", content_counts=counts)).to(device)
-    mask = torch.ones(B, SENTENCES, WORDS, dtype=torch.bool)
-    batch = Batch(
-        paragraphs=[Paragraph(str(b), 100.0, ("",) * SENTENCES) for b in range(B)],
-        video=torch.randn(B, config.max_clips, FEATURE_DIM),
-        video_mask=torch.ones(B, config.max_clips, dtype=torch.bool),
-        words=torch.randint(1, VOCABULARY, mask.shape),
-        word_mask=mask,
-        sentence_mask=torch.ones(B, SENTENCES, dtype=torch.bool),
-        durations=torch.full((B,), 100.0, dtype=torch.float64),
-    )
-    batch.words[0, 0, 0] = 1  # an unknown word, whose vector is trained
-    return Step(model), batch.to(device)
+    model = SiamGTR(config, FEATURE_DIM, random_vectors(VOCABULARY)).to(device)
+    return Step(model), random_batch(B, SENTENCES, config.max_clips, VOCABULARY).to(device)
 
 
 def test_siamgtr(device: torch.device, record) -> None:
