@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 
-# Large blocks would otherwise be given back to the system and faulted in again at every call, which costs ten times the
-# writing of them and falls on whichever provider comes next. All run on memory that the process holds, as in a training
-# loop that has warmed up.
 def _blocks_from_the_system(least: int) -> None:
     """Blocks of this many bytes and more are taken from the system one by one and go back to it when they are freed."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(-3, least)  # M_MMAP_THRESHOLD
 
 
+# Large blocks would otherwise be given back to the system and faulted in again at every call, which costs ten times the
+# writing of them and falls on whichever provider comes next. All run on memory that the process holds, as in a training
+# loop that has warmed up.
 if platform.libc_ver()[0] == "glibc":
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 _blocks_from_the_system(2**30)

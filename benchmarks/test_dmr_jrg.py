@@ -19,9 +19,11 @@ from torch.func import functional_call
 from vpgfast.data.types import Batch
 from vpgfast.models import dmr_jrg, moment_map
 from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig
+from vpgfast.models.layers import FeedForward
 from vpgfast.nn import TemporalMapConv2d
 
 from .field_dmr_jrg import FieldDMRJRG
+from .field_siamgtr import PlainFeedForward
 from .measure import Provider, measure
 from .paragraphs import FEATURE_DIM, random_batch, random_vectors
 from .test_ordered_suppression_scan import loop
@@ -71,6 +73,7 @@ def plain(by_taps: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(moment_map, "temporal_map_max_pool", rows_of_maximum))
         stack.enter_context(mock.patch.object(TemporalMapConv2d, "forward", plain_convolutions(by_taps)))
+        stack.enter_context(mock.patch.object(FeedForward, "forward", PlainFeedForward.forward))
         stack.enter_context(mock.patch.object(dmr_jrg, "ordered_suppression_scan", plain_scan))
         stack.enter_context(mock.patch.object(dmr_jrg, "temporal_map_bce", plain_bce))
         yield

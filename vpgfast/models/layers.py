@@ -243,13 +243,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         # What is hidden is the widest thing there is: nothing is kept of it twice. As rows, which are no view.
-        hidden = self.dropout(self.relu(self.hidden(x.reshape(-1, x.shape[-1]))))
+        hidden = self.dropout(_ReluInPlace.apply(self.hidden(x.reshape(-1, x.shape[-1]))))
         return self.out(hidden).view(x.shape)
-
-    @staticmethod
-    def relu(x: Tensor) -> Tensor:
-        """In place where a gradient is wanted; else there is nothing to save."""
-        return _ReluInPlace.apply(x) if x.requires_grad else x.relu_()
 
 
 class Residual(nn.Module):
@@ -264,6 +259,11 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
         """x [..., D], and what else the layer takes."""
         return self.norm(x + self.dropout(self.layer(x, *rest)))
+
+
+def feed_forward(dim: int, hidden: int, dropout: float) -> Residual:
+    """A post-norm layer of two linear ones with a ReLU between them: [..., D] -> [..., D]."""
+    return Residual(FeedForward(dim, hidden, dropout), dim, dropout)
 
 
 class TransformerLayer(nn.Module):

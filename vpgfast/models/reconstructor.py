@@ -12,17 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpgfast.models.layers import FeedForward, MultiHeadAttention, Residual, at_least_float32, sinusoid
+from vpgfast.models.layers import MultiHeadAttention, Residual, at_least_float32, feed_forward, sinusoid
 
 
 def attention(dim: int, heads: int, dropout: float) -> Residual:
     """A layer of attention: (x [B, N, D], what it looks at [B, K, D], bool [B, K]) -> [B, N, D]."""
     return Residual(MultiHeadAttention(dim, heads), dim, dropout)
-
-
-def feed_forward(dim: int, hidden: int, dropout: float) -> Residual:
-    """A layer of two linear ones with a ReLU between them: [..., D] -> [..., D]."""
-    return Residual(FeedForward(dim, hidden, dropout), dim, dropout)
 
 
 class EncoderLayer(nn.Module):

@@ -26,11 +26,10 @@ from vpgfast.errors import ConfigError
 from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
 from vpgfast.models.layers import (
     Dropout,
-    FeedForward,
-    Residual,
     WordEmbedding,
     at_least_float32,
     attend,
+    feed_forward,
     mlp,
     same_videos,
     sinusoid,
@@ -480,7 +479,7 @@ class EncoderLayer(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.feed_forward = Residual(FeedForward(dim, config.feed_forward, config.dropout), dim, config.dropout)
+        self.feed_forward = feed_forward(dim, config.feed_forward, config.dropout)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -591,7 +590,7 @@ class DecoderLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.cross = CrossAttention(dim, config.heads, anchors)
         self.cross_norm = nn.LayerNorm(dim)
-        self.feed_forward = Residual(FeedForward(dim, config.feed_forward, config.dropout), dim, config.dropout)
+        self.feed_forward = feed_forward(dim, config.feed_forward, config.dropout)
         self.dropout = Dropout(config.dropout)
 
     def forward(
