@@ -14,11 +14,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vpgfast.data.types import Batch
-from vpgfast.models.layers import FeedForward, Residual
+from vpgfast.models.layers import FeedForward, Linear, Residual
 from vpgfast.models.siamgtr import CrossAttention, EncoderLayer, Insertions, SiamGTR, draw_insertions, sinusoid
 from vpgfast.ops import AttentionStats
 
@@ -62,7 +62,8 @@ class PlainFeedForward(FeedForward):
 
 def plain(model: SiamGTR) -> SiamGTR:
     """A copy of a model in plain PyTorch, batched as ours is; the same names of parameters."""
-    other, plain_of = copy.deepcopy(model), {CrossAttention: PlainCrossAttention, FeedForward: PlainFeedForward}
+    other = copy.deepcopy(model)
+    plain_of = {CrossAttention: PlainCrossAttention, FeedForward: PlainFeedForward, Linear: nn.Linear}
     for part in other.modules():
         part.__class__ = plain_of.get(type(part), type(part))
     return other

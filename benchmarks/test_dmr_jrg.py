@@ -19,7 +19,7 @@ from torch.func import functional_call
 from vpgfast.data.types import Batch
 from vpgfast.models import dmr_jrg, moment_map
 from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig
-from vpgfast.models.layers import FeedForward
+from vpgfast.models.layers import FeedForward, Linear
 from vpgfast.nn import TemporalMapConv2d
 
 from .field_dmr_jrg import FieldDMRJRG
@@ -74,6 +74,7 @@ def plain(by_taps: bool) -> Iterator[None]:
         stack.enter_context(mock.patch.object(moment_map, "temporal_map_max_pool", rows_of_maximum))
         stack.enter_context(mock.patch.object(TemporalMapConv2d, "forward", plain_convolutions(by_taps)))
         stack.enter_context(mock.patch.object(FeedForward, "forward", PlainFeedForward.forward))
+        stack.enter_context(mock.patch.object(Linear, "forward", nn.Linear.forward))
         stack.enter_context(mock.patch.object(dmr_jrg, "ordered_suppression_scan", plain_scan))
         stack.enter_context(mock.patch.object(dmr_jrg, "temporal_map_bce", plain_bce))
         yield
@@ -87,7 +88,7 @@ class Step(nn.Module):
         self.model = model
         compiled = torch.compile(lambda batch: model.loss(batch)["loss"])
         self.ways: dict[str, Callable[[Batch], Tensor]] = {
-            "field's form": FieldDMRJRG(model).loss,
+            "field's form": self.in_plain(FieldDMRJRG(model).loss, by_taps=False),
             "plain": self.in_plain(lambda batch: model.loss(batch)["loss"], by_taps=False),
             "plain, cells that count": self.in_plain(lambda batch: model.loss(batch)["loss"], by_taps=True),
             "plain, compiled": self.in_plain(compiled, by_taps=False),

@@ -12,6 +12,7 @@ from vpgfast.models.layers import (
     CharCNN,
     Dropout,
     FeedForward,
+    Linear,
     MultiHeadAttention,
     SeparableConvLayer,
     TransformerLayer,
@@ -285,6 +286,43 @@ def test_transformer_layer(hidden, cross):
     else:
         y = linear(np.maximum(linear(y, layer.feed_forward.hidden), 0), layer.feed_forward.out)
     np.testing.assert_allclose(result, x + y, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (3, 2, 5, 6)])
+def test_linear(shape, bias, monkeypatch):
+    """By oneDNN's convolution and by the product: the same result, its layout and gradients."""
+    monkeypatch.setattr(Linear, "LEAST_ROWS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer = Linear(6, 10, bias=bias)
+    x = torch.randn(2, *shape).transpose(0, -1)[..., 0].movedim(0, -1).requires_grad_()  # not contiguous
+    assert x.shape == shape
+    assert layer.has_many_rows(x)
+    ours, theirs = layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+    assert ours.is_contiguous()
+    assert "ManyRows" in repr(ours.grad_fn) + repr(ours.grad_fn.next_functions)
+    torch.testing.assert_close(ours, theirs)
+    for grad in (torch.randn(*shape[:-1], 10), torch.ones(1).expand(*shape[:-1], 10)):
+        wanted = [x, *layer.parameters()]
+        torch.testing.assert_close(torch.autograd.grad(ours, wanted, grad, retain_graph=True),
+                                   torch.autograd.grad(theirs, wanted, grad, retain_graph=True))  # fmt: skip
+    # The first layer of a network: features need no gradient.
+    (ours,) = torch.autograd.grad(layer(x.detach()).sum(), layer.weight)
+    torch.testing.assert_close(ours, x.detach().reshape(-1, 6).sum(0).expand(10, 6))
+
+
+def test_linear_takes_the_convolution_for_many_rows_of_float32_on_several_cores_alone(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer = Linear(1, 2)
+    many = torch.ones(Linear.LEAST_ROWS, 1)
+    assert layer.has_many_rows(many)
+    assert not layer.has_many_rows(many[1:])
+    assert not layer.has_many_rows(many.double())
+    assert not layer.has_many_rows(many.to("meta"))
+    with torch.autocast("cpu"):
+        assert not layer.has_many_rows(many)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert not layer.has_many_rows(many)
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (0, 6)])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpgfast.models.layers import MultiHeadAttention, Residual, at_least_float32, feed_forward, sinusoid
+from vpgfast.models.layers import Linear, MultiHeadAttention, Residual, at_least_float32, feed_forward, sinusoid
 
 
 def attention(dim: int, heads: int, dropout: float) -> Residual:
@@ -70,11 +70,11 @@ class Reconstructor(nn.Module):
     ) -> None:
         super().__init__()
         self.samples = samples
-        self.clips = nn.Sequential(nn.Linear(feature_dim, dim), nn.LayerNorm(dim))
+        self.clips = nn.Sequential(Linear(feature_dim, dim), nn.LayerNorm(dim))
         self.words = nn.LayerNorm(dim)
         self.encoder = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
         self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(layers))
-        self.out = nn.Linear(dim, vocabulary)
+        self.out = Linear(dim, vocabulary)
 
     def forward(
         self, video: Tensor, owner: Tensor, moments: Tensor, words: Tensor, mask: Tensor, labels: Tensor, told: Tensor

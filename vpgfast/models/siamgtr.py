@@ -26,6 +26,7 @@ from vpgfast.errors import ConfigError
 from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
 from vpgfast.models.layers import (
     Dropout,
+    Linear,
     WordEmbedding,
     at_least_float32,
     attend,
@@ -171,7 +172,7 @@ class SiamGTR(Method):
     def __init__(self, config: SiamGTRConfig, feature_dim: int, word_vectors: WordVectors) -> None:
         super().__init__(config, feature_dim, word_vectors)
         self.config = config
-        self.clips = nn.Linear(feature_dim, config.dim)
+        self.clips = Linear(feature_dim, config.dim)
         self.text = QueryEncoder(config, word_vectors)
         self.video = VideoEncoder(config)
         self.decoder = Decoder(config)
@@ -475,9 +476,9 @@ class EncoderLayer(nn.Module):
         dim = config.dim
         self.heads = config.heads
         self.modulate = mlp(dim, dim, dim) if modulated else None
-        self.query_key = nn.Linear(dim, 2 * dim)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query_key = Linear(dim, 2 * dim)
+        self.value = Linear(dim, dim)
+        self.out = Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.feed_forward = feed_forward(dim, config.feed_forward, config.dropout)
         self.dropout = Dropout(config.dropout)
