@@ -28,6 +28,7 @@ from vpgfast.models.siamgtr import (
     clips_inside,
     cross_branch_loss,
     draw_insertions,
+    guidance_loss,
     insert_videos,
     log_mass,
     mean_where,
@@ -453,16 +454,26 @@ def test_semi_supervised_training_reads_the_labelled_part() -> None:
     assert losses(batch)["regression"] == before["regression"]
 
 
-def test_label_loss_by_loops() -> None:
-    """L1 and GIoU of every labelled sentence's span, and its attention inside it in every layer (section 3.5)."""
-    model = make_model(0.3, supervision="semi", labelled_share=0.5)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_label_loss_by_loops(aligned: bool) -> None:
+    """L1 and GIoU of every labelled sentence's span, and its attention inside it in every layer (section 3.5).
+
+    Where there is an alignment, also the cross-entropy of its softmax against one that is even over the span's clips.
+    """
+    model = make_model(0.3, supervision="semi", labelled_share=0.5, alignment_weight=float(aligned))
     batch = random_batch(labelled=[True, False, True])
-    found, spans = model(model.project(batch), model.text(batch), F.pad(batch.spans, (0, 0, 1, 0)))
+    clips, queries = model.project(batch), model.text(batch)
+    found, spans = model(clips, queries, F.pad(batch.spans, (0, 0, 1, 0)))
     total = 0.0
     for b, count in ((0, 3), (2, 4)):
         for m in range(count):
             logs = [found.mass[k, b, 1 + m].log() for k in range(2)]
             total = total + boundary_error(spans[b, 1 + m], batch.spans[b, m]) - sum(logs) / 2
+            if aligned:
+                similar = model.alignment.similarity(queries.sentences[b, m : m + 1], clips[b : b + 1])[0, 0]
+                start, end = (batch.spans[b, m] * T).tolist()
+                inside = [t for t in range(T) if start <= t + 0.5 <= end] or [min(int((start + end) / 2), T - 1)]
+                total = total - similar.log_softmax(0)[inside].mean()
     torch.testing.assert_close(model.loss(batch)["label"], total / (0.5 * 8))  # half of eight sentences are expected
 
 
@@ -474,8 +485,15 @@ def test_full_supervision_has_no_augmentation_branch() -> None:
     assert torch.random.get_rng_state().equal(state)  # nothing was drawn
 
 
+def test_guidance_loss_by_hand() -> None:
+    """Even over the span and nothing outside costs the entropy of the span's clips; an even attention that of all."""
+    similarity = torch.tensor([[-50.0, 3.0, 3.0, -50.0], [1.0, 1.0, 1.0, 1.0]])
+    spans = torch.tensor([[0.25, 0.75], [0.6, 0.61]])  # clips 1 and 2; clip 2, whose middle is the nearest
+    torch.testing.assert_close(guidance_loss(similarity, spans), torch.tensor([math.log(2), math.log(4)]))
+
+
 def test_pseudo_spans_teach_as_labels_do() -> None:
-    """With the spans that the alignment finds given as labels, the two losses are the same."""
+    """With the spans that the alignment finds given as labels, the two losses are the same, but for the guidance."""
     settings = {"supervision": "semi", "labelled_share": 1.0, "alignment_weight": 1.0, "pseudo_span_weight": 1.0}
     model, batch = make_model(0.3, **settings), random_batch()
     torch.manual_seed(0)
@@ -486,9 +504,10 @@ def test_pseudo_spans_teach_as_labels_do() -> None:
     batch.labelled = torch.ones(3, dtype=torch.bool)
     torch.manual_seed(0)
     labelled = model.loss(batch)
-    torch.testing.assert_close(labelled["label"], taught["pseudo_span"])
+    guidance = guidance_loss(own_video(similarity, batch.sentence_mask), spans).mean()
+    torch.testing.assert_close(labelled["label"], taught["pseudo_span"] + guidance)
     assert labelled["pseudo_span"] == taught["label"] == 0
-    torch.testing.assert_close(labelled["loss"], taught["loss"])
+    torch.testing.assert_close(labelled["loss"], taught["loss"] + guidance)
 
 
 # --- predictions and switches

@@ -216,8 +216,9 @@ class SiamGTR(Method):
         if self.alignment is not None:
             similarity = self.alignment.similarity(queries.sentences[sentences], clips)
             losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
+            similarity = own_video(similarity, sentences)  # [N, T], for the N sentences of the batch
             if config.pseudo_span_weight:
-                similar = similar_spans(own_video(similarity, sentences), config.pseudo_span_share).to(spans.dtype)
+                similar = similar_spans(similarity, config.pseudo_span_share).to(spans.dtype)
                 spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
 
@@ -239,11 +240,14 @@ class SiamGTR(Method):
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()
             losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
         error = boundary_error(predicted[:size, 1:], spans) - log_mass(found.mass[:, :size, 1:]).mean(0)
-        if config.supervision != "weakly":
-            # The mean over labelled sentences, but for batches with more or fewer of them than their share.
-            losses["label"] = mean_where(error * labelled, sentences) / self.needs(config).labelled_share
         if config.pseudo_span_weight:
             losses["pseudo_span"] = mean_where(error * unlabelled, sentences)
+        if config.supervision != "weakly":
+            if self.alignment is not None:
+                guidance = guidance_loss(similarity, spans[sentences]).to(error.dtype)
+                error = error + torch.zeros_like(error).masked_scatter(sentences, guidance)
+            # The mean over labelled sentences, but for batches with more or fewer of them than their share.
+            losses["label"] = mean_where(error * labelled, sentences) / self.needs(config).labelled_share
         if insertions is not None:
             there = insertions.there.unsqueeze(1)
             losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
@@ -756,6 +760,26 @@ def boundary_error(spans: Tensor, target: Tensor) -> Tensor:
 def log_mass(mass: Tensor) -> Tensor:
     """Logarithm of the attention inside an interval (Eq. A.3), finite also where there is none."""
     return mass.clamp_min(1e-6).log()
+
+
+def guidance_loss(similarity: Tensor, spans: Tensor) -> Tensor:
+    """Asks that every clip inside a sentence's span be as similar to it as the others, and no clip outside.
+
+    The cross-entropy of attention by similarity against attention that is even over the span: LGI's temporal attention
+    guidance (Mun et al., CVPR 2020).
+
+    Args:
+        similarity: of N sentences and the clips of their video, [N, T].
+        spans: [N, 2], fractions of the duration.
+
+    Returns:
+        [N].
+    """
+    T = similarity.shape[1]
+    start, end = clips_inside(spans, T).unsqueeze(-1).unbind(1)  # [N, 1]
+    t = torch.arange(T, device=spans.device)
+    inside = (start <= t) & (t <= end)
+    return -(similarity.log_softmax(1) * inside).sum(1) / inside.sum(1)
 
 
 def cross_branch_loss(augmented: Tensor, normal: Tensor, sentences: Tensor, there: Tensor) -> Tensor:
