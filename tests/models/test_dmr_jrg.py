@@ -699,7 +699,7 @@ def test_pseudo_span_loss_by_loops(changes: dict) -> None:
     model, batch = make_model(0.2, alignment_weight=1.0, pseudo_span_weight=1.0, **changes), random_batch()
     there, h, clips = batch.sentence_mask, model.text(batch).sentences, model.project(batch.video)
     aligned = model.align(h, clips)
-    spans = similar_spans(own_video(aligned, there), 0.5)
+    spans = similar_spans(own_video(aligned, there), model.config.pseudo_span_share)
     moments = model(clips, h, there, aligned, sync=True)
     trained = moments.synced if changes.get("train_sync_heads", True) else []
     expected = []

@@ -355,19 +355,30 @@ def test_similar_spans_by_loops() -> None:
         for scores, span in zip(similarity, found.tolist(), strict=True):
             padded = [scores[0], *scores, scores[-1]]
             smooth = [(padded[t] + 2 * padded[t + 1] + padded[t + 2]) / 4 for t in range(clips)]
-            threshold = 0.6 * sorted(smooth)[rank - 1] + 0.4 * max(smooth)
-            first = last = int(np.argmax(smooth))
-            while first > 0 and smooth[first - 1] > threshold:
-                first -= 1
-            while last < clips - 1 and smooth[last + 1] > threshold:
-                last += 1
-            assert span == pytest.approx([first / clips, (last + 1) / clips])
+            low, best = sorted(smooth)[rank - 1], max(smooth)
+            place = int(np.argmax(smooth))
+            ends = []
+            for ahead in (range(place, -1, -1), range(place, clips)):
+                total, most, end = 0.0, -math.inf, place
+                for t in ahead:
+                    total += scores[t] - (0.6 * low + 0.4 * best)
+                    if total > most:
+                        most, end = total, t
+                    if most - total > best - low:
+                        break
+                ends.append(end)
+            assert span == pytest.approx([ends[0] / clips, (ends[1] + 1) / clips])
 
 
 def test_similar_spans_of_long_events() -> None:
     """An event that takes most of its video is found whole."""
     similarity = torch.tensor([[0.0, *[1.0] * 8, 0.0], [1.0, 1.0, *[0.0] * 8]])
     torch.testing.assert_close(similar_spans(similarity, 0.5), torch.tensor([[0.1, 0.9], [0.0, 0.2]]))
+
+
+def test_similar_spans_bridge_a_dip_but_do_not_reach_the_next_event() -> None:
+    similarity = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.2, 1.0, 1.0, 0.0, 0.0, 0.0, 0.9, 0.9, 0.0]])
+    torch.testing.assert_close(similar_spans(similarity, 0.6), torch.tensor([[2 / 13, 7 / 13]]))
 
 
 def test_alignment_by_loops() -> None:

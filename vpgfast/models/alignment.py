@@ -71,10 +71,12 @@ def own_video(similarity: Tensor, sentences: Tensor) -> Tensor:
 
 @torch.no_grad()
 def similar_spans(similarity: Tensor, share: float) -> Tensor:
-    """The stretch around each sentence's best clip that is more similar to it than a threshold.
+    """The stretch around each sentence's best clip whose similarities exceed a level by the most in sum.
 
-    That lies ``share`` of the way from a clip that is surely no part of the event, the best of the worst tenth, to the
-    best one. Similarities are smoothed over 3 clips.
+    The best clip, and the level, are found among similarities that are smoothed over 3 clips: the level lies ``share``
+    of the way from a clip that is surely no part of the event, the best of the worst tenth, to the best one. From the
+    best clip the stretch grows to either side until its sum has fallen by that whole way (as an X-drop: Altschul et
+    al., 1990). So it bridges the dips of a clip or two that noise makes, and does not reach the next event.
 
     Args:
         similarity: of N sentences and the clips of one video each, [N, T].
@@ -87,8 +89,20 @@ def similar_spans(similarity: Tensor, share: float) -> Tensor:
     before, after = similarity[:, [0, *range(T - 1)]], similarity[:, [*range(1, T), T - 1]]
     smooth = (before + 2 * similarity + after) / 4
     best, place = smooth.max(1, keepdim=True)
-    below = smooth <= torch.lerp(smooth.kthvalue(math.ceil(T / 10), 1, keepdim=True).values, best, share)
-    t = torch.arange(T, device=smooth.device)
-    start = torch.where(below & (t < place), t + 1, 0).amax(1)
-    end = torch.where(below & (t > place), t, T).amin(1)
+    low = smooth.kthvalue(math.ceil(T / 10), 1, keepdim=True).values
+    excess = similarity - torch.lerp(low, best, share)
+    end = _end_of_growth(excess, place, best - low)
+    start = T - _end_of_growth(excess.flip(1), T - 1 - place, best - low)
     return torch.stack([start, end], 1).to(smooth.dtype) / T
+
+
+def _end_of_growth(excess: Tensor, first: Tensor, drop: Tensor) -> Tensor:
+    """Behind which clip a stretch that grows from clip ``first`` [N, 1] ends: int64 [N], of ``excess`` [N, T].
+
+    Its sum is the greatest one that comes before a sum that is more than ``drop`` [N, 1] below the greatest so far.
+    """
+    lowest = torch.finfo(excess.dtype).min
+    ahead = torch.arange(excess.shape[1], device=excess.device) < first
+    total = excess.masked_fill(ahead, 0).cumsum(1).masked_fill(ahead, lowest)
+    fallen = total.cummax(1).values - total > drop
+    return total.masked_fill(fallen.cumsum(1) > 0, lowest).argmax(1) + 1

@@ -77,8 +77,8 @@ class DMRJRGConfig:
             paragraph); 0 leaves both out.
         pseudo_span_weight: of a loss by which the scores (with train_sync_heads also the two branches') learn spans
             that are read off that alignment, by soft labels as in Eq. 20-21 (not in the paper).
-        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from the
-            worst ones of the video to the best one.
+        pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
+            from the worst ones of the video to the best one.
         reduction: "sum" adds up words (Eq. 11), sentences and moments (Eq. 20-21) as the equations do, "mean" takes
             their means instead (2D-TAN and the released code).
         masked_share: of a sentence's words.
@@ -129,7 +129,7 @@ class DMRJRGConfig:
     candidate_weights: list[float] | None = field(default_factory=lambda: [0.4, 0.3, 0.3])
     alignment_weight: float = 0.0
     pseudo_span_weight: float = 0.0
-    pseudo_span_share: float = 0.5
+    pseudo_span_share: float = 0.6
     reduction: Literal["sum", "mean"] = "sum"
     masked_share: float = 1 / 3
     content_weight: float = 2.0

@@ -80,8 +80,8 @@ class SiamGTRConfig:
             (not in the paper: nothing there asks more of a sentence than of its paragraph); 0 leaves all of it out.
         pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
             in the paper). Beside labels it teaches that the alignment is right as it is: give it less weight than them.
-        pseudo_span_share: a sentence's span is where clips are more similar to it than this share of the way from the
-            worst ones of the video to the best one.
+        pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
+            from the worst ones of the video to the best one.
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
         max_words: longer sentences are cut to this many words.
@@ -114,7 +114,7 @@ class SiamGTRConfig:
     label_weight: float = 1.0
     alignment_weight: float = 0.0
     pseudo_span_weight: float = 0.0
-    pseudo_span_share: float = 0.5
+    pseudo_span_share: float = 0.6
     sentence_order: Literal["time", "file"] = "time"
     max_sentences: int | None = None
     max_words: int = 50
