@@ -26,8 +26,8 @@ _ATTENTION = (
     "The rate of a large matrix product, which the floor assumes, is not to be had with five rows."
 )
 _ENCODER = (
-    "The video encoder's matrix products, the same for all ways, are most of the step, and it runs at nine tenths of "
-    "the rate of one large product: three times the field's speed would be all of that rate."
+    "The video encoder's matrix products, the same for all ways, are most of the step: at the floor, the rate of one "
+    "large product throughout, it would just be reached (the next column)."
 )
 
 TARGETS = (
