@@ -1,10 +1,11 @@
-"""SiamGTR's training loss in the form of the field's code, and in the best plain PyTorch that we know.
+"""SiamGTR's training loss in the form of the field's code, and in plain PyTorch.
 
 Both take a :class:`vpgfast.models.siamgtr.SiamGTR` for its weights, so that all compute the same thing.
 
 :class:`FieldSiamGTR` does as the released paragraph-grounding code of PRVG: one paragraph after another through the
 whole network, every branch by itself, pseudo videos built clip by clip, attention over concatenated heads that returns
-its matrix, and losses by loops over sentences and clips. :func:`plain` is batched as ours is, in plain PyTorch.
+its matrix, and losses by loops over sentences and clips. :func:`plain` is batched as ours is, of PyTorch's own layers:
+our ``Linear``, though PyTorch's operators are all that it is made of, counts as ours.
 """
 
 from __future__ import annotations

@@ -306,6 +306,9 @@ def test_linear(shape, bias, monkeypatch):
         wanted = [x, *layer.parameters()]
         torch.testing.assert_close(torch.autograd.grad(ours, wanted, grad, retain_graph=True),
                                    torch.autograd.grad(theirs, wanted, grad, retain_graph=True))  # fmt: skip
+    once = [torch.autograd.grad(y.square().sum(), x, create_graph=True)[0] for y in (ours, theirs)]
+    twice = [torch.autograd.grad(g.square().sum(), layer.weight)[0] for g in once]
+    torch.testing.assert_close(*twice, rtol=1e-4, atol=1e-4)
     # The first layer of a network: features need no gradient.
     (ours,) = torch.autograd.grad(layer(x.detach()).sum(), layer.weight)
     torch.testing.assert_close(ours, x.detach().reshape(-1, 6).sum(0).expand(10, 6))

@@ -73,15 +73,16 @@ class _ManyRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return _ManyRows.product(x, weight, bias).detach()  # no view: a ReLU may write over it
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        to_x = _ManyRows.product(grad.contiguous(), weight.t().contiguous()) if ctx.needs_input_grad[0] else None
-        return to_x, grad.t() @ x, grad.sum(0) if ctx.has_bias else None
+        (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            _ManyRows.product(grad.contiguous(), weight.t().contiguous()) if for_x else None,
+            grad.t() @ x if for_weight else None,
+            grad.sum(0) if for_bias else None,
+        )
 
     @staticmethod
     def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
