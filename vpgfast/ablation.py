@@ -41,7 +41,8 @@ class Row:
     @property
     def label(self) -> str:
         """What tables and pictures call it."""
-        return f"{self.name} {self.about}".strip()
+        between = " " if self.name.endswith(")") else ": "  # "(a) neither", but "semi: 10% labelled"
+        return between.join(filter(None, (self.name, self.about)))
 
 
 @dataclass(frozen=True)

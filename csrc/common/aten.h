@@ -1,21 +1,12 @@
 // Ops of torch's own that the stable headers have no wrapper for. Call them from the thread that runs the op only.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include <array>
 #include <optional>
 
 #include "common/tensor.h"
 
 namespace vpgfast {
-
-// A view of memory that outlives it.
-template <typename T>
-Tensor view_of(T* data, std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides,
-               const Tensor& like) {
-  return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type());
-}
 
 // out = a b, matrices of one dtype. The form with `out` is the one that autocast leaves alone: a kernel may run inside
 // an autocast region (in backward), where a plain matmul would hand back another dtype than it was given.
@@ -24,12 +15,6 @@ inline void matrix_product(const Tensor& a, const Tensor& b, const Tensor& out) 
                                     torch::stable::detail::from(out)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the result holds
-}
-
-// out = a b, or out += a b, for batches of matrices on the CPU.
-inline void cpu_batched_product(const Tensor& a, const Tensor& b, const Tensor& out, bool add) {
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_cpu_baddbmm_out(out.get(), out.get(), a.get(), b.get(), add ? 1.0 : 0.0, 1.0));
 }
 
 // Sorts a vector of integers, equals in their order. `sorted` may be `values`.

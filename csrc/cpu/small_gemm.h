@@ -10,23 +10,24 @@
 
 namespace vpgfast {
 
-// c[m, n] = sum_k a[m, k] b[k, n] (+ c[m, n]) for a block of `rows` x `vectors` registers.
-template <int rows, int vectors, typename T>
-VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* c,
-                                      int64_t c_row, int64_t K, bool accumulate) {
-  using vector = typename Vector<T>::type;
-  using unaligned = typename Vector<T>::unaligned;
-  constexpr int64_t kWidth = Vector<T>::kWidth;
+// c[m, n] = sum_k a[m, k] b[k, n] (+ c[m, n]) for a block of `rows` x `vectors` registers of `bytes` bytes, which lie
+// b_vector and c_vector apart.
+template <int rows, int vectors, int bytes, typename T>
+VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row,
+                                      int64_t b_vector, T* c, int64_t c_row, int64_t c_vector, int64_t K,
+                                      bool accumulate) {
+  typedef T vector __attribute__((vector_size(bytes)));
+  typedef T unaligned __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
   vector sum[rows][vectors];
   for (int m = 0; m < rows; ++m) {
     for (int n = 0; n < vectors; ++n) {
-      sum[m][n] = accumulate ? *reinterpret_cast<const unaligned*>(c + m * c_row + n * kWidth) : vector{};
+      sum[m][n] = accumulate ? *reinterpret_cast<const unaligned*>(c + m * c_row + n * c_vector) : vector{};
     }
   }
   for (int64_t k = 0; k < K; ++k) {
     vector right[vectors];
     for (int n = 0; n < vectors; ++n) {
-      right[n] = *reinterpret_cast<const unaligned*>(b + k * b_row + n * kWidth);
+      right[n] = *reinterpret_cast<const unaligned*>(b + k * b_row + n * b_vector);
     }
     for (int m = 0; m < rows; ++m) {
       const T left = a[m * a_row + k * a_column];
@@ -37,7 +38,7 @@ VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_colum
   }
   for (int m = 0; m < rows; ++m) {
     for (int n = 0; n < vectors; ++n) {
-      *reinterpret_cast<unaligned*>(c + m * c_row + n * kWidth) = sum[m][n];
+      *reinterpret_cast<unaligned*>(c + m * c_row + n * c_vector) = sum[m][n];
     }
   }
 }
@@ -45,6 +46,8 @@ VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_colum
 template <int vectors, typename T>
 VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b,
                                         int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+  constexpr int64_t kWidth = Vector<T>::kWidth;
+  constexpr int kBytes = sizeof(typename Vector<T>::type);
   for (int64_t m = 0; m < M;) {
     const int64_t left = M - m;
     const T* from = a + m * a_row;
@@ -53,22 +56,22 @@ VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_
     const int64_t rows = left > 8 ? 6 : (left > 6 ? (left + 1) / 2 : left);
     switch (rows) {
       case 6:
-        gemm_block<6, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        gemm_block<6, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 5:
-        gemm_block<5, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        gemm_block<5, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 4:
-        gemm_block<4, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        gemm_block<4, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 3:
-        gemm_block<3, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        gemm_block<3, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 2:
-        gemm_block<2, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        gemm_block<2, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       default:
-        gemm_block<1, vectors>(from, a_row, a_column, b, b_row, to, c_row, K, accumulate);
+        gemm_block<1, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
     }
     m += rows;

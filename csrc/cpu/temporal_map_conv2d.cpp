@@ -18,6 +18,7 @@
 #include "common/aten.h"
 #include "common/multiversion.h"
 #include "common/tensor.h"
+#include "cpu/panel_gemm.h"
 
 namespace vpgfast {
 namespace {
@@ -29,7 +30,8 @@ constexpr int32_t kPasses = kPoints / 2;        // two rows of frequencies each
 constexpr int32_t kFrequencies = 2 * kPoints;   // of a pass
 constexpr int64_t kChunkElements = 1 << 21;     // of the transformed patches of a chunk of tiles
 constexpr int64_t kElementsPerTask = 1 << 15;   // below which a second thread is not worth waking
-constexpr int32_t kLanes = 16;                  // numbers of channels are rounded up to a multiple of this, with zeros
+constexpr int64_t kProductsPerTask = 1 << 20;   // the same, of a matrix product
+constexpr int32_t kLanes = kPanel;              // numbers of channels are rounded up to a multiple of this, with zeros
 constexpr int64_t kLargestSide = 46341;         // above any map's or kernel's: its square is counted in 32 bits
 constexpr int32_t kCellBlock = 64;              // cells that are moved from one layout to the other at a time
 
@@ -106,9 +108,11 @@ struct Lanes {
 };
 
 // Two rows of the frequencies of a square of cells, taps or results, each of which points at its channels:
-// to[u][v] = sum_ij kMatrix[u][i] kMatrix[v][j] cells[i][j], for u = 2 kPass and the next.
+// to[u][v] = sum_ij kMatrix[u][i] kMatrix[v][j] cells[i][j], for u = 2 kPass and the next. `to` has `stride` elements
+// between frequencies, and `panel` between every kLanes channels.
 template <typename T, const auto& kMatrix, int32_t kPass>
-VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels, T* to, int64_t stride) {
+VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels, T* to, int64_t stride,
+                                         int64_t panel) {
   using lanes = typename Lanes<T>::type;
   constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
   for (int64_t first = 0; first < channels; first += kLanes) {
@@ -138,7 +142,7 @@ VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels
           const T factor = static_cast<T>(kMatrix.at[v][j]);
           sum += factor != 0 ? factor * columns[u][j] : lanes{};
         }
-        *reinterpret_cast<lanes*>(to + (u * kPoints + v) * stride + first) = sum;
+        *reinterpret_cast<lanes*>(to + (u * kPoints + v) * stride + first / kLanes * panel) = sum;
       }
     }
   }
@@ -433,15 +437,25 @@ int64_t rows_per_task(int64_t channels) {
   return std::max<int64_t>(1, kElementsPerTask / (kFrequencies * std::max<int64_t>(1, channels)));
 }
 
-// [frequency][row][column], without gaps.
+// c[M, N] = a[M, K] b[K, N], plus c where `add`, for every frequency of a pass, whose matrices lie one after the other.
 template <typename T>
-Tensor matrices(T* data, int64_t rows, int64_t columns, const Tensor& like) {
-  return view_of(data, {kFrequencies, rows, columns}, {rows * columns, columns, 1}, like);
+void products(int64_t M, int64_t N, int64_t K, const T* a, Strides of_a, const T* b, Strides of_b, T* c, Strides of_c,
+              bool add) {
+  constexpr int64_t kColumns = 2 * kPanel;
+  const int64_t parts = (N + kColumns - 1) / kColumns;
+  const int64_t grain = std::max<int64_t>(1, kProductsPerTask / (std::max<int64_t>(1, M * K) * kColumns));
+  torch::stable::parallel_for(0, kFrequencies * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t f = task / parts, n = task % parts * kColumns;
+      panel_gemm(M, std::min(kColumns, N - n), K, a + f * M * K, of_a, b + f * K * N + of_b(n), of_b,
+                 c + f * M * N + of_c(n), of_c, add);
+    }
+  });
 }
 
-// The frequencies of a pass of a chunk's patches, [frequency][row][channel]. packed: [video][listed cell][channel];
-// `cells_of(tile)` are the positions in that list of the cells of a patch.
-template <typename T, const auto& kMatrix, typename CellsOf>
+// The frequencies of a pass of a chunk's patches, [frequency][row][channel], or, `panels`, in panels of channels.
+// packed: [video][listed cell][channel]; `cells_of(tile)` are the positions in that list of the cells of a patch.
+template <typename T, const auto& kMatrix, bool panels, typename CellsOf>
 void patches_to_frequencies(int32_t pass, const Chunk& chunk, const Tensor& packed, const T* zeros,
                             const CellsOf& cells_of, T* to) {
   constexpr int32_t kCells = kMatrix.kSide * kMatrix.kSide;
@@ -455,7 +469,8 @@ void patches_to_frequencies(int32_t pass, const Chunk& chunk, const Tensor& pack
         cells[i] = positions[i] < 0 ? zeros : video + positions[i] * channels;
       }
       dispatch_pass(pass, [&]<int32_t kPass>() {
-        to_frequencies<T, kMatrix, kPass>(cells, channels, to + row * channels, chunk.rows * channels);
+        to_frequencies<T, kMatrix, kPass>(cells, channels, to + row * (panels ? kLanes : channels),
+                                          chunk.rows * channels, panels ? chunk.rows * kLanes : kLanes);
       });
     }
   });
@@ -498,23 +513,22 @@ Tensor convolve(const Tensor& packed, const Tensor& kernel, bool reversed, const
         T* taps_of_channel = write<T>(kernel) + c * k * k * out;
         over_sub_kernels(taps_of_channel, reversed, k, tiles.per_axis, out, zeros.data(), [&](int32_t s, T** taps) {
           dispatch_pass(pass, [&]<int32_t kPass>() {
-            to_frequencies<T, kKernel, kPass>(taps, out, write<T>(U) + (s * kFrequencies * in + c) * out, in * out);
+            to_frequencies<T, kKernel, kPass>(taps, out, write<T>(U) + s * kFrequencies * in * out + c * kLanes,
+                                              in * out, in * kLanes);
           });
         });
       }
     });
     for (const Chunk& chunk : chunks) {
-      const Tensor products = matrices(write<T>(M), chunk.rows, out, packed);
       const std::vector<int32_t>& sub_kernels = chunk.group->sub_kernels;
       for (const int32_t s : sub_kernels) {
-        patches_to_frequencies<T, kInput>(
+        patches_to_frequencies<T, kInput, false>(
             pass, chunk, packed, zeros.data(), [&](int64_t tile) { return tiles.input(tile, s); }, write<T>(V));
-        cpu_batched_product(matrices(write<T>(V), chunk.rows, in, packed),
-                            matrices(write<T>(U) + s * kFrequencies * in * out, in, out, packed), products,
-                            s != sub_kernels.front());
+        products(chunk.rows, out, in, read<T>(V), Strides::even(in, 1), read<T>(U) + s * kFrequencies * in * out,
+                 Strides::panels(in), write<T>(M), Strides::even(1, out), s != sub_kernels.front());
       }
       if (sub_kernels.empty()) {  // a tile that no valid cell reaches
-        std::fill_n(write<T>(M), products.numel(), T{0});
+        std::fill_n(write<T>(M), kFrequencies * chunk.rows * out, T{0});
       }
       torch::stable::parallel_for(0, chunk.rows, rows_per_task(out), [&](int64_t begin, int64_t end) {
         T* cells[kTile * kTile];
@@ -546,16 +560,13 @@ Tensor convolve_backward_kernel(const Tensor& packed, const Tensor& grad, const 
   for (int32_t pass = 0; pass < kPasses; ++pass) {
     std::vector<bool> begun(tiles.sub_kernels, false);
     for (const Chunk& chunk : chunks) {
-      patches_to_frequencies<T, kOutput>(
+      patches_to_frequencies<T, kOutput, true>(
           pass, chunk, grad, zeros.data(), [&](int64_t tile) { return tiles.output(tile); }, write<T>(M));
-      const Tensor products = matrices(write<T>(M), chunk.rows, out, packed);
       for (const int32_t s : chunk.group->sub_kernels) {
-        patches_to_frequencies<T, kInput>(
+        patches_to_frequencies<T, kInput, true>(
             pass, chunk, packed, zeros.data(), [&](int64_t tile) { return tiles.input(tile, s); }, write<T>(V));
-        const Tensor transposed =
-            view_of(write<T>(V), {kFrequencies, in, chunk.rows}, {chunk.rows * in, 1, in}, packed);
-        cpu_batched_product(transposed, products, matrices(write<T>(U) + s * kFrequencies * in * out, in, out, packed),
-                            begun[s]);
+        products(in, out, chunk.rows, read<T>(V), Strides::panels(chunk.rows), read<T>(M), Strides::panels(chunk.rows),
+                 write<T>(U) + s * kFrequencies * in * out, Strides::even(1, out), begun[s]);
         begun[s] = true;
       }
     }

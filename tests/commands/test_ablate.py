@@ -51,7 +51,7 @@ tables:
     settings: {model.dropout: 0}
     rows:
       - {name: narrow, settings: {model.width: 2}, paper: [10.5, 20]}
-      - {name: wide, about: and deep, settings: {model: {width: 8}}, paper: [11.5, null]}
+      - {name: wide, about: with more layers, settings: {model: {width: 8}}, paper: [11.5, null]}
     claims:
       - {better: [wide, narrow], claim: more width helps}
   - title: Table 2
@@ -93,7 +93,7 @@ def test_read_tables(tables_file: Path) -> None:
     assert (narrow.settings, wide.settings) == ({"model.width": 2}, {"model.width": 8})
     assert narrow.paper == pytest.approx({"R@1 IoU=0.5": 0.105, "mIoU": 0.2})
     assert wide.paper == pytest.approx({"R@1 IoU=0.5": 0.115})
-    assert wide.label == "wide and deep"
+    assert wide.label == "wide: with more layers"
     assert (first.claims[0].better, first.claims[0].worse, first.claims[0].metric) == ("wide", "narrow", "mIoU")
     assert (first.line, second.line, second.claims) == (False, True, ())
 
@@ -316,7 +316,7 @@ def test_table_in_words(tables_file: Path) -> None:
     assert [" ".join(line.split()) for line in lines[2:]] == [
         "narrow 15.0 ± 7.1 30.0 ± 14.1 5.0 ± 0.0",
         "paper 10.50 20.00",
-        "wide and deep [1 of 2 seeds] 15.0 30.0 5.0",
+        "wide: with more layers [1 of 2 seeds] 15.0 30.0 5.0",
         "paper 11.50 -",
         "random 1.0 2.0",
         "prior 10.0 15.0",
