@@ -850,10 +850,10 @@ def test_every_setting_is_documented():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": 3}, "heads must divide dim, but 128 / 3"),
+        ({"heads": 3}, "dim must be a multiple of heads = 3, got 128"),
         ({"tau": 0.0}, "tau must be above 0, got 0.0"),
         ({"dropout": 1.0}, "dropout must lie in"),
-        ({"conv_kernel": 4}, "conv_kernel odd, got 4 and 4"),
+        ({"conv_kernel": 4}, "conv_kernel must be odd, got 4"),
         ({"max_clips": 0}, "max_clips must be at least 1, got 0"),
     ],
 )

@@ -695,7 +695,7 @@ def test_every_setting_is_documented():
         ({"windows": []}, r"windows must be shares of the video.*got \[\]"),
         ({"windows": [0.2, 1.5]}, "windows must be shares of the video"),
         ({"overlap": 1.0}, "overlap must lie in"),
-        ({"nms": 2.0}, "nms must lie in"),
+        ({"nms": 2.0}, "nms must be from 0 to 1"),
     ],
 )
 def test_settings_are_checked(changes, message):

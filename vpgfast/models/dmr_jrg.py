@@ -28,14 +28,14 @@ from vpgfast.errors import ConfigError
 from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, same_videos, sinusoid
-from vpgfast.models.method import RetrievalMethod
+from vpgfast.models.method import MethodConfig, RetrievalMethod
 from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap
 from vpgfast.models.reconstructor import EncoderLayer, Reconstructor
 from vpgfast.ops import dense_anchor_mask, ordered_suppression_scan, temporal_map_bce, temporal_nms
 
 
 @dataclass
-class DMRJRGConfig:
+class DMRJRGConfig(MethodConfig):
     """Settings of DMR-JRG; the defaults are the paper's for ActivityNet Captions.
 
     Attributes:
@@ -99,6 +99,8 @@ class DMRJRGConfig:
         max_words: longer sentences are cut to this many words.
     """
 
+    method = "dmr_jrg"
+
     max_clips: int = 256
     segments: int = 32
     dim: int = 512
@@ -148,50 +150,37 @@ class DMRJRGConfig:
     max_words: int = 50
 
     def __post_init__(self) -> None:
-        sizes = ("max_clips", "segments", "dim", "heads", "layers", "feed_forward", "moment_samples", "max_words")
-        others = ("tan_layers", "tan_kernel", "hardest", "candidates")
-        for name in (*sizes, *others, "reconstructor_heads", "reconstructor_layers", "reconstructor_clips"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"dmr_jrg: {name} must be at least 1, got {getattr(self, name)}")
-        if self.max_clips % self.segments:
-            raise ConfigError(
-                f"dmr_jrg: max_clips must be a multiple of segments = {self.segments}, got {self.max_clips}"
-            )
-        if self.dim % 8 or self.dim % self.heads or self.dim % self.reconstructor_heads:
-            raise ConfigError(
-                f"dmr_jrg: dim must be a multiple of 8, of heads = {self.heads} and of reconstructor_heads = "
-                f"{self.reconstructor_heads}, got {self.dim}"
-            )
-        if self.tan_kernel % 2 == 0:
-            raise ConfigError(f"dmr_jrg: tan_kernel must be odd, got {self.tan_kernel}")
-        for name in ("retrieval_nce", "global_nce", "margin"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
+        sizes = "max_clips segments dim heads layers feed_forward moment_samples max_words"
+        others = "tan_layers tan_kernel hardest candidates reconstructor_heads reconstructor_layers reconstructor_clips"
+        self.require(f"{sizes} {others}", "be at least 1", lambda value: value >= 1)
+        self.require(
+            "max_clips", f"be a multiple of segments = {self.segments}", lambda value: value % self.segments == 0
+        )
+        self.require(
+            "dim",
+            f"be a multiple of 8, of heads = {self.heads} and of reconstructor_heads = {self.reconstructor_heads}",
+            lambda dim: dim % 8 == 0 and dim % self.heads == 0 and dim % self.reconstructor_heads == 0,
+        )
+        self.require("tan_kernel", "be odd", lambda value: value % 2 == 1)
+        self.require("retrieval_nce global_nce margin", "be 0 or more", lambda value: value >= 0)
         self._check_losses()
         moments = self.segments * (self.segments + 1) // 2
-        if self.candidates > moments:
-            raise ConfigError(f"dmr_jrg: candidates must be at most the {moments} moments, got {self.candidates}")
-        if self.candidate_weights is not None and len(self.candidate_weights) != self.candidates:
-            raise ConfigError(
-                f"dmr_jrg: candidate_weights must be one a candidate ({self.candidates}), or null, got "
-                f"{self.candidate_weights}"
-            )
-        if self.scale is not None and not self.scale > 0:
-            raise ConfigError(f"dmr_jrg: scale must be above 0, or null, got {self.scale}")
-        if not 0 < self.masked_share <= 1:
-            raise ConfigError(f"dmr_jrg: masked_share must lie in (0, 1], got {self.masked_share}")
-        if not 0 <= self.pseudo_span_share <= 1:
-            raise ConfigError(f"dmr_jrg: pseudo_span_share must lie in [0, 1], got {self.pseudo_span_share}")
-        if not self.content_weight > 0:
-            raise ConfigError(f"dmr_jrg: content_weight must be above 0, got {self.content_weight}")
+        self.require("candidates", f"be at most the {moments} moments", lambda value: value <= moments)
+        self.require(
+            "candidate_weights",
+            f"be one a candidate ({self.candidates}), or null",
+            lambda weights: weights is None or len(weights) == self.candidates,
+        )
+        self.require("scale", "be above 0, or null", lambda value: value is None or value > 0)
+        self.require("masked_share", "lie in (0, 1]", lambda value: 0 < value <= 1)
+        self.require("pseudo_span_share", "lie in [0, 1]", lambda value: 0 <= value <= 1)
+        self.require("content_weight", "be above 0", lambda value: value > 0)
         if not 0 <= self.min_iou < self.max_iou <= 1:
             raise ConfigError(
                 f"dmr_jrg: it must hold that 0 <= min_iou < max_iou <= 1, got {self.min_iou} and {self.max_iou}"
             )
-        if self.nms is not None and not 0 <= self.nms <= 1:
-            raise ConfigError(f"dmr_jrg: nms must be from 0 to 1, or null, got {self.nms}")
-        if self.max_sentences is not None and self.max_sentences < 1:
-            raise ConfigError(f"dmr_jrg: max_sentences must be at least 1, or null, got {self.max_sentences}")
+        self.require("nms", "be from 0 to 1, or null", lambda value: value is None or 0 <= value <= 1)
+        self.require("max_sentences", "be at least 1, or null", lambda value: value is None or value >= 1)
 
     @property
     def masks_content_words(self) -> bool:
@@ -199,9 +188,7 @@ class DMRJRGConfig:
         return self.local_weight > 0 and self.content_weight != 1
 
     def _check_losses(self) -> None:
-        for name in (name for name in vars(self) if name.endswith("_weight")):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"dmr_jrg: {name} must be 0 or more, got {getattr(self, name)}")
+        self.require_weights()
         if not self.retrieval_weight and not self.global_weight:
             raise ConfigError("dmr_jrg: retrieval_weight or global_weight must be above 0, or nothing trains retrieval")
         if not self.local_weight and not self.time_weight and not self.pseudo_span_weight:
@@ -262,7 +249,7 @@ class Moments(NamedTuple):
 class DMRJRG(RetrievalMethod):
     """The network of section III, its losses and its inference."""
 
-    name = "dmr_jrg"
+    name = DMRJRGConfig.method
     Config = DMRJRGConfig
     config: DMRJRGConfig
 

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
-from vpgfast.errors import ConfigError
 from vpgfast.models.layers import WordEmbedding, at_least_float32
-from vpgfast.models.method import Method
+from vpgfast.models.method import Method, MethodConfig
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
 
 Representation = Literal["conv3d", "avg", "max", "lstm"]
 
 
 @dataclass
-class MARNConfig:
+class MARNConfig(MethodConfig):
     """Settings of MARN; the defaults are the paper's for Charades-STA.
 
     Attributes:
@@ -56,6 +55,8 @@ class MARNConfig:
         max_words: longer sentences are cut to this many words.
     """
 
+    method = "marn"
+
     max_clips: int = 32
     scales: list[int] = field(default_factory=lambda: [6, 7, 8, 9, 10, 12])
     scale_stride: Literal["one", "quarter"] = "one"
@@ -75,24 +76,20 @@ class MARNConfig:
     max_words: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("max_clips", "reduction", "dim", "samples", "max_words"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"marn: {name} must be at least 1, got {getattr(self, name)}")
-        if not self.scales or self.scales != sorted(set(self.scales)) or not 1 <= self.scales[0] <= self.max_clips:
-            raise ConfigError(
-                f"marn: scales must be rising numbers of clips from 1, the first at most max_clips = {self.max_clips}, "
-                f"got {self.scales}"
-            )
-        if not self.attention_kernels or any(k < 1 or k % 2 == 0 for k in [self.conv_kernel, *self.attention_kernels]):
-            raise ConfigError(
-                f"marn: conv_kernel and attention_kernels (one or more) must be odd, got {self.conv_kernel} and "
-                f"{self.attention_kernels}"
-            )
-        for name in ("clip_weight", "epsilon", "negative_weight", "negative_margin"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"marn: {name} must be 0 or more, got {getattr(self, name)}")
-        if self.nms is not None and not 0 <= self.nms <= 1:
-            raise ConfigError(f"marn: nms must be from 0 to 1, or null, got {self.nms}")
+        self.require("max_clips reduction dim samples max_words", "be at least 1", lambda value: value >= 1)
+        self.require(
+            "scales",
+            f"be rising numbers of clips from 1, the first at most max_clips = {self.max_clips}",
+            lambda scales: scales and scales == sorted(set(scales)) and 1 <= scales[0] <= self.max_clips,
+        )
+        self.require("conv_kernel", "be odd", lambda kernel: kernel >= 1 and kernel % 2 == 1)
+        self.require(
+            "attention_kernels",
+            "be odd, one or more",
+            lambda kernels: kernels and all(k >= 1 and k % 2 == 1 for k in kernels),
+        )
+        self.require("clip_weight epsilon negative_weight negative_margin", "be 0 or more", lambda value: value >= 0)
+        self.require("nms", "be from 0 to 1, or null", lambda value: value is None or 0 <= value <= 1)
 
 
 class Attended(NamedTuple):
@@ -110,7 +107,7 @@ class Attended(NamedTuple):
 class MARN(Method):
     """The network of section 3, its loss and its inference."""
 
-    name = "marn"
+    name = MARNConfig.method
     Config = MARNConfig
     config: MARNConfig
 

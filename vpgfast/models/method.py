@@ -6,7 +6,7 @@ Training, evaluation and grounding know methods through this file alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.errors import ConfigError
 
 METHODS = {
     "seqpan": "vpgfast.models.seqpan:SeqPAN",
@@ -26,12 +27,33 @@ METHODS = {
 """Name of each method -> where its class is; imported only when asked for."""
 
 
+class MethodConfig:
+    """What the dataclasses of the methods' settings share: checks that name the method and the setting."""
+
+    method: ClassVar[str]
+
+    def require(self, names: str, must: str, holds: Callable[[Any], bool]) -> None:
+        """Refuse settings (``names``, separated by spaces) for which ``holds`` is false; ``must`` says it in words.
+
+        Raises:
+            ConfigError: one does not hold.
+        """
+        for name in names.split():
+            if not holds(getattr(self, name)):
+                raise ConfigError(f"{self.method}: {name} must {must}, got {getattr(self, name)}")
+
+    def require_weights(self) -> None:
+        """Refuse negative weights of losses, the settings that end in ``_weight``."""
+        weights = " ".join(name for name in vars(self) if name.endswith("_weight"))
+        self.require(weights, "be 0 or more", lambda value: value >= 0)
+
+
 class Method(nn.Module, ABC):
     """A grounding method: a config dataclass, what it needs of a batch, a loss and a prediction."""
 
     name: ClassVar[str]
     """Its name in :data:`METHODS`, in configs and in checkpoints."""
-    Config: ClassVar[type]
+    Config: ClassVar[type[MethodConfig]]
     """Dataclass of its settings, every one with a default."""
     config: Any
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import NUM_CHARS, WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
-from vpgfast.errors import ConfigError
 from vpgfast.models.layers import (
     AttentionPooling,
     CharCNN,
@@ -31,7 +30,7 @@ from vpgfast.models.layers import (
     masked_log_softmax,
     masked_softmax,
 )
-from vpgfast.models.method import Method
+from vpgfast.models.method import Method, MethodConfig
 
 OUTSIDE, BEGIN, INSIDE, END = range(4)
 """The region labels O, B-M, I-M and E-M of section 3.1.4."""
@@ -40,7 +39,7 @@ ClipTimes = Literal["points", "extents"]
 
 
 @dataclass
-class SeqPANConfig:
+class SeqPANConfig(MethodConfig):
     """Settings of SeqPAN; the defaults are the paper's for Charades-STA.
 
     Attributes:
@@ -73,6 +72,8 @@ class SeqPANConfig:
             losses summed.
     """
 
+    method = "seqpan"
+
     dim: int = 128
     heads: int = 8
     conv_layers: int = 4
@@ -93,19 +94,13 @@ class SeqPANConfig:
     as_released: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "attention_blocks", "char_dim", "max_clips", "max_words"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"seqpan: {name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.heads:
-            raise ConfigError(f"seqpan: heads must divide dim, but {self.dim} / {self.heads} is not a whole number")
-        if self.conv_layers < 0 or self.conv_kernel < 1 or self.conv_kernel % 2 == 0:
-            raise ConfigError(
-                f"seqpan: conv_layers must be >= 0 and conv_kernel odd, got {self.conv_layers} and {self.conv_kernel}"
-            )
-        if not self.tau > 0:
-            raise ConfigError(f"seqpan: tau must be above 0, got {self.tau}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"seqpan: dropout must lie in [0, 1), got {self.dropout}")
+        sizes = "dim heads attention_blocks char_dim conv_kernel max_clips max_words"
+        self.require(sizes, "be at least 1", lambda value: value >= 1)
+        self.require("dim", f"be a multiple of heads = {self.heads}", lambda dim: dim % self.heads == 0)
+        self.require("conv_layers", "be 0 or more", lambda value: value >= 0)
+        self.require("conv_kernel", "be odd", lambda value: value % 2 == 1)
+        self.require("tau", "be above 0", lambda value: value > 0)
+        self.require("dropout", "lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
 class Scores(NamedTuple):
@@ -124,7 +119,7 @@ class Scores(NamedTuple):
 class SeqPAN(Method):
     """The network of section 3, its loss and its inference."""
 
-    name = "seqpan"
+    name = SeqPANConfig.method
     Config = SeqPANConfig
     config: SeqPANConfig
 

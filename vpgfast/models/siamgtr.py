@@ -35,12 +35,12 @@ from vpgfast.models.layers import (
     same_videos,
     sinusoid,
 )
-from vpgfast.models.method import Method
+from vpgfast.models.method import Method, MethodConfig
 from vpgfast.ops import AttentionStats, anchor_cross_attention, anchor_embedding, temporal_giou
 
 
 @dataclass
-class SiamGTRConfig:
+class SiamGTRConfig(MethodConfig):
     """Settings of SiamGTR; the defaults are the paper's for ActivityNet Captions.
 
     Attributes:
@@ -87,6 +87,8 @@ class SiamGTRConfig:
         max_words: longer sentences are cut to this many words.
     """
 
+    method = "siamgtr"
+
     supervision: Literal["weakly", "semi", "fully"] = "weakly"
     labelled_share: float = 0.1
     max_clips: int = 256
@@ -120,37 +122,29 @@ class SiamGTRConfig:
     max_words: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("max_clips", "dim", "heads", "layers", "feed_forward", "max_words"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"siamgtr: {name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.heads or self.dim % 4:
-            raise ConfigError(f"siamgtr: dim must be a multiple of 4 and of heads = {self.heads}, got {self.dim}")
-        if self.concepts < 0:
-            raise ConfigError(f"siamgtr: concepts must be 0 or more, got {self.concepts}")
-        if len(self.strides) != 2 or not 0 < self.strides[0] <= self.strides[1]:
-            raise ConfigError(f"siamgtr: strides must be two rising numbers above 0, got {self.strides}")
-        if not 0 < self.labelled_share <= 1:
-            raise ConfigError(f"siamgtr: labelled_share must lie in (0, 1], got {self.labelled_share}")
-        for name in ("insert_at_ends", "beta", "pseudo_span_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"siamgtr: {name} must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.boundary_shift < 0.5:
-            raise ConfigError(f"siamgtr: boundary_shift must lie in [0, 0.5), got {self.boundary_shift}")
-        for name in (name for name in vars(self) if name.endswith("_weight")):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"siamgtr: {name} must be 0 or more, got {getattr(self, name)}")
+        self.require("max_clips dim heads layers feed_forward max_words", "be at least 1", lambda value: value >= 1)
+        self.require(
+            "dim",
+            f"be a multiple of 4 and of heads = {self.heads}",
+            lambda dim: dim % self.heads == 0 and dim % 4 == 0,
+        )
+        self.require("concepts", "be 0 or more", lambda value: value >= 0)
+        self.require("strides", "be two rising numbers above 0", lambda s: len(s) == 2 and 0 < s[0] <= s[1])
+        self.require("labelled_share", "lie in (0, 1]", lambda value: 0 < value <= 1)
+        self.require("insert_at_ends beta pseudo_span_share", "lie in [0, 1]", lambda value: 0 <= value <= 1)
+        self.require("boundary_shift", "lie in [0, 0.5)", lambda value: 0 <= value < 0.5)
+        self.require("max_sentences", "be at least 1, or null", lambda value: value is None or value >= 1)
+        self.require_weights()
         if self.pseudo_span_weight and not self.alignment_weight:
             raise ConfigError(
                 "siamgtr: pseudo_span_weight needs alignment_weight, off whose alignment the spans are read"
             )
-        if self.max_sentences is not None and self.max_sentences < 1:
-            raise ConfigError(f"siamgtr: max_sentences must be at least 1, or null, got {self.max_sentences}")
 
 
 class SiamGTR(Method):
     """The network of sections 3.2 to 3.4, its losses and its inference."""
 
-    name = "siamgtr"
+    name = SiamGTRConfig.method
     Config = SiamGTRConfig
     config: SiamGTRConfig
 

@@ -24,12 +24,12 @@ from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax, same_videos
-from vpgfast.models.method import Method
+from vpgfast.models.method import Method, MethodConfig
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
 
 @dataclass
-class WSRAConfig:
+class WSRAConfig(MethodConfig):
     """Settings of WSRA; the defaults are the paper's for Charades-STA.
 
     Attributes:
@@ -61,6 +61,8 @@ class WSRAConfig:
         max_words: longer sentences are cut to this many words; a language model reads up to its own limit instead.
     """
 
+    method = "wsra"
+
     language_model: Path | None = None
     language_layers: Literal["all", "last"] = "all"
     hidden: int = 512
@@ -84,30 +86,27 @@ class WSRAConfig:
     max_words: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "max_clips", "max_words"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"wsra: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("video_loss", "snippet_loss", "batch_loss", "top_k", "last_k"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"wsra: {name} must be 0 or more, got {getattr(self, name)}")
+        self.require("hidden max_clips max_words", "be at least 1", lambda value: value >= 1)
+        losses = "video_loss snippet_loss batch_loss"
+        self.require(f"{losses} top_k last_k", "be 0 or more", lambda value: value >= 0)
         if not self.video_loss and not self.snippet_loss:
             raise ConfigError("wsra: video_loss or snippet_loss must be above 0, nothing else reads the query")
         if self.batch_loss and not self.video_loss:
             raise ConfigError("wsra: batch_loss needs video_loss, whose foregrounds it compares")
-        if not self.tau > 0:
-            raise ConfigError(f"wsra: tau must be above 0, got {self.tau}")
-        if not self.windows or not all(0 < share <= 1 for share in self.windows):
-            raise ConfigError(f"wsra: windows must be shares of the video, above 0 and at most 1, got {self.windows}")
-        if not 0 <= self.overlap < 1:
-            raise ConfigError(f"wsra: overlap must lie in [0, 1), got {self.overlap}")
-        if self.nms is not None and not 0 <= self.nms <= 1:
-            raise ConfigError(f"wsra: nms must lie in [0, 1], got {self.nms}")
+        self.require("tau", "be above 0", lambda value: value > 0)
+        self.require(
+            "windows",
+            "be shares of the video, above 0 and at most 1",
+            lambda windows: windows and all(0 < share <= 1 for share in windows),
+        )
+        self.require("overlap", "lie in [0, 1)", lambda value: 0 <= value < 1)
+        self.require("nms", "be from 0 to 1, or null", lambda value: value is None or 0 <= value <= 1)
 
 
 class WSRA(Method):
     """The scoring functions of section 3, their losses and the ranking of candidate moments."""
 
-    name = "wsra"
+    name = WSRAConfig.method
     Config = WSRAConfig
     config: WSRAConfig
 
