@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from vpgfast.config import flatten, nearest, read_yaml
-from vpgfast.corpus_metrics import for_tables
+from vpgfast.corpus_metrics import BAG_OF_WORDS, for_tables
 from vpgfast.errors import ConfigError
 from vpgfast.metrics import align
 
@@ -219,6 +219,7 @@ def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[st
     for row in table.rows:
         runs = [
             {"seed": seed, "seconds": run["seconds"], "metrics": all_metrics(run), "control": run["control"]}
+            | ({"uniform": for_tables(run["retrieval"]["baselines"]["uniform"])} if "retrieval" in run else {})
             for seed, run in sorted(finished[row.name].items())
         ]
         settings = {**table.settings, **row.settings}
@@ -246,8 +247,9 @@ def all_metrics(run: Mapping[str, Any]) -> dict[str, float]:
 
 
 def all_baselines(run: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """What watching nothing earns in ``metrics.json``, with chance among all videos where the method finds them."""
-    found = {"chance": for_tables(run["retrieval"]["baselines"]["chance"])} if "retrieval" in run else {}
+    """What watching nothing earns in ``metrics.json``; where the method finds videos chance and a bag of words, too."""
+    among_all = run["retrieval"]["baselines"] if "retrieval" in run else {}
+    found = {name: for_tables(among_all[name]) for name in ("chance", BAG_OF_WORDS) if name in among_all}
     return {**run["baselines"], **found}
 
 
@@ -316,7 +318,8 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
     """A table of ``ablation.json``: each row's mean ± standard deviation over its seeds, the paper's figures below it.
 
     A column says what a row earns when its sentences are swapped for another video's; a table of a single row, which
-    is a run repeated, says that for every metric. A row that lacks seeds says how many it has.
+    is a run repeated, says that for every metric. Below joint metrics stands what the uniform split earns in the videos
+    that the row found. A row that lacks seeds says how many it has.
     """
     # What the paper gives, and what claims are judged by; a run without any of these columns has a dash there.
     names = list(dict.fromkeys([*table["metrics"], table["judged_by"]]))
@@ -328,6 +331,10 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
         swapped = mean_and_spread([run["control"][judge] for run in runs if run["control"] and judge in run["control"]])
         missing = "" if len(runs) == seeds else f" [{len(runs)} of {seeds} seeds]"
         lines.append((row["label"] + missing, [*cells, swapped]))
+        splits = [run.get("uniform", {}) for run in runs]
+        split = [mean_and_spread([values[name] for values in splits if name in values]) for name in names]
+        if any(cell != "-" for cell in split):
+            lines.append(("    videos found, uniform split", [*split, ""]))
         if row["paper"]:
             figures = [f"{100 * row['paper'][name]:.2f}" if name in row["paper"] else "-" for name in names]
             lines.append(("    paper", [*figures, ""]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,8 +28,9 @@ METHODS = {
 """Name of each method -> where its class is; imported only when asked for."""
 
 
+@dataclass  # or jsonargparse would not see dataclasses in those of the methods
 class MethodConfig:
-    """What the dataclasses of the methods' settings share: checks that name the method and the setting."""
+    """What the settings of all methods share: checks that name the method and the setting."""
 
     method: ClassVar[str]
 
