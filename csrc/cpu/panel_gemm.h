@@ -2,6 +2,7 @@
 // it, so that nothing is copied into an order of its own first, as the BLAS does. By one thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/multiversion.h"
@@ -10,6 +11,7 @@
 namespace vpgfast {
 
 constexpr int64_t kPanel = 16;
+constexpr int64_t kDepth = 128;  // of products that are summed up by themselves: long sums of float32 lose digits
 
 // Where the elements of a matrix lie: in groups of `kPanel` rows (of a) or columns (of b and c), `panel` elements
 // apart; those of a group `step` apart; `other` is the distance along the other axis.
@@ -58,11 +60,14 @@ VPGFAST_ALWAYS_INLINE void panel_columns(int64_t M, int64_t N, int64_t K, const 
   }
 }
 
-#define VPGFAST_PANEL_GEMM(name, attributes, rows, vectors, bytes)                                                \
-  template <typename T>                                                                                           \
-  attributes void name(int64_t M, int64_t N, int64_t K, const T* a, Strides of_a, const T* b, Strides of_b, T* c, \
-                       Strides of_c, bool accumulate) {                                                           \
-    panel_columns<rows, vectors, bytes>(M, N, K, a, of_a, b, of_b, c, of_c, accumulate);                          \
+#define VPGFAST_PANEL_GEMM(name, attributes, rows, vectors, bytes)                                                     \
+  template <typename T>                                                                                                \
+  attributes void name(int64_t M, int64_t N, int64_t K, const T* a, Strides of_a, const T* b, Strides of_b, T* c,      \
+                       Strides of_c, bool accumulate) {                                                                \
+    for (int64_t k = 0; k == 0 || k < K; k += kDepth) {                                                                \
+      panel_columns<rows, vectors, bytes>(M, N, std::min(kDepth, K - k), a + k * of_a.other, of_a, b + k * of_b.other, \
+                                          of_b, c, of_c, accumulate || k > 0);                                         \
+    }                                                                                                                  \
   }
 
 // As many sums as keep the multipliers busy and fit into the registers. Not target_clones: they differ in size.

@@ -18,12 +18,7 @@ VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_colum
                                       bool accumulate) {
   typedef T vector __attribute__((vector_size(bytes)));
   typedef T unaligned __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
-  vector sum[rows][vectors];
-  for (int m = 0; m < rows; ++m) {
-    for (int n = 0; n < vectors; ++n) {
-      sum[m][n] = accumulate ? *reinterpret_cast<const unaligned*>(c + m * c_row + n * c_vector) : vector{};
-    }
-  }
+  vector sum[rows][vectors] = {};
   for (int64_t k = 0; k < K; ++k) {
     vector right[vectors];
     for (int n = 0; n < vectors; ++n) {
@@ -38,7 +33,8 @@ VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_colum
   }
   for (int m = 0; m < rows; ++m) {
     for (int n = 0; n < vectors; ++n) {
-      *reinterpret_cast<unaligned*>(c + m * c_row + n * c_vector) = sum[m][n];
+      auto* to = reinterpret_cast<unaligned*>(c + m * c_row + n * c_vector);
+      *to = accumulate ? sum[m][n] + *to : sum[m][n];
     }
   }
 }
