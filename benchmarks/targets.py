@@ -26,8 +26,8 @@ _ATTENTION = (
     "The rate of a large matrix product, which the floor assumes, is not to be had with five rows."
 )
 _ENCODER = (
-    "The video encoder's matrix products, the same for all ways, are most of the step: at the floor, the rate of one "
-    "large product throughout, it would just be reached (the next column)."
+    "The video encoder's matrix products, the same for all ways, are most of the step. The column before shows what "
+    "could be had if all of them ran at the rate of one large product and the rest of the step took no time."
 )
 
 TARGETS = (
