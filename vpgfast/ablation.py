@@ -339,8 +339,9 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
             figures = [f"{100 * row['paper'][name]:.2f}" if name in row["paper"] else "-" for name in names]
             lines.append(("    paper", [*figures, ""]))
     for name, values in table["baselines"].items():
-        cells = [f"{100 * values[metric]:.1f}" if metric in values else "-" for metric in names]
-        lines.append((name, [*cells, ""]))
+        if any(metric in values for metric in names):
+            cells = [f"{100 * values[metric]:.1f}" if metric in values else "-" for metric in names]
+            lines.append((name, [*cells, ""]))
     header = [*names, f"{table['judged_by']}, swapped"]
     if len(table["rows"]) == 1:
         header = names
