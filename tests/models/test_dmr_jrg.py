@@ -23,6 +23,7 @@ from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.models.alignment import own_video, similar_spans
 from vpgfast.models.dmr_jrg import (
     DMRJRG,
+    ClassEncoder,
     DMRJRGConfig,
     Draws,
     draw_words,
@@ -132,6 +133,7 @@ def test_the_fields_form_gives_the_same(changes: dict) -> None:
     "changes",
     [
         {"class_tokens": False, "global_weight": 0.0, "grrm_weight": 0.0},
+        {"start_from_means": True},
         {"moment_map": "boundary_matching"},
         {"normalize_fusion": True},
         {"context": "pointwise"},
@@ -252,19 +254,25 @@ def copy_feed_forward(ours, theirs, norm) -> None:
     norm.load_state_dict(ours.norm.state_dict())
 
 
-def test_class_tokens_by_torchs_encoder() -> None:
+@pytest.mark.parametrize("means", [False, True])
+def test_class_tokens_by_torchs_encoder(means: bool) -> None:
     """Eq. 1, one paragraph after another: [token, h_1 ... h_M] without padding, and [token, f_1 ... f_K]."""
-    model, batch = make_model(), random_batch()
+    model, batch = make_model(start_from_means=means), random_batch()
+
+    def with_token(encoder: ClassEncoder, x: Tensor) -> Tensor:
+        x = encoder.norm(x)
+        return torch.stack([torch.cat([encoder.token[None] + means * one.mean(0), one]) for one in x])
+
     h = model.text(batch).sentences
     of_texts = model.text_class(h, batch.sentence_mask)
     encoder = torchs_encoder(model.text_encoder.layers, 12)
     start = 0
     for b, count in enumerate(SENTENCES):
-        x = torch.cat([model.text_encoder.token[None], model.text_encoder.norm(h[start : start + count])])[None]
+        x = with_token(model.text_encoder, h[None, start : start + count])
         torch.testing.assert_close(encoder(x + sinusoid(count + 1, D, x))[0, 0], of_texts[b])
         start += count
     segments = model.segments(model.project(batch.video))
-    x = torch.cat([model.video_encoder.token.expand(3, 1, D), model.video_encoder.norm(segments)], 1)
+    x = with_token(model.video_encoder, segments)
     expected = torchs_encoder(model.video_encoder.layers, 12)(x + sinusoid(K + 1, D, x))[:, 0]
     torch.testing.assert_close(model.video_class(segments), expected)
 
@@ -278,9 +286,10 @@ def test_segments_by_loops() -> None:
             torch.testing.assert_close(found[b, k], torch.stack(clips).mean(0))
 
 
-def test_sentences_by_loops() -> None:
-    """The last state of either way, each sentence by itself; masked words are replaced before the Bi-LSTM."""
-    model, batch = make_model(), random_batch()
+@pytest.mark.parametrize("means", [False, True])
+def test_sentences_by_loops(means: bool) -> None:
+    """The last state of either way, or the mean, each sentence by itself; words are masked before the Bi-LSTM."""
+    model, batch = make_model(start_from_means=means), random_batch()
     masked = model.draw(batch).masked
     text, n = model.text(batch, masked), 0
     half = D // 2
@@ -289,7 +298,7 @@ def test_sentences_by_loops() -> None:
             ids = batch.words[b, m][batch.word_mask[b, m]]
             vectors = model.text.words(ids)
             states, _ = model.text.lstm(vectors[None])
-            expected = torch.cat([states[0, -1, :half], states[0, 0, half:]])
+            expected = states[0].mean(0) if means else torch.cat([states[0, -1, :half], states[0, 0, half:]])
             torch.testing.assert_close(text.sentences[n], expected)
             vectors = torch.stack(
                 [model.text.mask if hide else v for v, hide in zip(vectors, masked[n, : len(ids)], strict=True)]
@@ -796,6 +805,7 @@ def test_predictions(nms: float | None) -> None:
         {},
         {"context": "pointwise", "moment_map": "boundary_matching", "alignment_weight": 1.0},
         {"alignment_weight": 1.0},
+        {"start_from_means": True},
         {"class_tokens": False, "global_weight": 0.0, "grrm_weight": 0.0},
     ],
     ids=str,

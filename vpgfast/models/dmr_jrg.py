@@ -48,6 +48,9 @@ class DMRJRGConfig(MethodConfig):
         dropout: in all transformer layers.
         class_tokens: video and paragraph as class tokens of transformer encoders (Eq. 1, Table 4: VPCMR); off, as the
             means of their segments and of their sentences.
+        start_from_means: a class token starts from the mean of what it attends to, and a sentence is the mean of its
+            words' states and not the last ones (not in the paper: what is known of single words carries over to
+            paragraphs that training has not seen).
         language_model: folder of a frozen language model, as save_pretrained of the package transformers writes it,
             which reads the sentences in the place of word vectors and the Bi-LSTM (Table 6); null: these.
         moment_map: what a moment is made of: the maximum of its segments ("max_pool", the paper), or BMN's layer
@@ -109,6 +112,7 @@ class DMRJRGConfig(MethodConfig):
     feed_forward: int = 2048
     dropout: float = 0.1
     class_tokens: bool = True
+    start_from_means: bool = False
     language_model: Path | None = None
     moment_map: Literal["max_pool", "boundary_matching"] = "max_pool"
     moment_samples: int = 16
@@ -567,6 +571,7 @@ class TextEncoder(nn.Module):
         if self.language is None or config.local_weight:
             self.words = WordEmbedding(word_vectors.vectors)
             self.lstm = nn.LSTM(word_vectors.dim, config.dim // 2, bidirectional=True, batch_first=True)
+            self.takes_means = config.start_from_means
         # What stands in the place of a masked word.
         self.mask = nn.Parameter(torch.zeros(word_vectors.dim)) if config.local_weight else None
         self.content_weight = config.content_weight
@@ -588,19 +593,23 @@ class TextEncoder(nn.Module):
             if masked is not None and self.mask is not None:
                 versions.append(torch.where(masked.unsqueeze(2), self.mask, words))
             # One call: both go through the same Bi-LSTM.
-            states, last = self.read(torch.cat(versions), batch.word_mask[there].repeat(len(versions), 1))
+            states, sentences = self.read(torch.cat(versions), batch.word_mask[there].repeat(len(versions), 1))
         if self.language is None:
-            sentences = last[: len(words)]
+            sentences = sentences[: len(words)]
         else:
             texts = [sentence for paragraph in batch.paragraphs for sentence in paragraph.sentences]
             sentences = self.project(self.language(texts).to(self.project.weight.dtype))
         return Text(sentences, states[-len(words) :] if masked is not None and self.mask is not None else None)
 
     def read(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Word vectors [N, W, d_w], one word or more a sentence -> states [N, W, D] and the last of each way [N, D]."""
-        packed = pack_padded_sequence(words, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        """Word vectors [N, W, d_w], one word or more a sentence -> states [N, W, D] and the sentences [N, D]: the last
+        state of each way, or the mean of all."""
+        lengths = mask.sum(1)
+        packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=words.shape[1])
+        if self.takes_means:
+            return states, states.sum(1) / lengths.unsqueeze(1)  # padding is 0
         return states, torch.cat([last[0], last[1]], 1)
 
     def weights(self, words: Tensor) -> Tensor:
@@ -619,14 +628,17 @@ class ClassEncoder(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.dim)
         self.token = nn.Parameter(0.02 * torch.randn(config.dim))  # small, or what it attends to changes it too little
+        self.starts_from_mean = config.start_from_means
         self.layers = nn.ModuleList(
             EncoderLayer(config.dim, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
         )
 
     def forward(self, x: Tensor, mask: Tensor, token: Tensor | None = None) -> Tensor:
         """[B, L, D] and bool [B, L] -> [B, D]; ``token`` [D] in the place of the encoder's own."""
-        own = self.token if token is None else token
-        x = torch.cat([own.expand(len(x), 1, -1), self.norm(x)], 1)
+        x, own = self.norm(x), (self.token if token is None else token).expand(len(x), -1)
+        if self.starts_from_mean:
+            own = own + (x * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+        x = torch.cat([own.unsqueeze(1), x], 1)
         x, mask = x + sinusoid(x.shape[1], x.shape[2], x), F.pad(mask, (1, 0), value=True)
         for layer in self.layers:
             x = layer(x, mask)
