@@ -29,7 +29,7 @@ def _blocks_from_the_system(least: int) -> None:
 # writing of them and falls on whichever provider comes next. All run on memory that the process holds, as in a training
 # loop that has warmed up.
 if platform.libc_ver()[0] == "glibc":
-    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 _blocks_from_the_system(2**30)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,6 +19,7 @@
 #include "common/multiversion.h"
 #include "common/tensor.h"
 #include "cpu/panel_gemm.h"
+#include "cpu/transpose.h"
 
 namespace vpgfast {
 namespace {
@@ -334,11 +335,7 @@ VPGFAST_MULTIVERSION void pack_block(const Source& from, int64_t first, int64_t 
         block[c][p] = from(channel + c, start + p);
       }
     }
-    for (int32_t p = 0; p < cells; ++p) {
-      for (int32_t c = 0; c < kLanes; ++c) {
-        to[(start + p) * channels + channel + c] = block[c][p];
-      }
-    }
+    transpose(block[0], kCellBlock, to + start * channels + channel, channels, kLanes, cells);
   }
 }
 
@@ -621,11 +618,7 @@ VPGFAST_MULTIVERSION void unpack_block(const T* results, const int64_t* places, 
         block[p][c] = (epilogue.relu && value < 0 ? T{0} : value) * scale;
       }
     }
-    for (int32_t c = 0; c < width; ++c) {
-      for (int32_t p = 0; p < cells; ++p) {
-        to[(channel + c) * channel_stride + start + p] = static_cast<scalar_t>(block[p][c]);
-      }
-    }
+    transpose(block[0], kLanes, to + channel * channel_stride + start, channel_stride, cells, width);
   }
 }
 

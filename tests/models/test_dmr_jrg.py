@@ -37,7 +37,7 @@ from vpgfast.models.dmr_jrg import (
 )
 from vpgfast.models.layers import sinusoid
 from vpgfast.models.method import METHODS, RetrievalMethod, get_method
-from vpgfast.models.moment_map import MomentMap, Pointwise, SimilarityMap
+from vpgfast.models.moment_map import MomentMap, Pointwise, SimilarityMap, fuse
 from vpgfast.ops import temporal_iou_map
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dmr_jrg"
@@ -275,6 +275,16 @@ def test_class_tokens_by_torchs_encoder(means: bool) -> None:
     x = with_token(model.video_encoder, segments)
     expected = torchs_encoder(model.video_encoder.layers, 12)(x + sinusoid(K + 1, D, x))[:, 0]
     torch.testing.assert_close(model.video_class(segments), expected)
+
+
+@pytest.mark.parametrize("counts", [[2, 1, 3], [3, 0, 1], [0, 0, 0], []])
+def test_fuse_is_a_product_with_the_map_of_the_own_video(counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sentences = torch.randn(sum(counts), 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    moments = torch.randn(len(counts), 4, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+    torch.testing.assert_close(fuse(sentences, moments, counts), sentences[:, :, None, None] * moments[owner])
+    assert torch.autograd.gradcheck(lambda s, m: fuse(s, m, counts), (sentences, moments))
 
 
 def test_segments_by_loops() -> None:

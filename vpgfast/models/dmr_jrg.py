@@ -29,7 +29,7 @@ from vpgfast.models.alignment import Alignment, alignment_loss, own_video, simil
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, same_videos, sinusoid
 from vpgfast.models.method import MethodConfig, RetrievalMethod
-from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap
+from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap, fuse
 from vpgfast.models.reconstructor import EncoderLayer, Reconstructor
 from vpgfast.ops import dense_anchor_mask, ordered_suppression_scan, temporal_map_bce, temporal_nms
 
@@ -376,11 +376,11 @@ class DMRJRG(RetrievalMethod):
             similarity: of :meth:`align`.
             sync: whether the maps of the two branches are wanted.
         """
-        owner, number = there.nonzero().unbind(1)
+        number, counts = there.nonzero()[:, 1], there.sum(1).tolist()
         moments = self.moments(self.segments(clips).transpose(1, 2))
         # W_v F once for all sentences of a video, as a product of matrices that leaves the moments in their places.
         moments = (self.fuse_moment.weight @ moments.flatten(2)).unflatten(2, moments.shape[2:])
-        fused = self.fuse_sentence(sentences)[:, :, None, None] * moments[owner]  # Eq. 8
+        fused = fuse(self.fuse_sentence(sentences).to(moments.dtype), moments, counts)
         if self.config.normalize_fusion:
             fused = F.normalize(fused, dim=1)
         if self.similarity is not None and similarity is not None:
@@ -390,7 +390,8 @@ class DMRJRG(RetrievalMethod):
         branches = [(self.forward_score, False), (self.reverse_score, True)] if sync else []
         synced_heads = [(head, reverse) for head, reverse in branches if head is not None]
         weight = torch.cat([self.score.weight, *(head.weight for head, _ in synced_heads)])
-        logits, *z = at_least_float32(weight @ features.flatten(2)).unflatten(2, features.shape[2:]).unbind(1)
+        scores = weight.expand(len(features), -1, -1) @ features.flatten(2)
+        logits, *z = at_least_float32(scores).unflatten(2, features.shape[2:]).unbind(1)
         synced = []
         for (head, reverse), product in zip(synced_heads, z, strict=True):
             # Eq. 18-19. The layer is linear before its sigmoid: 1 - sum P, one number a cell, can wait until behind it.

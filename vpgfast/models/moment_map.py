@@ -6,11 +6,13 @@ segment j, and cells below the diagonal are none; D width.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vpgfast.models.layers import sinusoid
 from vpgfast.nn import BoundaryMatching, TemporalMapConv2d
@@ -47,6 +49,44 @@ class MomentMap(nn.Module):
         if self.before is None:
             return temporal_map_max_pool(segments)
         return self.layer(self.before(segments)).relu()
+
+
+def fuse(sentences: Tensor, moments: Tensor, counts: Sequence[int]) -> Tensor:
+    """Every sentence times every moment of its video (DMR-JRG, Eq. 8), without a copy of a map for each sentence.
+
+    Args:
+        sentences: [N, D], those of the first video before those of the second.
+        moments: [B, D, K, K], of the same dtype.
+        counts: B numbers of sentences, which add up to N.
+
+    Returns:
+        [N, D, K, K].
+    """
+    fused: Tensor = _Fuse.apply(sentences, moments, list(counts))
+    return fused
+
+
+class _Fuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sentences: Tensor, moments: Tensor, counts: list[int]) -> Tensor:
+        fused = moments.new_empty(len(sentences), *moments.shape[1:])
+        for out, codes, video in zip(fused.split(counts), sentences.split(counts), moments, strict=True):
+            torch.mul(codes[:, :, None, None], video, out=out)
+        ctx.save_for_backward(sentences, moments)
+        ctx.counts = counts
+        return fused
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        sentences, moments = ctx.saved_tensors
+        grad_sentences, grad_moments = torch.empty_like(sentences), torch.empty_like(moments)
+        parts = (x.split(ctx.counts) for x in (grad, sentences, grad_sentences))
+        for rows, codes, to_sentences, video, to_video in zip(*parts, moments, grad_moments, strict=True):
+            rows = rows.flatten(2).transpose(0, 1)  # D matrices [sentences, K * K], where they lie
+            to_sentences.copy_((rows @ video.flatten(1).unsqueeze(2)).squeeze(2).t())
+            to_video.copy_((codes.t().unsqueeze(1) @ rows).view_as(video))
+        return grad_sentences, grad_moments, None
 
 
 class SimilarityMap(nn.Module):
