@@ -167,10 +167,13 @@ class FieldDMRJRG:
         return text * video.unsqueeze(1).repeat(1, text.shape[1], 1, 1, 1)
 
     def tan(self, x: Tensor, mask: Tensor) -> Tensor:
-        """2D-TAN's layers: every cell is convolved, then masked, in 2D-TAN by one over the number of valid taps."""
+        """2D-TAN's layers: every cell is convolved, then masked, in 2D-TAN by one over the number of valid taps.
+
+        All of the padding is at the first layer.
+        """
         context = self.model.context
-        mask = mask[None, None]
-        for conv, padding in zip(context.convs, context.paddings, strict=True):
+        mask, paddings = mask[None, None], [sum(context.paddings), *(0 for _ in context.paddings[1:])]
+        for conv, padding in zip(context.convs, paddings, strict=True):
             taps = F.conv2d(mask, torch.ones_like(conv.weight[:1, :1]), padding=padding).round()
             weight = (1 / taps.clamp(min=1) if context.normalize else 1) * (taps > 0)
             x = F.conv2d(x, conv.weight, conv.bias, padding=padding).relu() * weight

@@ -117,7 +117,9 @@ class SimilarityMap(nn.Module):
 
 
 class TAN(TemporalMapConv2d):
-    """2D-TAN's convolutions: a ReLU after each, over moments alone, all of the padding at the first layer.
+    """2D-TAN's convolutions: a ReLU after each, over moments alone, padded as early as there is something to be seen.
+
+    2D-TAN pads the first layer for all layers, which gives the same and stores rows that no moment reaches.
 
     Args:
         dim: D.
@@ -128,7 +130,9 @@ class TAN(TemporalMapConv2d):
     """
 
     def __init__(self, dim: int, segments: int, layers: int, kernel: int, normalize: bool) -> None:
-        paddings = [layers * (kernel // 2)] + [0] * (layers - 1)
+        paddings: list[int] = []
+        for _ in range(layers):
+            paddings.append(min(kernel - 1, layers * (kernel // 2) - sum(paddings)))
         super().__init__(dense_anchor_mask(segments), dim, [dim] * layers, [kernel] * layers, paddings, normalize)
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
