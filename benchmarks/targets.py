@@ -29,11 +29,6 @@ _ENCODER = (
     "The video encoder's matrix products, the same for all ways, are most of the step. The column before shows what "
     "could be had if all of them ran at the rate of one large product and the rest of the step took no time."
 )
-_TAN = (
-    "Three quarters are TAN's convolutions, whose products run nearly as fast as the library's do at their size, four "
-    "fifths of the rate of one large product; most of the rest are the reconstructor's products, the same for all ways."
-)
-
 TARGETS = (
     Target("proposal_conv", "B=16 C=512 D=512 T=32 N=4x1 P=146", 6, 5, why_short=_SAME_PRODUCT),
     Target("proposal_conv", "B=4 C=128 D=512 T=128 N=4x1 P=942", 25, 15, why_short=_SAME_PRODUCT),
@@ -82,6 +77,4 @@ TARGETS = (
     Target("wsra", "Charades-STA B=42 d_v=1024 T=64 H=512", 2, 2, over_field=True),
     Target("siamgtr", "ActivityNet B=32 d_v=500 T=256 D=256 M=4", 3, 3, over_field=True, why_short=_ENCODER),
     Target("siamgtr", "ActivityNet B=32 d_v=500 T=256 D=256 M=4", 1.3, 1.3, why_short=_ENCODER),
-    Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 6, 6, over_field=True, why_short=_TAN),
-    Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 1.5, 1.5),
 )

@@ -27,7 +27,7 @@ from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
-from vpgfast.models.layers import WordEmbedding, at_least_float32, same_videos, sinusoid
+from vpgfast.models.layers import WordEmbedding, at_least_float32, masked_mean, same_videos, sinusoid
 from vpgfast.models.method import MethodConfig, RetrievalMethod
 from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap, fuse
 from vpgfast.models.reconstructor import EncoderLayer, Reconstructor
@@ -49,8 +49,8 @@ class DMRJRGConfig(MethodConfig):
         class_tokens: video and paragraph as class tokens of transformer encoders (Eq. 1, Table 4: VPCMR); off, as the
             means of their segments and of their sentences.
         start_from_means: a class token starts from the mean of what it attends to, and a sentence is the mean of its
-            words' states and not the last ones (not in the paper: what is known of single words carries over to
-            paragraphs that training has not seen).
+            words' states and not the last ones (not in the paper: so that what is known of single words can carry over
+            to paragraphs that training has not seen).
         language_model: folder of a frozen language model, as save_pretrained of the package transformers writes it,
             which reads the sentences in the place of word vectors and the Bi-LSTM (Table 6); null: these.
         moment_map: what a moment is made of: the maximum of its segments ("max_pool", the paper), or BMN's layer
@@ -353,7 +353,7 @@ class DMRJRG(RetrievalMethod):
         """h_m [N, D] and bool [B, M], which there are -> f_cls,t [B, D] behind E_2 (Eq. 1)."""
         padded = to_paragraphs(sentences, there)
         if self.text_encoder is None:
-            return padded.sum(1) / there.sum(1, keepdim=True).clamp_min(1)
+            return masked_mean(padded, there)
         return self.text_encoder(padded, there)
 
     def embed_videos(self, video: Tensor, video_mask: Tensor) -> Tensor:
@@ -605,12 +605,11 @@ class TextEncoder(nn.Module):
     def read(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Word vectors [N, W, d_w], one word or more a sentence -> states [N, W, D] and the sentences [N, D]: the last
         state of each way, or the mean of all."""
-        lengths = mask.sum(1)
-        packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(words, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=words.shape[1])
         if self.takes_means:
-            return states, states.sum(1) / lengths.unsqueeze(1)  # padding is 0
+            return states, masked_mean(states, mask)
         return states, torch.cat([last[0], last[1]], 1)
 
     def weights(self, words: Tensor) -> Tensor:
@@ -638,7 +637,7 @@ class ClassEncoder(nn.Module):
         """[B, L, D] and bool [B, L] -> [B, D]; ``token`` [D] in the place of the encoder's own."""
         x, own = self.norm(x), (self.token if token is None else token).expand(len(x), -1)
         if self.starts_from_mean:
-            own = own + (x * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+            own = own + masked_mean(x, mask)
         x = torch.cat([own.unsqueeze(1), x], 1)
         x, mask = x + sinusoid(x.shape[1], x.shape[2], x), F.pad(mask, (1, 0), value=True)
         for layer in self.layers:

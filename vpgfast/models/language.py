@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vpgfast.errors import CheckpointError, ConfigError
+from vpgfast.models.layers import masked_mean
 
 SETTING = "--model.language_model"
 PROBE = "A person opens the door, then 2 dogs run outside."
@@ -169,7 +170,7 @@ class MeanOfOutputs(nn.Module):
         """The vectors of S sentences in one padded call, float32 [S, d] on the language model's device."""
         outputs, mask = self.language.outputs(sentences)
         outputs = outputs.mean(0) if self.layers == "all" else outputs[-1]
-        return outputs.masked_fill(~mask.unsqueeze(-1), 0).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+        return masked_mean(outputs, mask)
 
     def check_weights(self, weights: Mapping[str, Tensor], prefix: str, path: Path) -> None:
         """Refuse weights that were trained beside another language model.

@@ -39,6 +39,11 @@ def masked_log_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     return scores.masked_fill(~mask, lowest).log_softmax(dim).masked_fill(~mask, lowest)
 
 
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the rows of [B, L, D] that bool [B, L] ``mask`` says there are, [B, D]; 0 where there is none."""
+    return x.masked_fill(~mask.unsqueeze(-1), 0).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
 def same_videos(batch: Batch) -> Tensor:
     """bool [B, B]: which items of a batch are sentences of one video."""
     numbers = {paragraph.video_id: i for i, paragraph in enumerate(batch.paragraphs)}

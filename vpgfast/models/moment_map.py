@@ -6,7 +6,6 @@ segment j, and cells below the diagonal are none; D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -51,8 +50,8 @@ class MomentMap(nn.Module):
         return self.layer(self.before(segments)).relu()
 
 
-def fuse(sentences: Tensor, moments: Tensor, counts: Sequence[int]) -> Tensor:
-    """Every sentence times every moment of its video (DMR-JRG, Eq. 8), without a copy of a map for each sentence.
+def fuse(sentences: Tensor, moments: Tensor, counts: list[int]) -> Tensor:
+    """Every sentence times every moment of its video (DMR-JRG, Eq. 8), without copying a video's map a sentence.
 
     Args:
         sentences: [N, D], those of the first video before those of the second.
@@ -62,7 +61,7 @@ def fuse(sentences: Tensor, moments: Tensor, counts: Sequence[int]) -> Tensor:
     Returns:
         [N, D, K, K].
     """
-    fused: Tensor = _Fuse.apply(sentences, moments, list(counts))
+    fused: Tensor = _Fuse.apply(sentences, moments, counts)
     return fused
 
 
