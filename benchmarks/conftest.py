@@ -1,4 +1,4 @@
-"""Collects the rows that benchmarks measure; at the end prints them as a table and stores them.
+"""Stores the rows that benchmarks measure, each test's as soon as it is done, and prints them as a table at the end.
 
 Rows go to ``benchmarks/results/<device>.json``, one a line, replacing earlier ones of the same op, provider, mode,
 shape and dtype. ``VPGFAST_BENCHMARK_RESULTS`` names another folder.
@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from .measure import Row
+
 KEY = ("op", "provider", "mode", "shape", "dtype")
 _rows: list[dict[str, Any]] = []
+_files: set[Path] = set()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -29,7 +32,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def record() -> Any:
     """Call with a list of :class:`benchmarks.measure.Row`."""
-    return lambda rows: _rows.extend(row.as_dict() for row in rows)
+
+    def keep(rows: list[Row]) -> None:
+        measured = [row.as_dict() for row in rows]
+        _rows.extend(measured)
+        _files.update(store(measured))
+
+    return keep
 
 
 def results_folder() -> Path:
@@ -73,5 +82,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 f"{row['ratio']:6.1f}x {100 * row['share_of_floor']:8.1f}% "
                 f"{peak:>9}"
             )
-    for path in store(_rows):
+    for path in sorted(_files):
         write(f"stored in {path}")

@@ -28,7 +28,7 @@ from .measure import Provider, measure
 from .paragraphs import FEATURE_DIM, random_batch, random_vectors
 from .test_ordered_suppression_scan import loop
 from .test_temporal_iou_map import broadcast
-from .test_temporal_map_conv2d import product_a_tap
+from .test_temporal_map_conv2d import ProductATap
 from .test_temporal_map_max_pool import rows_of_maximum
 
 VOCABULARY, SENTENCES = 8000, 8
@@ -46,24 +46,34 @@ def plain_bce(logits: Tensor, spans: Tensor, mask: Tensor, min_iou: float, max_i
     return total / (mask.sum() * logits.shape[0] * logits.shape[1])
 
 
-def plain_convolutions(by_taps: bool) -> Callable[[TemporalMapConv2d, Tensor], Tensor]:
-    """2D-TAN's stack in plain PyTorch: whole convolutions and masks, or the products of the cells that count."""
+def reached(layers: TemporalMapConv2d, number: int) -> Tensor:
+    """Bool [T', T'], the cells that count in front of layer ``number``."""
+    cells, size = layers.get_buffer(f"cells{number}"), layers.sizes[number]
+    return torch.zeros(size**2, dtype=torch.bool, device=cells.device).index_fill(0, cells, True).view(size, size)
 
-    def forward(self: TemporalMapConv2d, x: Tensor) -> Tensor:
-        for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
-            assert isinstance(conv, nn.Conv2d)
-            reached = self.get_buffer(f"mask{layer + 1}")
-            if by_taps:
-                if not hasattr(conv, "products"):
-                    conv.products = product_a_tap(
-                        self.get_buffer(f"mask{layer}"), reached, conv.kernel_size[0], padding, self.normalize
-                    )
-                x = conv.products(x, conv.weight, conv.bias)
-            else:
-                x = F.conv2d(x, conv.weight, conv.bias, padding=padding).relu() * reached
-        return x
 
-    return forward
+def convolutions(self: TemporalMapConv2d, x: Tensor) -> Tensor:
+    """2D-TAN's stack as whole convolutions of maps and masks: one copy into a map, one out of it."""
+    T, cells = self.sizes[0], self.get_buffer("cells0")
+    maps = x.new_zeros(len(x), x.shape[2], T * T).index_copy(2, cells, x.transpose(1, 2)).unflatten(2, (T, T))
+    for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
+        assert isinstance(conv, nn.Conv2d)
+        maps = F.conv2d(maps, conv.weight, conv.bias, padding=padding).relu() * reached(self, layer + 1)
+    return maps.flatten(2)[:, :, cells].transpose(1, 2)
+
+
+def products_of_cells(self: TemporalMapConv2d, x: Tensor) -> Tensor:
+    """2D-TAN's stack as a product a tap of the cells that count, and only these are kept from layer to layer."""
+    x = x.transpose(0, 1)
+    for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
+        assert isinstance(conv, nn.Conv2d)
+        if not hasattr(conv, "products"):
+            mask = reached(self, layer)
+            conv.products = ProductATap(mask, reached(self, layer + 1), conv.kernel_size[0], padding, self.normalize)
+            place = mask.flatten().cumsum(0) - 1  # of a cell among those that are kept
+            conv.products.taps = [(r, s, row, place[source]) for r, s, row, source in conv.products.taps]
+        x = conv.products.listed(x, conv.weight, conv.bias)
+    return x.transpose(0, 1)
 
 
 @contextmanager
@@ -71,7 +81,8 @@ def plain(by_taps: bool) -> Iterator[None]:
     """In here DMR-JRG's loss uses plain PyTorch in the place of our ops."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(moment_map, "temporal_map_max_pool", rows_of_maximum))
-        stack.enter_context(mock.patch.object(TemporalMapConv2d, "forward", plain_convolutions(by_taps)))
+        on_cells = products_of_cells if by_taps else convolutions
+        stack.enter_context(mock.patch.object(TemporalMapConv2d, "on_cells", on_cells))
         stack.enter_context(mock.patch.object(FeedForward, "forward", PlainFeedForward.forward))
         stack.enter_context(mock.patch.object(Linear, "forward", nn.Linear.forward))
         stack.enter_context(mock.patch.object(dmr_jrg, "ordered_suppression_scan", plain_scan))
@@ -137,12 +148,8 @@ def test_dmr_jrg(B: int, device: torch.device, record) -> None:
         measure(
             "dmr_jrg",
             f"ActivityNet B={B} M={SENTENCES} K={K} D={D}",
-            # A step of the slower plain ways takes minutes in the large batch.
-            [
-                provider(way)
-                for way in step.ways
-                if B == 4 or way in ("field's form", "plain, cells that count", "vpgfast")
-            ],
+            # In the large batch a step of the slower plain ways takes minutes, and one keeps 38 GiB.
+            [provider(way) for way in step.ways if B == 4 or way in ("field's form", "plain, compiled", "vpgfast")],
             [p.detach() for p in parameters],
             # Each layer of TAN writes its map; backward reads it again and writes its gradient.
             floor_bytes={

@@ -29,35 +29,36 @@ def convolution_and_mask(in_mask: Tensor, out_mask: Tensor, k: int, padding: int
     return lambda x, weight, bias: torch.nn.functional.conv2d(x, weight, bias, padding=padding).relu() * masked_weight
 
 
-def product_a_tap(
-    in_mask: Tensor, out_mask: Tensor, k: int, padding: int, normalize: bool = True
-) -> Callable[..., Tensor]:
+class ProductATap:
     """The best plain PyTorch that we found: a gather and a matrix product a tap, of the cells that count."""
-    T, out_T = in_mask.shape[0], out_mask.shape[0]
-    cells = out_mask.nonzero()
-    taps = []
-    count = torch.zeros(len(cells), device=in_mask.device)
-    for r in range(k):
-        for s in range(k):
-            i, j = cells[:, 0] + r - padding, cells[:, 1] + s - padding
-            inside = (i >= 0) & (j >= 0) & (i < T) & (j < T)
-            valid = inside & in_mask[i.clamp(0, T - 1), j.clamp(0, T - 1)]
-            count += valid
-            taps.append((r, s, valid.nonzero()[:, 0], (i * T + j)[valid]))
-    scale = torch.where(count > 0, 1 / count if normalize else torch.ones_like(count), 0)[:, None, None]
-    places = cells[:, 0] * out_T + cells[:, 1]
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rows = x.flatten(2).permute(2, 0, 1).contiguous()  # [T * T, B, C]
+    def __init__(self, in_mask: Tensor, out_mask: Tensor, k: int, padding: int, normalize: bool = True) -> None:
+        T, out_T = in_mask.shape[0], out_mask.shape[0]
+        cells = out_mask.nonzero()
+        self.taps = []
+        count = torch.zeros(len(cells), device=in_mask.device)
+        for r in range(k):
+            for s in range(k):
+                i, j = cells[:, 0] + r - padding, cells[:, 1] + s - padding
+                inside = (i >= 0) & (j >= 0) & (i < T) & (j < T)
+                valid = inside & in_mask[i.clamp(0, T - 1), j.clamp(0, T - 1)]
+                count += valid
+                self.taps.append((r, s, valid.nonzero()[:, 0], (i * T + j)[valid]))
+        self.scale = torch.where(count > 0, 1 / count if normalize else torch.ones_like(count), 0)[:, None, None]
+        self.places, self.out_T = cells[:, 0] * out_T + cells[:, 1], out_T
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        listed = self.listed(x.flatten(2).permute(2, 0, 1).contiguous(), weight, bias)
+        out = x.new_zeros(self.out_T**2, x.shape[0], weight.shape[0]).index_copy(0, self.places, listed)
+        return out.permute(1, 2, 0).unflatten(2, (self.out_T, self.out_T))
+
+    def listed(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The cells of a map [T * T, B, C] -> those of the result that are computed, [P', B, D]."""
         kernel = weight.permute(2, 3, 1, 0).contiguous()
-        sums = bias.expand(len(cells), x.shape[0], -1).contiguous()
-        for r, s, row, source in taps:
+        sums = bias.expand(len(self.places), rows.shape[1], -1).contiguous()
+        for r, s, row, source in self.taps:
             sums.index_add_(0, row, rows[source] @ kernel[r, s])
-        listed = sums.relu() * scale
-        out = x.new_zeros(out_T * out_T, x.shape[0], weight.shape[0]).index_copy(0, places, listed)
-        return out.permute(1, 2, 0).unflatten(2, (out_T, out_T))
-
-    return run
+        return sums.relu() * self.scale
 
 
 CHARADES = (dense_anchor_mask(16), [5] * 8, [16] + [0] * 7)
@@ -86,7 +87,7 @@ def test_temporal_map_conv2d(
     bias = torch.tensor([8.0, -8.0]).repeat(C // 2).to(device)
 
     full = convolution_and_mask(in_mask, out_mask, k, padding)
-    by_tap = product_a_tap(in_mask, out_mask, k, padding)
+    by_tap = ProductATap(in_mask, out_mask, k, padding)
     providers = [
         Provider("conv2d + mask", full, is_fields=True),
         Provider("conv2d + mask, compiled", torch.compile(full)),

@@ -1,13 +1,14 @@
-// temporal_map_conv2d on the CPU. See vpgfast/ops/temporal_map_conv2d.py for what it computes.
+// temporal_map_conv2d and temporal_map_conv2d_cells on the CPU. See vpgfast/ops/temporal_map_conv2d.py and
+// temporal_map_conv2d_cells.py for what they compute.
 //
 // Winograd's algorithm F(4x4, 5x5): a tile of 4 x 4 output cells, and a kernel of 5 x 5 taps, need 8 x 8 = 64 products
 // ("frequencies") where the sum itself has 16 * 25. A wider kernel is cut into sub-kernels, 4 taps apart, whose
 // products are added up frequency by frequency. Only tiles with a cell of the output mask are computed, and of those
 // only the sub-kernels whose 8 x 8 patch of the input holds a valid cell.
 //
-// Everything is channels-last, so that a frequency's products are one matrix product over all tiles. The 64
-// frequencies are the pairs (u, v) of 8 points an axis. Work goes by two rows u of them at a time: what lies in memory
-// is the transformed kernel of 16 frequencies, and the patches of a chunk of tiles, which stay in the cache.
+// Everything is channels-last, so that a frequency's products are one matrix product over all tiles. Work goes by two
+// rows of frequencies at a time: what lies in memory is the transformed kernel of 16 frequencies, and the patches of a
+// chunk of tiles, which stay in the cache.
 
 #include <algorithm>
 #include <map>
@@ -20,201 +21,46 @@
 #include "common/tensor.h"
 #include "cpu/panel_gemm.h"
 #include "cpu/transpose.h"
+#include "cpu/winograd.h"
 
 namespace vpgfast {
 namespace {
 
-constexpr int32_t kTile = 4;                    // output cells of a tile, along an axis
-constexpr int32_t kTaps = 5;                    // taps of a sub-kernel
-constexpr int32_t kPoints = kTile + kTaps - 1;  // input cells of a patch, and products, along an axis
-constexpr int32_t kPasses = kPoints / 2;        // two rows of frequencies each
-constexpr int32_t kFrequencies = 2 * kPoints;   // of a pass
-constexpr int64_t kChunkElements = 1 << 21;     // of the transformed patches of a chunk of tiles
-constexpr int64_t kElementsPerTask = 1 << 15;   // below which a second thread is not worth waking
-constexpr int64_t kProductsPerTask = 1 << 20;   // the same, of a matrix product
-constexpr int32_t kLanes = kPanel;              // numbers of channels are rounded up to a multiple of this, with zeros
-constexpr int64_t kLargestSide = 46341;         // above any map's or kernel's: its square is counted in 32 bits
-constexpr int32_t kCellBlock = 64;              // cells that are moved from one layout to the other at a time
-
-// ---- The transforms ------------------------------------------------------------------------------------------------
-
-// Multiplying the polynomials of a row of `kTile` cells and one of `kTaps` taps by their values at `kPoints` points
-// (Toom and Cook), transposed: output = sum_f kOutput[f][.] * (kKernel[f] . taps) * (kInput[f] . patch).
-// float32's error is the least with points that are close to one and exact in binary. Infinity is the last.
-constexpr double kPoint[kPoints - 1] = {1, -1, 2, -2, 0.5, -0.5, 0};
-
-template <int32_t kSides>
-struct Matrix {
-  static constexpr int32_t kSide = kSides;
-  double at[kPoints][kSides] = {};
-};
-
-// Powers of the points, as many as there are cells or taps.
-template <int32_t kSide>
-constexpr Matrix<kSide> powers() {
-  Matrix<kSide> matrix;
-  for (int32_t f = 0; f < kPoints - 1; ++f) {
-    double power = 1;
-    for (int32_t i = 0; i < kSide; ++i) {
-      matrix.at[f][i] = power;
-      power *= kPoint[f];
-    }
-  }
-  matrix.at[kPoints - 1][kSide - 1] = 1;
-  return matrix;
-}
-
-// Coefficients of the product of (x - point) over all points but f.
-constexpr Matrix<kPoints> products_of_the_others() {
-  Matrix<kPoints> matrix;
-  for (int32_t f = 0; f < kPoints; ++f) {
-    double* row = matrix.at[f];
-    row[0] = 1;
-    for (int32_t j = 0, degree = 0; j < kPoints - 1; ++j) {
-      if (j == f) {
-        continue;
-      }
-      ++degree;
-      for (int32_t i = degree; i >= 0; --i) {
-        row[i] = (i > 0 ? row[i - 1] : 0) - (i < degree ? kPoint[j] * row[i] : 0);
-      }
-    }
-  }
-  return matrix;
-}
-
-// Powers over the value of that product at the point itself (Lagrange).
-constexpr Matrix<kTaps> kernel_matrix() {
-  Matrix<kTaps> matrix = powers<kTaps>();
-  for (int32_t f = 0; f < kPoints - 1; ++f) {
-    double norm = 1;
-    for (int32_t j = 0; j < kPoints - 1; ++j) {
-      norm *= j == f ? 1 : kPoint[f] - kPoint[j];
-    }
-    for (double& value : matrix.at[f]) {
-      value /= norm;
-    }
-  }
-  return matrix;
-}
-
-constexpr Matrix<kPoints> kInput = products_of_the_others();
-constexpr Matrix<kTaps> kKernel = kernel_matrix();
-constexpr Matrix<kTile> kOutput = powers<kTile>();
-
-// kLanes channels (GCC's and Clang's vector extension), at any address.
-template <typename T>
-struct Lanes {
-  typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-};
-
-// Two rows of the frequencies of a square of cells, taps or results, each of which points at its channels:
-// to[u][v] = sum_ij kMatrix[u][i] kMatrix[v][j] cells[i][j], for u = 2 kPass and the next. `to` has `stride` elements
-// between frequencies, and `panel` between every kLanes channels.
-template <typename T, const auto& kMatrix, int32_t kPass>
-VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels, T* to, int64_t stride,
-                                         int64_t panel) {
-  using lanes = typename Lanes<T>::type;
-  constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
-  for (int64_t first = 0; first < channels; first += kLanes) {
-    lanes columns[2][kSide];
-#pragma GCC unroll 8
-    for (int32_t j = 0; j < kSide; ++j) {
-      lanes sums[2] = {};
-#pragma GCC unroll 8
-      for (int32_t i = 0; i < kSide; ++i) {
-        const T factors[2] = {static_cast<T>(kMatrix.at[2 * kPass][i]), static_cast<T>(kMatrix.at[2 * kPass + 1][i])};
-        if (factors[0] != 0 || factors[1] != 0) {  // known when compiled
-          const lanes cell = *reinterpret_cast<const lanes*>(cells[i * kSide + j] + first);
-          sums[0] += factors[0] != 0 ? factors[0] * cell : lanes{};
-          sums[1] += factors[1] != 0 ? factors[1] * cell : lanes{};
-        }
-      }
-      columns[0][j] = sums[0];
-      columns[1][j] = sums[1];
-    }
-#pragma GCC unroll 2
-    for (int32_t u = 0; u < 2; ++u) {
-#pragma GCC unroll 8
-      for (int32_t v = 0; v < kPoints; ++v) {
-        lanes sum = {};
-#pragma GCC unroll 8
-        for (int32_t j = 0; j < kSide; ++j) {
-          const T factor = static_cast<T>(kMatrix.at[v][j]);
-          sum += factor != 0 ? factor * columns[u][j] : lanes{};
-        }
-        *reinterpret_cast<lanes*>(to + (u * kPoints + v) * stride + first / kLanes * panel) = sum;
-      }
-    }
-  }
-}
-
-// The transpose of that: cells[i][j] += sum_uv kMatrix[u][i] kMatrix[v][j] from[u][v]. The first pass, which has no
-// zero factor, sets them.
-template <typename T, const auto& kMatrix, int32_t kPass>
-VPGFAST_MULTIVERSION void from_frequencies(const T* from, int64_t stride, int64_t channels, T* const* cells) {
-  using lanes = typename Lanes<T>::type;
-  constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
-  for (int64_t first = 0; first < channels; first += kLanes) {
-    lanes columns[2][kSide] = {};
-#pragma GCC unroll 2
-    for (int32_t u = 0; u < 2; ++u) {
-#pragma GCC unroll 8
-      for (int32_t v = 0; v < kPoints; ++v) {
-        const lanes product = *reinterpret_cast<const lanes*>(from + (u * kPoints + v) * stride + first);
-#pragma GCC unroll 8
-        for (int32_t j = 0; j < kSide; ++j) {
-          const T factor = static_cast<T>(kMatrix.at[v][j]);
-          columns[u][j] += factor != 0 ? factor * product : lanes{};
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int32_t i = 0; i < kSide; ++i) {
-#pragma GCC unroll 8
-      for (int32_t j = 0; j < kSide; ++j) {
-        const T factors[2] = {static_cast<T>(kMatrix.at[2 * kPass][i]), static_cast<T>(kMatrix.at[2 * kPass + 1][i])};
-        lanes* cell = reinterpret_cast<lanes*>(cells[i * kSide + j] + first);
-        if (factors[0] != 0 || factors[1] != 0) {
-          const lanes sum = (factors[0] != 0 ? factors[0] * columns[0][j] : lanes{}) +
-                            (factors[1] != 0 ? factors[1] * columns[1][j] : lanes{});
-          *cell = kPass == 0 ? sum : *cell + sum;
-        }
-      }
-    }
-  }
-}
-
-// Calls f.template operator()<pass>().
-template <typename F>
-void dispatch_pass(int32_t pass, const F& f) {
-  static_assert(kPasses == 4);
-  switch (pass) {
-    case 0:
-      return f.template operator()<0>();
-    case 1:
-      return f.template operator()<1>();
-    case 2:
-      return f.template operator()<2>();
-    default:
-      return f.template operator()<3>();
-  }
-}
+constexpr int64_t kChunkElements = 1 << 21;    // of the transformed patches of a chunk of tiles
+constexpr int64_t kElementsPerTask = 1 << 15;  // below which a second thread is not worth waking
+constexpr int64_t kProductsPerTask = 1 << 20;  // the same, of a matrix product
+constexpr int64_t kLargestSide = 46341;        // above any map's or kernel's: its square is counted in 32 bits
+constexpr int32_t kCellBlock = 64;             // cells that are moved from one layout to the other at a time
 
 // ---- What there is to compute --------------------------------------------------------------------------------------
 
-// The cells of a mask in reading order, and where each stands among them (-1: not in the mask).
+// The cells of a map that count, in reading order, and where each stands among them (-1: it does not count).
 struct Cells {
-  Cells(const std::optional<Tensor>& mask_in, int64_t size) : T(static_cast<int32_t>(size)) {
-    STD_TORCH_CHECK(size < kLargestSide, "temporal_map_conv2d: a map of ", size, " clips is too large");
-    const std::optional<Tensor> mask = mask_in ? std::optional(torch::stable::contiguous(*mask_in)) : std::nullopt;
-    const bool* valid = mask ? read<bool>(*mask) : nullptr;
-    index.assign(size * size, -1);
+  // Those of a mask; none: all.
+  Cells(const char* op, const char* name, const std::optional<Tensor>& mask, int64_t size) : Cells(op, size) {
+    if (mask) {
+      check_sizes(op, name, *mask, {size, size});
+      check_dtype(op, name, *mask, ScalarType::Bool);
+    }
+    const std::optional<Tensor> dense = mask ? std::optional(torch::stable::contiguous(*mask)) : std::nullopt;
+    const bool* valid = dense ? read<bool>(*dense) : nullptr;
     for (int32_t cell = 0; cell < T * T; ++cell) {
       if (valid == nullptr || valid[cell]) {
-        index[cell] = static_cast<int32_t>(list.size());
-        list.push_back(cell);
+        add(cell);
       }
+    }
+  }
+  // Those of a list.
+  Cells(const char* op, const char* name, const Tensor& numbers_in, int64_t size) : Cells(op, size) {
+    check_dtype(op, name, numbers_in, ScalarType::Long);
+    const Tensor numbers = torch::stable::contiguous(numbers_in);
+    int64_t before = -1;
+    for (int64_t i = 0; i < numbers.size(0); ++i) {
+      const int64_t cell = read<int64_t>(numbers)[i];
+      STD_TORCH_CHECK(cell > before && cell < size * size, op, ": ", name, " holds ", cell, " at place ", i,
+                      "; it must hold rising numbers of the ", size * size, " cells");
+      add(static_cast<int32_t>(cell));
+      before = cell;
     }
   }
   int64_t count() const {
@@ -226,6 +72,16 @@ struct Cells {
 
   int32_t T;
   std::vector<int32_t> list, index;
+
+ private:
+  Cells(const char* op, int64_t size) : T(static_cast<int32_t>(size)), index() {
+    STD_TORCH_CHECK(size >= 0 && size < kLargestSide, op, ": a map of ", size, " clips is too large");
+    index.assign(size * size, -1);
+  }
+  void add(int32_t cell) {
+    index[cell] = static_cast<int32_t>(list.size());
+    list.push_back(cell);
+  }
 };
 
 // One over the number of valid taps of every output cell, 0 where there is none.
@@ -352,6 +208,17 @@ void over_blocks(int64_t images, int64_t cells, int64_t channels, const Work& wo
       const int64_t channel = index % channel_blocks * kLanes;
       work(image, first, std::min(first + kCells, cells), channel,
            static_cast<int32_t>(std::min<int64_t>(kLanes, channels - channel)));
+    }
+  });
+}
+
+// Runs work(row) over rows of so many channels.
+template <typename Work>
+void over_rows(int64_t rows, int64_t channels, const Work& work) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, channels));
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      work(row);
     }
   });
 }
@@ -622,10 +489,22 @@ VPGFAST_MULTIVERSION void unpack_block(const T* results, const int64_t* places, 
   }
 }
 
+// The same of a listed cell [channel].
+template <typename T, typename scalar_t>
+VPGFAST_MULTIVERSION void unpack_cell(const T* result, const Epilogue<T, scalar_t>& epilogue, T scale, int64_t channels,
+                                      scalar_t* to) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const T value = epilogue.bias != nullptr ? result[c] + static_cast<T>(epilogue.bias[c]) : result[c];
+    to[c] = static_cast<scalar_t>((epilogue.relu && value < 0 ? T{0} : value) * scale);
+  }
+}
+
+// Writes the tiles into a map or, `listed`, into its listed cells.
 template <typename T, typename scalar_t>
 void unpack_tiles(const Tensor& results, const Tiles& tiles, const Cells& cells, const Epilogue<T, scalar_t>& epilogue,
-                  const Tensor& to) {
-  const int64_t batch = to.size(0), channels = to.size(1), map = int64_t{cells.T} * cells.T;
+                  bool listed, const Tensor& to) {
+  const int64_t batch = to.size(0), channels = to.size(listed ? 2 : 1), row = padded(channels);
+  const int64_t map = int64_t{cells.T} * cells.T, count = cells.count();
   // Where the results of a cell of the map lie for the first video, and how much further for each next.
   std::vector<int64_t> first_place(map, -1), step(map);
   for (const Tiles::Group& group : tiles.groups) {
@@ -639,6 +518,15 @@ void unpack_tiles(const Tensor& results, const Tiles& tiles, const Cells& cells,
       }
     }
   }
+  if (listed) {
+    over_rows(batch * count, channels, [&](int64_t index) {
+      const int32_t cell = cells.list[index % count];
+      const T* result = read<T>(results) + (first_place[cell] + index / count * step[cell]) * row;
+      const T scale = epilogue.scale != nullptr ? epilogue.scale[cell] : T{1};
+      unpack_cell(result, epilogue, scale, channels, write<scalar_t>(to) + index * channels);
+    });
+    return;
+  }
   std::vector<int64_t> places(batch * map);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t p = 0; p < map; ++p) {
@@ -646,7 +534,7 @@ void unpack_tiles(const Tensor& results, const Tiles& tiles, const Cells& cells,
     }
   }
   over_blocks(batch, map, channels, [&](int64_t b, int64_t first, int64_t last, int64_t channel, int32_t width) {
-    unpack_block(read<T>(results), places.data() + b * map, epilogue, first, last, channel, width, padded(channels),
+    unpack_block(read<T>(results), places.data() + b * map, epilogue, first, last, channel, width, row,
                  write<scalar_t>(to) + b * channels * map, map);
   });
 }
@@ -656,13 +544,61 @@ Tensor new_compute(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return torch::stable::new_empty(like, sizes, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float);
 }
 
+// The listed cells [video][cell][channel] of a map or, `listed`, of what holds no others.
 template <typename T, typename scalar_t>
-Tensor pack_map(const Tensor& x, const Cells& cells) {
-  const int64_t batch = x.size(0), channels = x.size(1), map = x.size(2) * x.size(3), row = padded(channels);
-  Tensor packed = new_compute<T>(x, {batch, cells.count(), row});
-  over_blocks(batch, cells.count(), channels, [&](int64_t b, int64_t first, int64_t last, int64_t c, int32_t width) {
+Tensor pack_cells(const Tensor& x, const Cells& cells, bool listed) {
+  const int64_t batch = x.size(0), channels = x.size(listed ? 2 : 1), row = padded(channels), count = cells.count();
+  if (listed && std::is_same_v<T, scalar_t> && row == channels) {
+    return x;
+  }
+  Tensor packed = new_compute<T>(x, {batch, count, row});
+  if (listed) {
+    over_rows(batch * count, row, [&](int64_t index) {
+      const scalar_t* from = read<scalar_t>(x) + index * channels;
+      T* to = write<T>(packed) + index * row;
+      std::fill(std::transform(from, from + channels, to, [](scalar_t value) { return static_cast<T>(value); }),
+                to + row, T{0});
+    });
+    return packed;
+  }
+  const int64_t map = int64_t{cells.T} * cells.T;
+  over_blocks(batch, count, channels, [&](int64_t b, int64_t first, int64_t last, int64_t c, int32_t width) {
     const Listed<scalar_t, T> from{read<scalar_t>(x) + b * channels * map, cells.list.data(), map};
-    pack_block(from, first, last, c, width, write<T>(packed) + b * cells.count() * row, row);
+    pack_block(from, first, last, c, width, write<T>(packed) + b * count * row, row);
+  });
+  return packed;
+}
+
+template <typename T, typename scalar_t>
+VPGFAST_MULTIVERSION void pack_gradient_cell(const scalar_t* grad, const scalar_t* out, T scale, int64_t channels,
+                                             int64_t row, T* to) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const T value = static_cast<T>(grad[c]) * scale;
+    to[c] = out != nullptr && static_cast<T>(out[c]) <= 0 ? T{0} : value;
+  }
+  std::fill(to + channels, to + row, T{0});
+}
+
+// The gradient at the listed cells, taken back through scale and ReLU (`out`: its results, if there was one).
+template <typename T, typename scalar_t>
+Tensor pack_gradient(const Tensor& grad, const std::optional<Tensor>& out, const Cells& cells, const T* scale,
+                     bool listed) {
+  const int64_t batch = grad.size(0), channels = grad.size(listed ? 2 : 1), row = padded(channels);
+  const int64_t map = int64_t{cells.T} * cells.T, count = cells.count();
+  const scalar_t *from = read<scalar_t>(grad), *results = out ? read<scalar_t>(*out) : nullptr;
+  Tensor packed = new_compute<T>(grad, {batch, count, row});
+  if (listed) {
+    over_rows(batch * count, row, [&](int64_t index) {
+      pack_gradient_cell(from + index * channels, results != nullptr ? results + index * channels : nullptr,
+                         scale[cells.list[index % count]], channels, row, write<T>(packed) + index * row);
+    });
+    return packed;
+  }
+  over_blocks(batch, count, channels, [&](int64_t b, int64_t first, int64_t last, int64_t channel, int32_t width) {
+    const int64_t video = b * channels * map;
+    const Incoming<scalar_t, T> incoming{from + video, results != nullptr ? results + video : nullptr,
+                                         cells.list.data(), scale, map};
+    pack_block(incoming, first, last, channel, width, write<T>(packed) + b * count * row, row);
   });
   return packed;
 }
@@ -683,102 +619,107 @@ Tensor pack_kernel(const Tensor& weight, bool transposed) {
   return packed;
 }
 
-template <typename T>
-std::vector<T> scale_of(const Cells& in, const Cells& out, int64_t k, int64_t padding, bool normalize) {
-  if (!normalize) {
-    return std::vector<T>(int64_t{out.T} * out.T, T{1});
+// ---- The two ops ----------------------------------------------------------------------------------------------------
+
+// What both ops have: cells of the input and of the result, and whether tensors hold only those ([B, P, C]) or whole
+// maps ([B, C, T, T]).
+struct Layer {
+  const char* op;
+  Cells in, out;
+  int64_t k, padding;
+  bool normalize, listed;
+
+  void check(const char* name, const Tensor& tensor, int64_t batch, int64_t channels, const Cells& cells,
+             ScalarType dtype) const {
+    if (listed) {
+      check_sizes(op, name, tensor, {batch, cells.count(), channels});
+    } else {
+      check_sizes(op, name, tensor, {batch, channels, cells.T, cells.T});
+    }
+    check_dtype(op, name, tensor, dtype);
   }
-  const std::vector<double> scale = inverse_counts(in, out.T, k, padding);
-  return std::vector<T>(scale.begin(), scale.end());
+  Tensor empty(const Tensor& like, int64_t channels, const Cells& cells) const {
+    const int64_t batch = like.size(0);
+    return listed ? torch::stable::new_empty(like, {batch, cells.count(), channels})
+                  : torch::stable::new_empty(like, {batch, channels, cells.T, cells.T});
+  }
+  Tiles tiles() const {
+    return Tiles(in, out, k, padding);
+  }
+  template <typename T>
+  std::vector<T> scale() const {
+    if (!normalize) {
+      return std::vector<T>(int64_t{out.T} * out.T, T{1});
+    }
+    const std::vector<double> inverse = inverse_counts(in, out.T, k, padding);
+    return std::vector<T>(inverse.begin(), inverse.end());
+  }
+};
+
+// The size of a layer's result.
+int64_t out_size(const char* op, int64_t T, int64_t k, int64_t padding) {
+  STD_TORCH_CHECK(k >= 1 && k < kLargestSide && padding >= 0 && T + 2 * padding - k + 1 >= 0, op,
+                  ": the kernel does not fit");
+  return T + 2 * padding - k + 1;
 }
 
-void check_mask(const char* op, const char* name, const std::optional<Tensor>& mask, int64_t T) {
-  if (mask) {
-    check_sizes(op, name, *mask, {T, T});
-    check_dtype(op, name, *mask, ScalarType::Bool);
-  }
-}
-
-Tensor temporal_map_conv2d(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
-                           const std::optional<Tensor>& in_mask, const std::optional<Tensor>& out_mask, int64_t padding,
-                           bool relu, bool normalize) {
-  constexpr const char* kOp = "temporal_map_conv2d";
-  check_sizes(kOp, "x", x_in, {-1, -1, -1, x_in.size(2)});
-  const int64_t B = x_in.size(0), C = x_in.size(1), T = x_in.size(2), D = weight_in.size(0), k = weight_in.size(2);
-  const int64_t out_T = T + 2 * padding - k + 1;
-  check_sizes(kOp, "weight", weight_in, {-1, C, k, k});
-  check_dtype(kOp, "weight", weight_in, x_in.scalar_type());
-  STD_TORCH_CHECK(k >= 1 && padding >= 0 && out_T >= 0, kOp, ": the kernel does not fit");
-  STD_TORCH_CHECK(k < kLargestSide, kOp, ": a kernel of ", k, " taps a side is too large");
-  check_mask(kOp, "in_mask", in_mask, T);
-  check_mask(kOp, "out_mask", out_mask, out_T);
+Tensor forward(const Layer& layer, const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
+               bool relu) {
+  const int64_t D = weight_in.size(0), C = weight_in.size(1);
+  layer.check("x", x_in, x_in.size(0), C, layer.in, x_in.scalar_type());
+  check_sizes(layer.op, "weight", weight_in, {D, C, layer.k, layer.k});
+  check_dtype(layer.op, "weight", weight_in, x_in.scalar_type());
   std::optional<Tensor> bias;
   if (bias_in) {
-    check_sizes(kOp, "bias", *bias_in, {D});
-    check_dtype(kOp, "bias", *bias_in, x_in.scalar_type());
+    check_sizes(layer.op, "bias", *bias_in, {D});
+    check_dtype(layer.op, "bias", *bias_in, x_in.scalar_type());
     bias = torch::stable::contiguous(*bias_in);
   }
   const Tensor x = torch::stable::contiguous(x_in), weight = torch::stable::contiguous(weight_in);
-  Tensor out = torch::stable::new_empty(x, {B, D, out_T, out_T});
-  if (B * D * out_T == 0) {
+  Tensor out = layer.empty(x, D, layer.out);
+  if (out.numel() == 0) {
     return out;
   }
-  const Cells in_cells(in_mask, T), out_cells(out_mask, out_T);
-  const Tiles tiles(in_cells, out_cells, k, padding);
-  dispatch_floating(kOp, x.scalar_type(), [&]<typename scalar_t>() {
+  const Tiles tiles = layer.tiles();
+  dispatch_floating(layer.op, x.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
     const Tensor results =
-        convolve<compute>(pack_map<compute, scalar_t>(x, in_cells), pack_kernel<compute, scalar_t>(weight, false),
-                          false, tiles, static_cast<int32_t>(k));
-    const std::vector<compute> scale = scale_of<compute>(in_cells, out_cells, k, padding, normalize);
-    unpack_tiles<compute, scalar_t>(results, tiles, out_cells,
-                                    {bias ? read<scalar_t>(*bias) : nullptr, scale.data(), relu}, out);
+        convolve<compute>(pack_cells<compute, scalar_t>(x, layer.in, layer.listed),
+                          pack_kernel<compute, scalar_t>(weight, false), false, tiles, static_cast<int32_t>(layer.k));
+    const std::vector<compute> scale = layer.scale<compute>();
+    unpack_tiles<compute, scalar_t>(results, tiles, layer.out,
+                                    {bias ? read<scalar_t>(*bias) : nullptr, scale.data(), relu}, layer.listed, out);
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
-    const Tensor& grad_in, const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& out_in,
-    const std::optional<Tensor>& in_mask, const std::optional<Tensor>& out_mask, int64_t padding, bool normalize,
-    bool needs_x, bool needs_weight, bool needs_bias) {
-  constexpr const char* kOp = "temporal_map_conv2d_backward";
-  check_sizes(kOp, "x", x_in, {-1, -1, -1, x_in.size(2)});
-  const int64_t B = x_in.size(0), C = x_in.size(1), T = x_in.size(2), D = weight_in.size(0), k = weight_in.size(2);
-  const int64_t out_T = T + 2 * padding - k + 1, map = out_T * out_T;
-  check_sizes(kOp, "weight", weight_in, {-1, C, k, k});
-  check_sizes(kOp, "grad", grad_in, {B, D, out_T, out_T});
-  check_dtype(kOp, "weight", weight_in, x_in.scalar_type());
-  check_dtype(kOp, "grad", grad_in, x_in.scalar_type());
-  check_mask(kOp, "in_mask", in_mask, T);
-  check_mask(kOp, "out_mask", out_mask, out_T);
+std::tuple<Tensor, Tensor, Tensor> backward(const Layer& layer, const Tensor& grad_in, const Tensor& x_in,
+                                            const Tensor& weight_in, const std::optional<Tensor>& out_in, bool needs_x,
+                                            bool needs_weight, bool needs_bias) {
+  const int64_t B = x_in.size(0), D = weight_in.size(0), C = weight_in.size(1), k = layer.k;
+  layer.check("x", x_in, B, C, layer.in, x_in.scalar_type());
+  check_sizes(layer.op, "weight", weight_in, {D, C, k, k});
+  check_dtype(layer.op, "weight", weight_in, x_in.scalar_type());
+  layer.check("grad", grad_in, B, D, layer.out, x_in.scalar_type());
   const Tensor x = torch::stable::contiguous(x_in), weight = torch::stable::contiguous(weight_in);
   const Tensor grad = torch::stable::contiguous(grad_in);
   std::optional<Tensor> out;
   if (out_in) {
-    check_sizes(kOp, "out", *out_in, {B, D, out_T, out_T});
-    check_dtype(kOp, "out", *out_in, x_in.scalar_type());
+    layer.check("out", *out_in, B, D, layer.out, x_in.scalar_type());
     out = torch::stable::contiguous(*out_in);
   }
   Tensor grad_x = needs_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
   Tensor grad_weight = needs_weight ? torch::stable::empty_like(weight) : torch::stable::new_empty(x, {0});
   Tensor grad_bias = torch::stable::new_empty(x, {needs_bias ? D : 0});
-  const Cells in_cells(in_mask, T), out_cells(out_mask, out_T);
-  dispatch_floating(kOp, x.scalar_type(), [&]<typename scalar_t>() {
+  dispatch_floating(layer.op, x.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
-    const std::vector<compute> scale = scale_of<compute>(in_cells, out_cells, k, padding, normalize);
-    const int64_t listed = out_cells.count();
-    Tensor packed = new_compute<compute>(x, {B, listed, padded(D)});
-    over_blocks(B, listed, D, [&](int64_t b, int64_t first, int64_t last, int64_t channel, int32_t width) {
-      const Incoming<scalar_t, compute> from{read<scalar_t>(grad) + b * D * map,
-                                             out ? read<scalar_t>(*out) + b * D * map : nullptr, out_cells.list.data(),
-                                             scale.data(), map};
-      pack_block(from, first, last, channel, width, write<compute>(packed) + b * listed * padded(D), padded(D));
-    });
+    const Tensor packed =
+        pack_gradient<compute, scalar_t>(grad, out, layer.out, layer.scale<compute>().data(), layer.listed);
     if (needs_bias) {
       const compute* rows = read<compute>(packed);
       torch::stable::parallel_for(0, D, kLanes, [&](int64_t begin, int64_t end) {
         std::vector<double> sums(end - begin);
-        for (int64_t row = 0; row < B * listed; ++row) {
+        for (int64_t row = 0; row < B * layer.out.count(); ++row) {
           for (int64_t d = begin; d < end; ++d) {
             sums[d - begin] += rows[row * padded(D) + d];
           }
@@ -788,9 +729,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
       });
     }
     if (needs_weight && grad_weight.numel() > 0) {
-      const Tiles tiles(in_cells, out_cells, k, padding);
-      const Tensor kernel = convolve_backward_kernel<compute>(pack_map<compute, scalar_t>(x, in_cells), packed, tiles,
-                                                              static_cast<int32_t>(k));
+      const Tensor kernel = convolve_backward_kernel<compute>(pack_cells<compute, scalar_t>(x, layer.in, layer.listed),
+                                                              packed, layer.tiles(), static_cast<int32_t>(k));
       std::vector<int64_t> places(C * k * k);
       for (size_t i = 0; i < places.size(); ++i) {
         places[i] = static_cast<int64_t>(i);
@@ -801,14 +741,66 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
                      write<scalar_t>(grad_weight), C * k * k);
       });
     }
-    if (needs_x && grad_x.numel() > 0) {  // the same convolution of the gradient, kernel reversed, masks exchanged
-      const Tiles tiles(out_cells, in_cells, k, k - 1 - padding);
+    if (needs_x && grad_x.numel() > 0) {  // the same convolution of the gradient, kernel reversed, cells exchanged
+      const Tiles tiles(layer.out, layer.in, k, k - 1 - layer.padding);
       const Tensor results =
           convolve<compute>(packed, pack_kernel<compute, scalar_t>(weight, true), true, tiles, static_cast<int32_t>(k));
-      unpack_tiles<compute, scalar_t>(results, tiles, in_cells, {nullptr, nullptr, false}, grad_x);
+      unpack_tiles<compute, scalar_t>(results, tiles, layer.in, {nullptr, nullptr, false}, layer.listed, grad_x);
     }
   });
   return {grad_x, grad_weight, grad_bias};
+}
+
+Layer layer_of_maps(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& in_mask,
+                    const std::optional<Tensor>& out_mask, int64_t padding, bool normalize) {
+  check_sizes(op, "x", x, {-1, -1, -1, -1});
+  check_sizes(op, "weight", weight, {-1, -1, -1, -1});
+  const int64_t T = x.size(2), k = weight.size(2), out_T = out_size(op, T, k, padding);
+  return {op, Cells(op, "in_mask", in_mask, T), Cells(op, "out_mask", out_mask, out_T), k, padding, normalize, false};
+}
+
+Layer layer_of_cells(const char* op, const Tensor& x, const Tensor& weight, const Tensor& in_cells,
+                     const Tensor& out_cells, int64_t T, int64_t padding, bool normalize) {
+  check_sizes(op, "x", x, {-1, -1, -1});
+  check_sizes(op, "weight", weight, {-1, -1, -1, -1});
+  check_sizes(op, "in_cells", in_cells, {-1});
+  check_sizes(op, "out_cells", out_cells, {-1});
+  const int64_t k = weight.size(2), out_T = out_size(op, T, k, padding);
+  return {op,  Cells(op, "in_cells", in_cells, T), Cells(op, "out_cells", out_cells, out_T), k, padding, normalize,
+          true};
+}
+
+Tensor temporal_map_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                           const std::optional<Tensor>& in_mask, const std::optional<Tensor>& out_mask, int64_t padding,
+                           bool relu, bool normalize) {
+  return forward(layer_of_maps("temporal_map_conv2d", x, weight, in_mask, out_mask, padding, normalize), x, weight,
+                 bias, relu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(const Tensor& grad, const Tensor& x,
+                                                                const Tensor& weight, const std::optional<Tensor>& out,
+                                                                const std::optional<Tensor>& in_mask,
+                                                                const std::optional<Tensor>& out_mask, int64_t padding,
+                                                                bool normalize, bool needs_x, bool needs_weight,
+                                                                bool needs_bias) {
+  return backward(layer_of_maps("temporal_map_conv2d_backward", x, weight, in_mask, out_mask, padding, normalize), grad,
+                  x, weight, out, needs_x, needs_weight, needs_bias);
+}
+
+Tensor temporal_map_conv2d_cells(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                 const Tensor& in_cells, const Tensor& out_cells, int64_t T, int64_t padding, bool relu,
+                                 bool normalize) {
+  return forward(layer_of_cells("temporal_map_conv2d_cells", x, weight, in_cells, out_cells, T, padding, normalize), x,
+                 weight, bias, relu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_cells_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& out, const Tensor& in_cells,
+    const Tensor& out_cells, int64_t T, int64_t padding, bool normalize, bool needs_x, bool needs_weight,
+    bool needs_bias) {
+  return backward(
+      layer_of_cells("temporal_map_conv2d_cells_backward", x, weight, in_cells, out_cells, T, padding, normalize), grad,
+      x, weight, out, needs_x, needs_weight, needs_bias);
 }
 
 }  // namespace
@@ -816,6 +808,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_map_conv2d_backward(
 STABLE_TORCH_LIBRARY_IMPL(vpgfast, CPU, m) {
   m.impl("temporal_map_conv2d", TORCH_BOX(&temporal_map_conv2d));
   m.impl("temporal_map_conv2d_backward", TORCH_BOX(&temporal_map_conv2d_backward));
+  m.impl("temporal_map_conv2d_cells", TORCH_BOX(&temporal_map_conv2d_cells));
+  m.impl("temporal_map_conv2d_cells_backward", TORCH_BOX(&temporal_map_conv2d_cells_backward));
 }
 
 }  // namespace vpgfast

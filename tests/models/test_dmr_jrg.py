@@ -38,6 +38,7 @@ from vpgfast.models.dmr_jrg import (
 from vpgfast.models.layers import sinusoid
 from vpgfast.models.method import METHODS, RetrievalMethod, get_method
 from vpgfast.models.moment_map import MomentMap, Pointwise, SimilarityMap, fuse
+from vpgfast.models.reconstructor import word_nll
 from vpgfast.ops import temporal_iou_map
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dmr_jrg"
@@ -98,6 +99,14 @@ def random_batch(sentences=SENTENCES, seed: int = 0, videos=None) -> Batch:
 def losses_of(model: DMRJRG, batch: Batch, seed: int = 3) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     return model.loss(batch)
+
+
+def as_maps(x: torch.Tensor) -> torch.Tensor:
+    """What is listed by moment, [N, P] or [N, P, D], as maps [N, K, K] or [N, D, K, K]."""
+    side = int((2 * x.shape[1]) ** 0.5)
+    maps = torch.zeros(len(x), side, side, *x.shape[2:], dtype=x.dtype)
+    maps[:, *torch.triu_indices(side, side)] = x.detach()
+    return maps.movedim(3, 1) if x.dim() == 3 else maps
 
 
 # --- the whole
@@ -207,7 +216,7 @@ def test_a_new_model_tells_moments_apart() -> None:
         config = small(dim=32, tan_layers=4, tan_kernel=5, tan_normalize=normalize)
         model, batch = DMRJRG(config, FEATURE_DIM, counted()).double(), random_batch()
         moments = model(model.project(batch.video), model.text(batch).sentences, batch.sentence_mask)
-        spread[normalize] = moments.logits[:, model.triangle].std(1).mean().item()
+        spread[normalize] = moments.logits.std(1).mean().item()
     assert spread[False] > 1e-3
     assert spread[True] < 1e-5
 
@@ -278,12 +287,12 @@ def test_class_tokens_by_torchs_encoder(means: bool) -> None:
 
 
 @pytest.mark.parametrize("counts", [[2, 1, 3], [3, 0, 1], [0, 0, 0], []])
-def test_fuse_is_a_product_with_the_map_of_the_own_video(counts: list[int]) -> None:
+def test_fuse_is_a_product_with_the_moments_of_the_own_video(counts: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     sentences = torch.randn(sum(counts), 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    moments = torch.randn(len(counts), 4, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    moments = torch.randn(len(counts), 6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-    torch.testing.assert_close(fuse(sentences, moments, counts), sentences[:, :, None, None] * moments[owner])
+    torch.testing.assert_close(fuse(sentences, moments, counts), sentences.unsqueeze(1) * moments[owner])
     assert torch.autograd.gradcheck(lambda s, m: fuse(s, m, counts), (sentences, moments))
 
 
@@ -398,7 +407,7 @@ def test_a_batch_of_one_video_has_no_negatives(sentences: tuple[int, ...]) -> No
 def test_moment_map_by_loops() -> None:
     """Max-pooling over f_i ... f_j."""
     x = torch.randn(2, D, K, dtype=torch.float64)
-    found = MomentMap("max_pool", D, K, 3)(x)
+    found = as_maps(MomentMap("max_pool", D, K, 3)(x))
     for i in range(K):
         for j in range(i, K):
             torch.testing.assert_close(found[:, :, i, j], x[:, :, i : j + 1].amax(2))
@@ -408,7 +417,7 @@ def test_boundary_matching_map_by_loops() -> None:
     """BMN's layer: samples from half a moment before it to half a moment behind it, nothing outside of the video."""
     layer = with_random_weights(MomentMap("boundary_matching", D, K, 4), 0.4)
     x = torch.randn(1, D, K, dtype=torch.float64)
-    found, clips = layer(x), layer.before(x)[0]
+    found, clips = as_maps(layer(x)), layer.before(x)[0]
     for i in range(K):
         for j in range(i, K):
             size = j - i + 1
@@ -428,15 +437,16 @@ def test_boundary_matching_map_by_loops() -> None:
 def test_pointwise_context_is_a_convolution_of_the_concatenation() -> None:
     """The released code concatenates codes of sentence, start and end, counted from 1, to every moment."""
     layer = with_random_weights(Pointwise(D, K), 0.5)
-    x, number = torch.randn(3, D, K, K, dtype=torch.float64), torch.tensor([0, 1, K + 2])
+    moments, number = torch.randn(3, K * (K + 1) // 2, D, dtype=torch.float64), torch.tensor([0, 1, K + 2])
+    x = as_maps(moments)
     code = sinusoid(K + 5, D // 4, x)
-    weight = torch.cat([layer.features.weight[:, :, 0, 0], *(codes.weight for codes in layer.codes)], 1)
-    found = layer(x, number)
+    weight = torch.cat([layer.features.weight, *(codes.weight for codes in layer.codes)], 1)
+    found = as_maps(layer(moments, number))
     for n in range(3):
         for i in range(K):
-            for j in range(K):
+            for j in range(i, K):
                 both = torch.cat([x[n, :, i, j], code[number[n] + 1], code[i + 1], code[j + 1]])
-                expected = (weight @ both + layer.features.bias).relu() * (i <= j)
+                expected = (weight @ both + layer.features.bias).relu()
                 torch.testing.assert_close(found[n, :, i, j], expected)
 
 
@@ -449,6 +459,7 @@ def test_scores_and_synchronisation_by_the_papers_form(changes: dict) -> None:
     h, clips = model.text(batch).sentences, model.project(batch.video)
     segments = model.segments(clips)
     found = model(clips, h, batch.sentence_mask, sync=True)
+    found_features, found_logits, *found_synced = map(as_maps, (found.features, found.logits, *found.synced))
     maps = [segments[b].t().unsqueeze(0) for b in range(3)]
     n = 0
     for b, count in enumerate(SENTENCES):
@@ -463,12 +474,12 @@ def test_scores_and_synchronisation_by_the_papers_form(changes: dict) -> None:
             upper = torch.ones(K, K, dtype=torch.float64).triu()
             features.append(fused if model.context is None else FieldDMRJRG(model).tan(fused[None], upper)[0])
             triangle = upper > 0
-            torch.testing.assert_close(found.features[n + m][:, triangle], features[m][:, triangle])
+            torch.testing.assert_close(found_features[n + m][:, triangle], features[m][:, triangle])
             logits = torch.einsum("d,dij->ij", model.score.weight[0], features[m]) + model.score.bias
-            torch.testing.assert_close(found.logits[n + m][triangle], logits[triangle])
+            torch.testing.assert_close(found_logits[n + m][triangle], logits[triangle])
         for head, synced, order in (
-            (model.forward_score, found.synced[0], range(count)),
-            (model.reverse_score, found.synced[1], reversed(range(count))),
+            (model.forward_score, found_synced[0], range(count)),
+            (model.reverse_score, found_synced[1], reversed(range(count))),
         ):
             before = torch.zeros(K, K, dtype=torch.float64)
             for m in order:
@@ -513,6 +524,20 @@ def test_reconstructor_by_torchs_decoder() -> None:
             torch.testing.assert_close(found[n, q], torch.as_tensor(expected, dtype=torch.float64))
 
 
+def test_word_nll_is_torchs_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    logits[2, 3] = -torch.inf
+    logits.requires_grad_()
+    words, incoming = torch.tensor([0, 6, 2, 2, 1]), torch.randn(5, generator=generator, dtype=torch.float64)
+    expected = F.cross_entropy(logits, words, reduction="none")
+    torch.testing.assert_close(word_nll(logits, words), expected)
+    pairs = [torch.autograd.grad(x, logits, incoming) for x in (word_nll(logits, words), expected)]
+    torch.testing.assert_close(*pairs)
+    finite = logits[[0, 1, 3]].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: word_nll(x, words[:3]), finite)
+
+
 def test_reconstruction_loss_adds_up_words() -> None:
     """Eq. 11: the sum over a sentence's words, the mean over candidates, sentences and paragraphs."""
     batch = random_batch()
@@ -555,13 +580,13 @@ def test_candidates_are_the_best_moments_in_order() -> None:
     model, batch = make_model(), random_batch()
     seen = {}
 
-    def spy(maps, moments):
-        seen.setdefault("calls", []).append((maps, moments))
-        return DMRJRG.at(model, maps, moments)
+    def spy(batch, moments, candidates, *others):
+        seen["P"], seen["candidates"] = as_maps(moments.logits), candidates
+        return DMRJRG.local_losses(model, batch, moments, candidates, *others)
 
-    model.at = spy
+    model.local_losses = spy
     losses = model.loss(batch)
-    (P, cells), *_ = seen["calls"]
+    P, cells = seen["P"], seen["candidates"]
     for n in range(sum(SENTENCES)):
         ranked = sorted(((P[n, i, j].item(), i, j) for i in range(K) for j in range(i, K)), reverse=True)[:3]
         assert [tuple(model.cells[:, c].tolist()) for c in cells[n]] == [(i, j) for _, i, j in ranked]
@@ -624,6 +649,7 @@ def test_global_loss_by_loops(changes: dict) -> None:
     h, clips = model.text(batch).sentences, model.project(batch.video)
     segments = model.segments(clips)
     moments = model(clips, h, batch.sentence_mask)
+    features, logits = as_maps(moments.features), as_maps(moments.logits)
     video, paragraph = model.video_class(segments), model.text_class(h, batch.sentence_mask)
     encoder = torchs_encoder(model.video_encoder.layers, 12)  # E_3 is E_1
     weights = [0.4, 0.3, 0.3] if not changes else model.candidate_weights.tolist()
@@ -631,9 +657,9 @@ def test_global_loss_by_loops(changes: dict) -> None:
     for b, count in enumerate(SENTENCES):
         rows = [model.moment_token]
         for m in range(count):
-            P = moments.logits[n + m]
+            P = logits[n + m]
             ranked = sorted(((P[i, j].item(), i, j) for i in range(K) for j in range(i, K)), reverse=True)
-            cells = [moments.features[n + m, :, i, j] for _, i, j in ranked[:3]]
+            cells = [features[n + m, :, i, j] for _, i, j in ranked[:3]]
             rows.append(sum(w * cell for w, cell in zip(weights, cells, strict=True)))
         x = torch.stack([rows[0], *map(model.video_encoder.norm, rows[1:])])[None]
         found = encoder(x + sinusoid(count + 1, D, x))[0, 0]
@@ -659,15 +685,15 @@ def test_time_loss_by_loops(reduction: str) -> None:
     model, batch = make_model(reduction=reduction), random_batch()
     h, clips = model.text(batch).sentences, model.project(batch.video)
     moments = model(clips, h, batch.sentence_mask, sync=True)
-    terms = []
-    for synced in moments.synced:
+    logits, terms = as_maps(moments.logits), []
+    for synced in map(as_maps, moments.synced):
         for n in range(sum(SENTENCES)):
             cells = [(i, j) for i in range(K) for j in range(i, K)]
             a, b = max(cells, key=lambda cell: synced[n, cell[0], cell[1]].item())
             overlaps = temporal_iou_map(torch.tensor([[[a / K, (b + 1) / K]]], dtype=torch.float64), K)[0, 0]
             for i, j in cells:
                 target = min(max((overlaps[i, j].item() - 0.5) / 0.5, 0), 1)
-                p = moments.logits[n, i, j].sigmoid().item()
+                p = logits[n, i, j].sigmoid().item()
                 terms.append(-target * math.log(p) - (1 - target) * math.log(1 - p))
     count = 3 if reduction == "sum" else sum(SENTENCES) * K * (K + 1) / 2
     losses = losses_of(model, batch)
@@ -680,8 +706,8 @@ def test_time_loss_by_loops(reduction: str) -> None:
 def test_time_loss_by_hand() -> None:
     """Two segments: IoU of the first with itself 1, with the whole 1/2, with the second 0."""
     model = make_model(segments=2, reduction="sum")
-    logits = torch.tensor([[[2.0, -1.0], [50.0, 0.5]]])
-    synced = torch.tensor([[[0.9, 0.8], [0.99, 0.1]]])  # below the diagonal is no moment
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    synced = torch.tensor([[0.9, 0.8, 0.1]])
     softplus = lambda x: math.log(1 + math.exp(x))  # noqa: E731
     expected = softplus(-2.0) + softplus(-1.0) + softplus(0.5)
     assert model.time_loss(logits, synced, 1).item() == pytest.approx(expected)
@@ -723,7 +749,7 @@ def test_pseudo_span_loss_by_loops(changes: dict) -> None:
     trained = moments.synced if changes.get("train_sync_heads", True) else []
     expected = []
     for n, (start, end) in enumerate(spans.tolist()):
-        for P in [moments.logits.sigmoid(), *trained]:
+        for P in map(as_maps, [moments.logits.sigmoid(), *trained]):
             for i in range(K):
                 for j in range(i, K):
                     shared = max(0, min(end, (j + 1) / K) - max(start, i / K))
@@ -739,13 +765,14 @@ def test_similarity_map_by_loops() -> None:
     """The sum of a moment's similarities less the video's mean, and its length, through one layer."""
     layer = with_random_weights(SimilarityMap(D), 0.4)
     similarity = torch.randn(3, K, dtype=torch.float64, requires_grad=True)
-    found = layer(similarity)
+    listed = layer(similarity)
+    found = as_maps(listed)
     less = similarity.detach() - similarity.detach().mean(1, keepdim=True)
     for i in range(K):
         for j in range(i, K):
             both = torch.stack([less[:, i : j + 1].sum(1), torch.full((3,), j - i + 1.0, dtype=torch.float64)], 1) / K
             torch.testing.assert_close(found[:, :, i, j], layer.project(both))
-    found.sum().backward()
+    listed.sum().backward()
     assert similarity.grad is None
 
 
@@ -757,8 +784,7 @@ def test_moments_are_told_how_similar_their_clips_are() -> None:
     with_map, without = model(clips, h, there, aligned), model(clips, h, there)
     owner = [b for b, count in enumerate(SENTENCES) for _ in range(count)]
     own = torch.stack([aligned[n, b] for n, b in enumerate(owner)]).view(-1, K, T // K).mean(2)
-    difference = (with_map.features - without.features)[:, :, model.triangle]
-    torch.testing.assert_close(difference, model.similarity(own)[:, :, model.triangle])
+    torch.testing.assert_close(with_map.features - without.features, model.similarity(own))
 
 
 def test_the_longest_moment_above_a_level_can_win() -> None:
@@ -766,8 +792,8 @@ def test_the_longest_moment_above_a_level_can_win() -> None:
     layer = SimilarityMap(8).double()
     layer.project.weight.data[:] = torch.tensor([1.0, -0.3])
     similarity = torch.tensor([[0.0, 1.4, 1.0, 1.2, 0.0, 0.0]], dtype=torch.float64) + 3
-    score = layer(similarity)[0, 0].masked_fill(torch.ones(6, 6).tril(-1) > 0, -math.inf)
-    assert divmod(int(score.argmax()), 6) == (1, 3)
+    best = layer(similarity)[0, :, 0].argmax()
+    assert torch.triu_indices(6, 6)[:, best].tolist() == [1, 3]
 
 
 # --- predictions
@@ -790,11 +816,11 @@ def test_predictions(nms: float | None) -> None:
     prediction = model.predict(batch, top_n=4)
     assert prediction.spans.shape == (3, 4, 4, 2)
     moments = model(model.project(batch.video), model.text(batch).sentences, batch.sentence_mask)
-    n = 0
+    logits, n = as_maps(moments.logits), 0
     for b, count in enumerate(SENTENCES):
         assert prediction.scores[b, count:].eq(-torch.inf).all()
         for m in range(count):
-            P = moments.logits[n].sigmoid()
+            P = logits[n].sigmoid()
             ranked = sorted(((P[i, j].item(), i, j + 1) for i in range(K) for j in range(i, K)), reverse=True)
             kept: list[tuple[float, int, int]] = []
             for score, i, j in ranked:

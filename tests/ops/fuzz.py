@@ -237,6 +237,23 @@ def temporal_map_conv2d(draw: Draw) -> Case:
     return Case(function, [*inputs, *masks], {"of_scale": 2e-5})
 
 
+@case
+def temporal_map_conv2d_cells(draw: Draw) -> Case:
+    k, padding = draw.integer(1, 10), draw.integer(0, 8)
+    size = max(draw.size(13), k - 1 - 2 * padding)
+    out_size = size + 2 * padding - k + 1
+    B, C, D, dtype = draw.size(3), draw.size(36), draw.size(36), draw.dtype()
+    cells = [draw.mask(n, n).flatten().nonzero()[:, 0] for n in (size, out_size)]
+    x = draw.numbers(B, len(cells[0]), C)
+    weight = draw.numbers(D, C, k, k) / max(1, C * k * k) ** 0.5
+    bias = draw.uniform(D) + 0.1  # as above
+    activation = "relu" if dtype in WIDE_DTYPES and draw.chance() else None
+    options = size, padding, activation, draw.chance()
+    inputs = [draw.layout(t.to(dtype)) for t in (x, weight, bias)]
+    function = lambda *t: ops.temporal_map_conv2d_cells(*t, *options)  # type: ignore[arg-type]  # noqa: E731
+    return Case(function, [*inputs, *cells], {"of_scale": 2e-5})
+
+
 def _proposals(draw: Draw, B: int, P: int, size: int) -> Tensor:
     """Within and around the video, now and then far from it or enormous."""
     lead = (B, P) if draw.chance(0.3) else (P,)

@@ -34,6 +34,15 @@ CALLS: dict[str, dict[str, Any]] = {
         "out_mask": SQUARE,
         "padding": 1,
     },
+    "temporal_map_conv2d_cells": {
+        "x": torch.zeros(2, 6, 3),
+        "weight": torch.zeros(5, 3, 3, 3),
+        "bias": torch.zeros(5),
+        "in_cells": torch.arange(6),
+        "out_cells": torch.arange(4),
+        "T": 4,
+        "padding": 1,
+    },
     "sample_proposals": {"x": torch.zeros(2, 3, 4), "proposals": SPANS[0], "num_samples": 2},
     "proposal_conv": {
         "x": torch.zeros(2, 3, 4),
@@ -84,7 +93,9 @@ def test_every_public_op_is_here() -> None:
 
 @each_tensor
 def test_shape(op: str, name: str) -> None:
-    refusal(op, name, lambda t: t.new_zeros(7), rf"^{name} has shape \[7\]; it must be ")
+    axes = "7, 1" if CALLS[op][name].dim() == 1 else "7"  # a list may have any length
+    sizes = tuple(map(int, axes.split(",")))
+    refusal(op, name, lambda t: t.new_zeros(sizes), rf"^{name} has shape \[{axes}\]; it must be ")
 
 
 @each_tensor
@@ -103,6 +114,7 @@ def test_device(op: str, name: str) -> None:
     [
         ("proposal_conv", "weight"),
         ("temporal_map_conv2d", "weight"),
+        ("temporal_map_conv2d_cells", "weight"),
         ("anchor_cross_attention", "v"),
         ("pairwise_relevance", "w"),
         ("ordered_suppression_scan", "bias"),

@@ -6,7 +6,8 @@ paper leaves open is settled in ``docs/methods/dmr_jrg.md`` and named where it h
 
 Letters: B paragraphs with their videos; M sentences of a paragraph, N of the whole batch, one paragraph after another
 and without padding; W words; T clips; K segments of several clips each, between which moments lie: moment (i, j) lasts
-from segment i to segment j; Q candidate moments of each sentence; D width.
+from segment i to segment j; P = K (K + 1) / 2 of these, numbered row by row of the K x K map's upper triangle; Q
+candidate moments of each sentence; D width.
 """
 
 from __future__ import annotations
@@ -240,9 +241,9 @@ class Moments(NamedTuple):
     """What is said of every moment of a video by every sentence of its paragraph.
 
     Attributes:
-        features: F-bar [N, D, K, K], behind the TAN.
-        logits: of P, [N, K, K].
-        synced: P^f and P^r, those that there are, [N, K, K] each.
+        features: F-bar [N, P, D], behind the TAN.
+        logits: of the paper's map P, [N, P].
+        synced: P^f and P^r, those that there are, [N, P] each.
     """
 
     features: Tensor
@@ -377,12 +378,11 @@ class DMRJRG(RetrievalMethod):
             sync: whether the maps of the two branches are wanted.
         """
         number, counts = there.nonzero()[:, 1], there.sum(1).tolist()
-        moments = self.moments(self.segments(clips).transpose(1, 2))
-        # W_v F once for all sentences of a video, as a product of matrices that leaves the moments in their places.
-        moments = (self.fuse_moment.weight @ moments.flatten(2)).unflatten(2, moments.shape[2:])
+        # W_v F once for all sentences of a video.
+        moments = self.fuse_moment(self.moments(self.segments(clips).transpose(1, 2)))
         fused = fuse(self.fuse_sentence(sentences).to(moments.dtype), moments, counts)
         if self.config.normalize_fusion:
-            fused = F.normalize(fused, dim=1)
+            fused = F.normalize(fused, dim=2)
         if self.similarity is not None and similarity is not None:
             fused = fused + self.similarity(self.segments(own_video(similarity, there)))
         features = fused if self.context is None else self.context(fused, number)
@@ -390,13 +390,12 @@ class DMRJRG(RetrievalMethod):
         branches = [(self.forward_score, False), (self.reverse_score, True)] if sync else []
         synced_heads = [(head, reverse) for head, reverse in branches if head is not None]
         weight = torch.cat([self.score.weight, *(head.weight for head, _ in synced_heads)])
-        scores = weight.expand(len(features), -1, -1) @ features.flatten(2)
-        logits, *z = at_least_float32(scores).unflatten(2, features.shape[2:]).unbind(1)
+        logits, *z = at_least_float32(F.linear(features, weight)).unbind(2)
         synced = []
         for (head, reverse), product in zip(synced_heads, z, strict=True):
             # Eq. 18-19. The layer is linear before its sigmoid: 1 - sum P, one number a cell, can wait until behind it.
-            padded, bias = to_paragraphs(product, there), head.bias.to(product.dtype)
-            synced.append(ordered_suppression_scan(padded, bias, there, reverse)[there])
+            padded, bias = to_paragraphs(self.on_map(product), there), head.bias.to(product.dtype)
+            synced.append(ordered_suppression_scan(padded, bias, there, reverse)[there][:, *self.cells])
         return Moments(features, logits + self.score.bias, synced)
 
     def align(self, sentences: Tensor, clips: Tensor) -> Tensor | None:
@@ -423,7 +422,7 @@ class DMRJRG(RetrievalMethod):
         video, paragraph = self.video_class(self.segments(clips)), self.text_class(text.sentences, there)
         aligned = self.align(text.sentences, clips)
         moments = self(clips, text.sentences, there, aligned, sync=True)
-        candidates = moments.logits.detach()[:, *self.cells].topk(config.candidates, 1).indices
+        candidates = moments.logits.detach().topk(config.candidates, 1).indices
         losses: dict[str, Tensor] = {}
 
         similarity, same = unit(paragraph) @ unit(video).t(), same_videos(batch)  # S^r
@@ -469,15 +468,16 @@ class DMRJRG(RetrievalMethod):
             nll = nll / told.sum(1, keepdim=True)
         rewards = rewards_of(nll.detach())
         maps = [moments.logits.sigmoid(), *(moments.synced if self.trains_sync_heads else ())]
-        rank, *ranks = [mean_of_paragraphs(rank_loss(self.at(P, candidates), rewards), there) for P in maps]
+        rank, *ranks = [mean_of_paragraphs(rank_loss(P.gather(1, candidates), rewards), there) for P in maps]
         losses = {"reconstruction": mean_of_paragraphs(nll.mean(1), there), "rank": rank}
         return losses | ({"sync_rank": torch.stack(ranks).sum()} if ranks else {})
 
     def fused_class(self, video: Tensor, moments: Moments, candidates: Tensor, there: Tensor) -> Tensor:
         """The fused class tokens f_cls,f [B, D] (Eq. 14-16) from those of the videos [B, D]."""
         assert self.video_encoder is not None
-        weights = self.candidate_weights.to(moments.features.dtype)
-        chosen = (self.at(moments.features, candidates) * weights).sum(-1)  # CMFF, Eq. 14
+        features, weights = moments.features, self.candidate_weights.to(moments.features.dtype)
+        chosen = features.gather(1, candidates.unsqueeze(2).expand(-1, -1, features.shape[2]))
+        chosen = (chosen * weights.unsqueeze(1)).sum(1)  # CMFF, Eq. 14
         found = self.video_encoder(to_paragraphs(chosen, there), there, self.moment_token)  # E_3 is E_1
         return self.fuse_tokens(torch.cat([video, found], 1))
 
@@ -494,31 +494,31 @@ class DMRJRG(RetrievalMethod):
         return self.log_scale.exp() if self.config.scale is None else self.config.scale
 
     def time_loss(self, logits: Tensor, synced: Tensor, batch: int) -> Tensor:
-        """L^f or L^r: P against the soft labels around the best moment of P^f or P^r [N, K, K] (Eq. 20-21)."""
-        best = synced.detach()[:, *self.cells].argmax(1)
+        """L^f or L^r: P against the soft labels around the best moment of P^f or P^r [N, P] (Eq. 20-21)."""
+        best = synced.detach().argmax(1)
         return self.label_loss(logits, self.spans_of(best), batch)
 
     def label_loss(self, logits: Tensor, spans: Tensor, batch: int) -> Tensor:
-        """A map of scores against the soft labels around a span of each sentence.
+        """Scores against the soft labels around a span of each sentence.
 
         Args:
-            logits: [N, K, K].
+            logits: [N, P].
             spans: [N, 2], fractions of the duration.
             batch: B, over which "sum" takes the mean.
         """
-        maps, spans = logits.unsqueeze(1), spans.unsqueeze(1).to(logits.dtype)
+        maps, spans = self.on_map(logits).unsqueeze(1), spans.unsqueeze(1).to(logits.dtype)
         loss = temporal_map_bce(maps, spans, self.triangle, self.config.min_iou, self.config.max_iou)
         if self.config.reduction == "mean":
             return loss
         return loss * (len(logits) * self.cells.shape[1] / batch)
 
-    # --- moments by their number, row by row of the triangle
+    # --- moments by their number
 
-    def at(self, maps: Tensor, moments: Tensor) -> Tensor:
-        """[N, ..., K, K] at moments int64 [N, Q] -> [N, ..., Q]."""
-        first, last = self.cells[:, moments]
-        index = (first * self.config.segments + last).view(len(maps), *(1,) * (maps.dim() - 3), -1)
-        return maps.flatten(-2).gather(-1, index.expand(*maps.shape[:-2], -1))
+    def on_map(self, values: Tensor) -> Tensor:
+        """[N, P] -> [N, K, K], zero below the diagonal."""
+        K = self.config.segments
+        maps = values.new_zeros(len(values), K * K)
+        return maps.index_copy(1, self.cells[0] * K + self.cells[1], values).unflatten(1, (K, K))
 
     def clips_of(self, moments: Tensor) -> Tensor:
         """First clip and the one after the last, int64 [..., 2]."""
@@ -539,7 +539,7 @@ class DMRJRG(RetrievalMethod):
         there = batch.sentence_mask
         clips, sentences = self.project(batch.video), self.text(batch).sentences
         moments = self(clips, sentences, there, self.align(sentences, clips))
-        scores = to_paragraphs(moments.logits.sigmoid()[:, *self.cells], there, -torch.inf)
+        scores = to_paragraphs(moments.logits.sigmoid(), there, -torch.inf)
         # In segments, whose overlaps are exact: many pairs of moments have an IoU of just 1/2.
         spans = torch.stack([self.cells[0], self.cells[1] + 1], 1).double().expand(*scores.shape, 2)
         kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)

@@ -1,7 +1,7 @@
-"""The map of a video's moments and what lets them see each other, in DMR-JRG: as in its paper, and as released.
+"""The moments of a video and what lets them see each other, in DMR-JRG: as in its paper, and as released.
 
-Letters: B videos; N sentences; K segments of a video: cell (i, j) of a K x K map is the moment from segment i to
-segment j, and cells below the diagonal are none; D width.
+Letters: B videos; N sentences; K segments of a video; P = K (K + 1) / 2 moments, those from segment i to segment j with
+i <= j, row by row; D width. Cells of the paper's K x K map below its diagonal are no moments and are not stored.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class MomentMap(nn.Module):
     def __init__(self, kind: Literal["max_pool", "boundary_matching"], dim: int, segments: int, samples: int) -> None:
         super().__init__()
         self.before: nn.Sequential | None = None
+        self.register_buffer("cells", torch.triu_indices(segments, segments), persistent=False)
+        self.cells: Tensor  # first and last segment of each moment
         if kind == "boundary_matching":
             half = dim // 2
             self.before = nn.Sequential(
@@ -44,22 +46,21 @@ class MomentMap(nn.Module):
             )
 
     def forward(self, segments: Tensor) -> Tensor:
-        """[B, D, K] -> [B, D, K, K]; what it holds below the diagonal means nothing."""
-        if self.before is None:
-            return temporal_map_max_pool(segments)
-        return self.layer(self.before(segments)).relu()
+        """[B, D, K] -> [B, P, D]."""
+        maps = temporal_map_max_pool(segments) if self.before is None else self.layer(self.before(segments)).relu()
+        return maps[..., *self.cells].transpose(1, 2)
 
 
 def fuse(sentences: Tensor, moments: Tensor, counts: list[int]) -> Tensor:
-    """Every sentence times every moment of its video (DMR-JRG, Eq. 8), without copying a video's map a sentence.
+    """Every sentence times every moment of its video (DMR-JRG, Eq. 8), without copying a video's moments a sentence.
 
     Args:
         sentences: [N, D], those of the first video before those of the second.
-        moments: [B, D, K, K], of the same dtype.
+        moments: [B, P, D], of the same dtype.
         counts: B numbers of sentences, which add up to N.
 
     Returns:
-        [N, D, K, K].
+        [N, P, D].
     """
     fused: Tensor = _Fuse.apply(sentences, moments, counts)
     return fused
@@ -70,7 +71,7 @@ class _Fuse(torch.autograd.Function):
     def forward(ctx: Any, sentences: Tensor, moments: Tensor, counts: list[int]) -> Tensor:
         fused = moments.new_empty(len(sentences), *moments.shape[1:])
         for out, codes, video in zip(fused.split(counts), sentences.split(counts), moments, strict=True):
-            torch.mul(codes[:, :, None, None], video, out=out)
+            torch.mul(codes.unsqueeze(1), video, out=out)
         ctx.save_for_backward(sentences, moments)
         ctx.counts = counts
         return fused
@@ -82,9 +83,8 @@ class _Fuse(torch.autograd.Function):
         grad_sentences, grad_moments = torch.empty_like(sentences), torch.empty_like(moments)
         parts = (x.split(ctx.counts) for x in (grad, sentences, grad_sentences))
         for rows, codes, to_sentences, video, to_video in zip(*parts, moments, grad_moments, strict=True):
-            rows = rows.flatten(2).transpose(0, 1)  # D matrices [sentences, K * K], where they lie
-            to_sentences.copy_((rows @ video.flatten(1).unsqueeze(2)).squeeze(2).t())
-            to_video.copy_((codes.t().unsqueeze(1) @ rows).view_as(video))
+            torch.sum(rows * video, 1, out=to_sentences)
+            torch.sum(rows * codes.unsqueeze(1), 0, out=to_video)
         return grad_sentences, grad_moments, None
 
 
@@ -104,15 +104,14 @@ class SimilarityMap(nn.Module):
         self.project = nn.Linear(2, dim, bias=False)
 
     def forward(self, similarity: Tensor) -> Tensor:
-        """[N, K] -> [N, D, K, K]; what it holds below the diagonal means nothing. No gradient for the similarity."""
+        """[N, K] -> [N, P, D]. No gradient for the similarity."""
         K = similarity.shape[1]
         similarity = similarity.detach()
         before = F.pad((similarity - similarity.mean(1, keepdim=True)).cumsum(1), (1, 0))
-        total = before[:, None, 1:] - before[:, :-1, None]
-        segment = torch.arange(K, device=total.device, dtype=total.dtype)
-        count = (1 + segment - segment.unsqueeze(1)).expand_as(total)
-        both = torch.stack([total, count], 1).flatten(2) / K
-        return (self.project.weight @ both.to(self.project.weight.dtype)).unflatten(2, (K, K))
+        first, last = torch.triu_indices(K, K, device=similarity.device)
+        total = before[:, last + 1] - before[:, first]
+        count = (1 + last - first).to(total.dtype).expand_as(total)
+        return self.project((torch.stack([total, count], 2) / K).to(self.project.weight.dtype))
 
 
 class TAN(TemporalMapConv2d):
@@ -138,8 +137,8 @@ class TAN(TemporalMapConv2d):
             nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")  # what goes in comes out in its own size
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:  # type: ignore[override]
-        """[N, D, K, K] -> [N, D, K, K]; ``number`` is not needed, see :class:`Pointwise`."""
-        return super().forward(x)
+        """[N, P, D] -> [N, P, D]; ``number`` is not needed, see :class:`Pointwise`."""
+        return self.on_cells(x)
 
 
 class Pointwise(nn.Module):
@@ -154,19 +153,17 @@ class Pointwise(nn.Module):
 
     def __init__(self, dim: int, segments: int) -> None:
         super().__init__()
-        self.width = dim // 4
-        self.features = nn.Conv2d(dim, dim, 1)
+        self.segments, self.width = segments, dim // 4
+        self.features = nn.Linear(dim, dim)
         self.codes = nn.ModuleList(nn.Linear(self.width, dim, bias=False) for _ in range(3))
-        self.register_buffer("mask", dense_anchor_mask(segments), persistent=False)
-        self.mask: Tensor
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:
-        """Features [N, D, K, K] and each sentence's place in its paragraph int64 [N], from 0 -> [N, D, K, K].
+        """Features [N, P, D] and each sentence's place in its paragraph int64 [N], from 0 -> [N, P, D].
 
         Codes are sinusoids that count from 1.
         """
-        K = x.shape[-1]
+        K = self.segments
         code = sinusoid(max(K, int(number.max()) + 1) + 1, self.width, x)[1:]
-        sentence, start, end = (layer(code).t() for layer in self.codes)  # [D, ...]
-        places = start[:, :K, None] + end[:, None, :K]
-        return (self.features(x) + sentence.t()[number][:, :, None, None] + places).relu().masked_fill(~self.mask, 0)
+        sentence, start, end = (layer(code) for layer in self.codes)  # [..., D]
+        first, last = torch.triu_indices(K, K, device=x.device)
+        return (self.features(x) + sentence[number].unsqueeze(1) + start[first] + end[last]).relu()

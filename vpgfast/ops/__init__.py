@@ -18,6 +18,7 @@ from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
 from .temporal_map_conv2d import temporal_map_conv2d, temporal_map_masks
+from .temporal_map_conv2d_cells import temporal_map_conv2d_cells
 from .temporal_map_max_pool import dense_anchor_mask, sparse_anchor_mask, temporal_map_max_pool
 from .temporal_nms import temporal_nms
 
@@ -50,6 +51,7 @@ __all__ = [
     "temporal_iou_map",
     "temporal_map_bce",
     "temporal_map_conv2d",
+    "temporal_map_conv2d_cells",
     "temporal_map_masks",
     "temporal_map_max_pool",
     "temporal_nms",

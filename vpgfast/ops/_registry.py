@@ -35,11 +35,12 @@ _definitions = torch.library.Library("vpgfast", "DEF")
 
 @dataclass(frozen=True)
 class Op:
-    """One registered op: its reference and, where it has one, the name of its Triton launcher."""
+    """One registered op: its reference and, where it has them, its Triton launcher and the op that does it on CUDA."""
 
     name: str
     reference: Callable[..., Any]
     triton: str | None
+    cuda_by: str | None = None
 
     def launch_triton(self, *args: Any) -> Any:
         """Run the Triton kernel (imported at the first call: importing Triton takes a while)."""
@@ -53,7 +54,12 @@ OPS: dict[str, Op] = {}
 
 
 def define(
-    schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], triton: str | None = None
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    triton: str | None = None,
+    cuda_by: str | None = None,
 ) -> torch._ops.OpOverload:
     """Register an op under ``torch.ops.vpgfast``.
 
@@ -62,12 +68,14 @@ def define(
         reference: plain PyTorch, the definition of correct; runs wherever there is no kernel.
         fake: results of the right shape, dtype and device without data, for ``torch.compile`` and ``torch.export``.
         triton: ``"file:launcher"`` in ``vpgfast.triton_kernels``, same arguments as the reference.
+        cuda_by: name of the op that the reference calls for the work and whose kernel is the one on CUDA, where this op
+            has none of its own.
     """
     name = schema.partition("(")[0]
     _definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _definitions.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vpgfast::{name}", fake)
-    OPS[name] = Op(name, reference, triton)
+    OPS[name] = Op(name, reference, triton, cuda_by)
     return getattr(torch.ops.vpgfast, name).default
 
 
