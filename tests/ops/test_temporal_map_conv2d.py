@@ -296,7 +296,7 @@ X, W = torch.zeros(1, 2, 4, 4), torch.zeros(3, 2, 3, 3)
         ({"out_mask": torch.ones(4, 4, dtype=torch.bool)}, r"out_mask has shape \[4, 4\]; it must be \[2, 2\]"),
         ({"in_mask": torch.ones(4, 4)}, "in_mask has dtype torch.float32; it must be bool"),
         ({"padding": -1}, "padding is -1"),
-        ({"weight": torch.zeros(3, 2, 6, 6)}, "the kernel is 6 wide and padding is 0"),
+        ({"weight": torch.zeros(3, 2, 6, 6)}, "the kernel is 6 wide, padding is 0 and T is 4"),
         ({"weight": torch.zeros(3, 2, 0, 0)}, "the kernel is 0 wide"),
         ({"activation": "gelu"}, "activation is 'gelu'; it must be 'relu' or None"),
     ],

@@ -63,32 +63,39 @@ def temporal_map_conv2d(
     check_shape("x", x, ("B", "C", "T", "T"))
     B, C, T = x.shape[:3]
     check_shape("x", x, (B, C, T, T))
-    check_shape("weight", weight, ("D", C, "k", "k"))
-    D, k = weight.shape[0], weight.shape[2]
-    check_shape("weight", weight, (D, C, k, k))
-    if k < 1 or padding < 0 or T + 2 * padding - k + 1 < 0:
-        raise ValueError(
-            f"the kernel is {k} wide and padding is {padding}; it must hold that k >= 1, padding >= 0 and "
-            f"k <= T + 2 padding + 1, with T = {T}"
-        )
-    if activation not in (None, "relu"):
-        raise ValueError(f"activation is {activation!r}; it must be 'relu' or None")
-    out_T = T + 2 * padding - k + 1
+    out_T = check_layer(x, C, weight, bias, T, padding, activation)
     for name, mask, size in (("in_mask", in_mask, T), ("out_mask", out_mask, out_T)):
         if mask is not None:
             check_shape(name, mask, (size, size))
             check_same_device(name, mask, "x", x)
             if mask.dtype != torch.bool:
                 raise ValueError(f"{name} has dtype {mask.dtype}; it must be bool")
+    return torch.ops.vpgfast.temporal_map_conv2d(
+        x, weight, bias, in_mask, out_mask, padding, activation == "relu", normalize
+    )
+
+
+def check_layer(
+    x: Tensor, C: int, weight: Tensor, bias: Tensor | None, T: int, padding: int, activation: str | None
+) -> int:
+    """What makes up a layer on C channels of maps of T clips, whichever way they are laid out; returns T'."""
+    check_shape("weight", weight, ("D", C, "k", "k"))
+    D, k = weight.shape[0], weight.shape[2]
+    check_shape("weight", weight, (D, C, k, k))
     if bias is not None:
         check_shape("bias", bias, (D,))
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_same_device(name, parameter, "x", x)
             check_same_dtype(name, parameter, "x", x)
-    return torch.ops.vpgfast.temporal_map_conv2d(
-        x, weight, bias, in_mask, out_mask, padding, activation == "relu", normalize
-    )
+    if k < 1 or padding < 0 or T < 0 or out_size(T, k, padding) < 0:
+        raise ValueError(
+            f"the kernel is {k} wide, padding is {padding} and T is {T}; it must hold that k >= 1, padding >= 0, "
+            "T >= 0 and k <= T + 2 padding + 1"
+        )
+    if activation not in (None, "relu"):
+        raise ValueError(f"activation is {activation!r}; it must be 'relu' or None")
+    return out_size(T, k, padding)
 
 
 def temporal_map_masks(
@@ -240,7 +247,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Any, in_mask: Any, out_mask: Any, pad
     return x.new_empty(x.shape[0], weight.shape[0], T, T)
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def fake_backward(grad: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     needed = options[-3:]
     shapes = (x.shape, weight.shape, weight.shape[:1])
     kept = [x.new_empty(shape) if n else x.new_empty(0) for shape, n in zip(shapes, needed, strict=True)]
@@ -258,7 +265,7 @@ define(
     "temporal_map_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? out, Tensor? in_mask, Tensor? out_mask,"
     " int padding, bool normalize, bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
     reference=_reference_backward,
-    fake=_fake_backward,
+    fake=fake_backward,
     triton="temporal_map_conv2d:backward",
 )
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_same_device, check_same_dtype, check_shape
+from ._checks import check_floating, check_same_device, check_shape
 from ._registry import autocast_like_conv, define, no_second_derivative
-from .temporal_map_conv2d import out_size
+from .temporal_map_conv2d import check_layer, fake_backward, out_size
 
 
 def temporal_map_conv2d_cells(
@@ -57,26 +57,11 @@ def temporal_map_conv2d_cells(
     check_shape("x", x, ("B", "P", "C"))
     check_shape("in_cells", in_cells, (x.shape[1],))
     check_shape("out_cells", out_cells, ("P'",))
-    check_shape("weight", weight, ("D", x.shape[2], "k", "k"))
-    D, C, k = weight.shape[:3]
-    check_shape("weight", weight, (D, C, k, k))
-    if k < 1 or padding < 0 or T < 0 or out_size(T, k, padding) < 0:
-        raise ValueError(
-            f"the kernel is {k} wide, padding is {padding} and T is {T}; it must hold that k >= 1, padding >= 0, "
-            "T >= 0 and k <= T + 2 padding + 1"
-        )
-    if activation not in (None, "relu"):
-        raise ValueError(f"activation is {activation!r}; it must be 'relu' or None")
+    check_layer(x, x.shape[2], weight, bias, T, padding, activation)
     for name, cells in (("in_cells", in_cells), ("out_cells", out_cells)):
         check_same_device(name, cells, "x", x)
         if cells.dtype != torch.int64:
             raise ValueError(f"{name} has dtype {cells.dtype}; it must be int64")
-    if bias is not None:
-        check_shape("bias", bias, (D,))
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            check_same_device(name, parameter, "x", x)
-            check_same_dtype(name, parameter, "x", x)
     return torch.ops.vpgfast.temporal_map_conv2d_cells(
         x, weight, bias, in_cells, out_cells, T, padding, activation == "relu", normalize
     )
@@ -148,12 +133,6 @@ def _fake(x: Tensor, weight: Tensor, bias: Any, in_cells: Tensor, out_cells: Ten
     return x.new_empty(x.shape[0], out_cells.shape[0], weight.shape[0])
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, weight.shape, weight.shape[:1])
-    kept = [x.new_empty(shape) if n else x.new_empty(0) for shape, n in zip(shapes, options[-3:], strict=True)]
-    return kept[0], kept[1], kept[2]
-
-
 define(
     "temporal_map_conv2d_cells(Tensor x, Tensor weight, Tensor? bias, Tensor in_cells, Tensor out_cells, int T,"
     " int padding, bool relu, bool normalize) -> Tensor",
@@ -166,7 +145,7 @@ define(
     " Tensor out_cells, int T, int padding, bool normalize, bool needs_x, bool needs_weight, bool needs_bias)"
     " -> (Tensor, Tensor, Tensor)",
     reference=_reference_backward,
-    fake=_fake_backward,
+    fake=fake_backward,
     cuda_by="temporal_map_conv2d_backward",
 )
 
