@@ -77,4 +77,6 @@ TARGETS = (
     Target("wsra", "Charades-STA B=42 d_v=1024 T=64 H=512", 2, 2, over_field=True),
     Target("siamgtr", "ActivityNet B=32 d_v=500 T=256 D=256 M=4", 3, 3, over_field=True, why_short=_ENCODER),
     Target("siamgtr", "ActivityNet B=32 d_v=500 T=256 D=256 M=4", 1.3, 1.3, why_short=_ENCODER),
+    Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 6, 6, over_field=True),
+    Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 1.5, 1.5),
 )
