@@ -21,6 +21,7 @@ from vpgfast.models import dmr_jrg, moment_map
 from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig
 from vpgfast.models.layers import FeedForward, Linear
 from vpgfast.nn import TemporalMapConv2d
+from vpgfast.ops.temporal_map_conv2d_cells import at_cells, on_map
 
 from .field_dmr_jrg import FieldDMRJRG
 from .field_siamgtr import PlainFeedForward
@@ -55,11 +56,11 @@ def reached(layers: TemporalMapConv2d, number: int) -> Tensor:
 def convolutions(self: TemporalMapConv2d, x: Tensor) -> Tensor:
     """2D-TAN's stack as whole convolutions of maps and masks: one copy into a map, one out of it."""
     T, cells = self.sizes[0], self.get_buffer("cells0")
-    maps = x.new_zeros(len(x), x.shape[2], T * T).index_copy(2, cells, x.transpose(1, 2)).unflatten(2, (T, T))
+    maps = on_map(x, cells, T)
     for layer, (conv, padding) in enumerate(zip(self.convs, self.paddings, strict=True)):
         assert isinstance(conv, nn.Conv2d)
         maps = F.conv2d(maps, conv.weight, conv.bias, padding=padding).relu() * reached(self, layer + 1)
-    return maps.flatten(2)[:, :, cells].transpose(1, 2)
+    return at_cells(maps, cells)
 
 
 def products_of_cells(self: TemporalMapConv2d, x: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ def test_dmr_jrg(B: int, device: torch.device, record) -> None:
         measure(
             "dmr_jrg",
             f"ActivityNet B={B} M={SENTENCES} K={K} D={D}",
-            # In the large batch a step of plain PyTorch takes minutes, and the fastest way keeps 38 GiB.
+            # In the large batch a step of plain PyTorch takes minutes, and the fastest way needs about 36 GiB.
             [provider(way) for way in step.ways if B == 4 or way in ("field's form", "plain", "vpgfast")],
             [p.detach() for p in parameters],
             # Each layer of TAN writes its map; backward reads it again and writes its gradient.

@@ -250,8 +250,7 @@ def temporal_map_conv2d_cells(draw: Draw) -> Case:
     activation = "relu" if dtype in WIDE_DTYPES and draw.chance() else None
     options = size, padding, activation, draw.chance()
     inputs = [draw.layout(t.to(dtype)) for t in (x, weight, bias)]
-    function = lambda *t: ops.temporal_map_conv2d_cells(*t, *options)  # type: ignore[arg-type]  # noqa: E731
-    return Case(function, [*inputs, *cells], {"of_scale": 2e-5})
+    return Case(lambda *t: ops.temporal_map_conv2d_cells(*t, *options), [*inputs, *cells], {"of_scale": 2e-5})
 
 
 def _proposals(draw: Draw, B: int, P: int, size: int) -> Tensor:

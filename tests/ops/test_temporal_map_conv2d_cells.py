@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vpgfast import ops
 from vpgfast.ops import temporal_map_conv2d, temporal_map_conv2d_cells
+from vpgfast.ops.temporal_map_conv2d_cells import at_cells
 
 from .grid import (
     LAYOUTS,
@@ -27,18 +28,13 @@ def numbers(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero()[:, 0]
 
 
-def at(x: Tensor, cells: Tensor) -> Tensor:
-    """[B, C, T, T] at cells [P] -> [B, P, C]."""
-    return x.flatten(2)[:, :, cells].transpose(1, 2)
-
-
 def listed_case(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x, weight, bias, and the cells of the input and of the result."""
     x, weight, bias, in_mask, out_mask = (t.to(device) for t in random_case(shape, dtype))
     in_cells, out_cells = numbers(in_mask), numbers(out_mask)
-    return at(x, in_cells).contiguous(), weight, bias, in_cells, out_cells
+    return at_cells(x, in_cells).contiguous(), weight, bias, in_cells, out_cells
 
 
 @implementations()
@@ -64,16 +60,16 @@ def test_equals_the_op_on_maps(device: str, backend: str, dtype: torch.dtype, sh
     x, weight, bias, in_mask, out_mask = (t.to(device) for t in random_case(shape, dtype))
     in_cells, out_cells = numbers(in_mask), numbers(out_mask)
     maps = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    rows = [t.clone().requires_grad_() for t in (at(x, in_cells), weight, bias)]
+    rows = [t.clone().requires_grad_() for t in (at_cells(x, in_cells), weight, bias)]
     with ops.backend(backend):  # type: ignore[arg-type]
         expected = temporal_map_conv2d(*maps, in_mask, out_mask, shape[-1], "relu", True)
         found = temporal_map_conv2d_cells(*rows, in_cells, out_cells, shape[3], shape[-1], "relu", True)
         incoming = torch.randn_like(expected)
         grads = torch.autograd.grad(expected, maps, incoming)
-        ours = torch.autograd.grad(found, rows, at(incoming, out_cells))
+        ours = torch.autograd.grad(found, rows, at_cells(incoming, out_cells))
     exactly = {"rtol": 0.0, "atol": 0.0} if device == "cpu" else {}
-    torch.testing.assert_close(found, at(expected, out_cells), **exactly)
-    for a, b in zip(ours, (at(grads[0], in_cells), *grads[1:]), strict=True):
+    torch.testing.assert_close(found, at_cells(expected, out_cells), **exactly)
+    for a, b in zip(ours, (at_cells(grads[0], in_cells), *grads[1:]), strict=True):
         torch.testing.assert_close(a, b, **exactly)
 
 
@@ -116,7 +112,10 @@ def test_gradcheck(device: str, backend: str) -> None:
 @implementations()
 def test_only_the_gradients_asked_for(device: str, backend: str) -> None:
     *tensors, in_cells, out_cells = listed_case((1, 2, 3, 4, 3, 1), torch.float32, device)
-    run = lambda *t: temporal_map_conv2d_cells(*t, in_cells, out_cells, 4, 1).sum()  # noqa: E731
+
+    def run(*leaves: Tensor) -> Tensor:
+        return temporal_map_conv2d_cells(*leaves, in_cells, out_cells, 4, 1).sum()
+
     with ops.backend(backend):  # type: ignore[arg-type]
         every = [t.clone().requires_grad_() for t in tensors]
         expected = torch.autograd.grad(run(*every), every)

@@ -124,9 +124,9 @@ class Reconstructor(nn.Module):
 
 
 def word_nll(logits: Tensor, words: Tensor) -> Tensor:
-    """-log p of one word a row: ``F.cross_entropy(logits, words, reduction="none")``, which takes 1.2 times as long.
+    """-log p of one word a row: ``F.cross_entropy(logits, words, reduction="none")``, gradient included.
 
-    It also makes one array of the size of the logits less when going backward, and with a vocabulary these are large.
+    Going backward it makes one array of the size of the logits less; with a vocabulary these are large.
 
     Args:
         logits: [R, V].

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vpgfast import ops
+from vpgfast.ops.temporal_map_conv2d_cells import at_cells, on_map
 
 
 class TemporalMapConv2d(nn.Module):
@@ -59,9 +60,7 @@ class TemporalMapConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, T] to [B, hidden_sizes[-1], T, T]; what ``x`` holds outside the mask has no effect."""
         first, last = self.get_buffer("cells0"), self.get_buffer(f"cells{len(self.convs)}")
-        cells = self.on_cells(x.flatten(2).index_select(2, first).transpose(1, 2).contiguous())
-        out = cells.new_zeros(x.shape[0], cells.shape[2], x.shape[2] * x.shape[3])
-        return out.index_copy(2, last, cells.transpose(1, 2)).unflatten(2, x.shape[2:])
+        return on_map(self.on_cells(at_cells(x, first)), last, x.shape[2])
 
     def on_cells(self, x: Tensor) -> Tensor:
         """The same from listed cells to listed cells, row by row: [B, P, C] to [B, P, hidden_sizes[-1]].

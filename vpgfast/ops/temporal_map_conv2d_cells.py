@@ -68,8 +68,8 @@ def temporal_map_conv2d_cells(
 
 
 def _check_rising(name: str, cells: Tensor, size: int) -> None:
-    ends = cells.new_tensor([-1]), cells.new_tensor([size])
-    if cells.device.type == "cpu" and (torch.cat([ends[0], cells, ends[1]]).diff() <= 0).any():
+    bounded = torch.cat([cells.new_tensor([-1]), cells, cells.new_tensor([size])])
+    if cells.device.type == "cpu" and (bounded.diff() <= 0).any():
         raise RuntimeError(f"{name} is {cells.tolist()}; it must hold rising numbers of the {size} cells")
 
 
@@ -77,12 +77,12 @@ def _mask(cells: Tensor, T: int) -> Tensor:
     return torch.zeros(T * T, dtype=torch.bool, device=cells.device).index_fill(0, cells, True).view(T, T)
 
 
-def _on_map(x: Tensor, cells: Tensor, T: int) -> Tensor:
+def on_map(x: Tensor, cells: Tensor, T: int) -> Tensor:
     """[B, P, C] -> [B, C, T, T], zero elsewhere."""
     return x.new_zeros(x.shape[0], x.shape[2], T * T).index_copy(2, cells, x.transpose(1, 2)).unflatten(2, (T, T))
 
 
-def _at_cells(x: Tensor, cells: Tensor) -> Tensor:
+def at_cells(x: Tensor, cells: Tensor) -> Tensor:
     """[B, C, T, T] -> [B, P, C]."""
     return x.flatten(2).index_select(2, cells).transpose(1, 2).contiguous()
 
@@ -102,9 +102,9 @@ def _reference(
     _check_rising("in_cells", in_cells, T * T)
     _check_rising("out_cells", out_cells, out_T * out_T)
     masks = _mask(in_cells, T), _mask(out_cells, out_T)
-    maps = _on_map(x, in_cells, T)
+    maps = on_map(x, in_cells, T)
     out = torch.ops.vpgfast.temporal_map_conv2d(maps, weight, bias, *masks, padding, relu, normalize)
-    return _at_cells(out, out_cells)
+    return at_cells(out, out_cells)
 
 
 def _reference_backward(
@@ -121,12 +121,12 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out_T = out_size(T, weight.shape[2], padding)
     masks = _mask(in_cells, T), _mask(out_cells, out_T)
-    maps = _on_map(grad, out_cells, out_T), _on_map(x, in_cells, T)
-    results = None if out is None else _on_map(out, out_cells, out_T)
+    maps = on_map(grad, out_cells, out_T), on_map(x, in_cells, T)
+    results = None if out is None else on_map(out, out_cells, out_T)
     grad_x, grad_weight, grad_bias = torch.ops.vpgfast.temporal_map_conv2d_backward(
         *maps, weight, results, *masks, padding, normalize, *needs
     )
-    return _at_cells(grad_x, in_cells) if needs[0] else grad_x, grad_weight, grad_bias
+    return at_cells(grad_x, in_cells) if needs[0] else grad_x, grad_weight, grad_bias
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Any, in_cells: Tensor, out_cells: Tensor, *_: Any) -> Tensor:
