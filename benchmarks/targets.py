@@ -79,4 +79,6 @@ TARGETS = (
     Target("siamgtr", "ActivityNet B=32 d_v=500 T=256 D=256 M=4", 1.3, 1.3, why_short=_ENCODER),
     Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 6, 6, over_field=True),
     Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 1.5, 1.5),
+    Target("dmr_jrg", "ActivityNet B=16 M=8 K=32 D=512", 6, 6, over_field=True),
+    Target("dmr_jrg", "ActivityNet B=16 M=8 K=32 D=512", 1.5, 1.5),
 )
