@@ -177,6 +177,34 @@ def test_one_change_at_a_time(make: Callable[..., VideoIndex], vectors: np.ndarr
     assert len(VideoIndex.open(index.folder)) == 8
 
 
+def replace_in(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def test_a_video_is_read_from_its_own_line(tmp_path: Path, vectors: np.ndarray) -> None:
+    """Whatever its name, and what is wrong with others is found when they are read."""
+    (tmp_path / "model").write_bytes(b"weights")
+    index = VideoIndex.create(tmp_path / "index", WIDTH, tmp_path / "model", "tiny", {"source": "x", "width": 3})
+    videos = [
+        VideoEntry("a\nb\u2028c", 1.5, SOURCE),
+        VideoEntry("},\n{", 2.0, {"kind": "videos", "path": "/fïlms"}, "ä/ö.mp4"),
+        VideoEntry("last", 3.0, SOURCE),
+    ]
+    with index.changing():
+        index.add(vectors[:3], videos)
+    (shard,) = index.shards
+    rows = VideoIndex.open(index.folder).videos(shard)
+    assert len(rows) == 3
+    assert list(rows) == [rows[row] for row in range(3)] == videos
+    replace_in(index.folder / "videos-00000.json", b'"last"', b"last")
+    rows = VideoIndex.open(index.folder).videos(shard)
+    assert rows[1] == videos[1]
+    with pytest.raises(SearchIndexError, match=r"videos-00000.json is damaged"):
+        rows[2]
+    with pytest.raises(SearchIndexError, match=r"videos-00000.json is damaged"):
+        list(rows)
+
+
 def change(folder: Path, **values: object) -> None:
     path = folder / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -213,6 +241,23 @@ def change(folder: Path, **values: object) -> None:
         (
             lambda f: shutil.copy(f / "videos-00000.json", f / "videos-00001.json"),
             "videos-00001.json is damaged or missing (20 videos, not 30)",
+        ),
+        (lambda f: (f / "videos-00000.json").write_bytes(b""), "videos-00000.json is damaged or missing"),
+        (
+            lambda f: (f / "videos-00001.json").write_bytes((f / "videos-00001.json").read_bytes()[:-9]),
+            "videos-00001.json is damaged or missing (an unknown number of videos, not 30)",
+        ),
+        (
+            lambda f: replace_in(f / "videos-00001.json", b'"duration"', b'"seconds!"'),
+            "videos-00001.json is damaged or missing ('duration')",
+        ),
+        (
+            lambda f: replace_in(f / "videos-00001.json", b'"source": 0', b'"source": 7'),
+            "videos-00001.json is damaged or missing (list index out of range)",
+        ),
+        (
+            lambda f: replace_in(f / "videos-00001.json", b"}", b"]"),
+            "videos-00001.json is damaged or missing (Expecting",
         ),
     ],
 )

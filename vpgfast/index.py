@@ -40,7 +40,6 @@ SHARD = 16_384
 _LOCK = ".lock"
 _ROW = 0xFFFFFFFF  # a place is (number of the shard << 32) + row
 _BLOCK = 65_536  # products of a query that are in memory at once
-_KEPT_OPEN = 8  # shards whose videos-*.json stays in memory once it was read
 
 FEWEST_FOR_FAISS = 1_000
 RECALL_DEPTHS = (1, 10, 100)
@@ -82,6 +81,50 @@ class Shard:
     videos: int
 
 
+class ShardVideos:
+    """What the rows of a shard are, by its memory-mapped ``videos-*.json``, which has a line a video.
+
+    One video is read from its own line, all are read together: a search needs a few of each shard, and to parse the
+    others took most of its time.
+
+    Args:
+        path: of the file.
+        videos: how many it has to hold.
+
+    Raises:
+        SearchIndexError: the file is missing or damaged, perhaps only in the line that is read.
+    """
+
+    def __init__(self, path: Path, videos: int) -> None:
+        self.path = path
+        with _reading(path):
+            self._text = np.asarray(np.memmap(path, np.uint8, "r"))
+            self._ends = np.flatnonzero(self._text == ord("\n")).astype(np.uint32)  # of the lines
+            self._sources = json.loads(self._line(0)[:-1] + b"}")["sources"]
+            found = len(self) if self._line(-1) == b"]}" else "an unknown number of"
+            if found != videos:
+                raise ValueError(f"{found} videos, not {videos}")
+
+    def _line(self, number: int) -> bytes:
+        start = self._ends[number - 1] + 1 if number else 0
+        return self._text[start : self._ends[number]].tobytes()
+
+    def _entry(self, row: dict[str, Any]) -> VideoEntry:
+        return VideoEntry(row["video_id"], float(row["duration"]), self._sources[row["source"]], row.get("file"))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 3  # lines before and after
+
+    def __getitem__(self, row: int) -> VideoEntry:
+        with _reading(self.path):
+            return self._entry(json.loads(self._line(row + 2).rstrip(b",")))
+
+    def __iter__(self) -> Iterator[VideoEntry]:
+        with _reading(self.path):
+            entries = [self._entry(row) for row in json.loads(self._text.tobytes())["videos"]]
+        return iter(entries)
+
+
 class VideoIndex:
     """An index that was opened (:meth:`open`) or has just been made (:meth:`create`).
 
@@ -92,7 +135,7 @@ class VideoIndex:
         """Use :meth:`open` or :meth:`create`."""
         self.folder = folder
         self._vectors: dict[str, np.ndarray] = {}
-        self._videos: dict[str, list[VideoEntry]] = {}
+        self._videos: dict[str, ShardVideos] = {}
         self._names: dict[str, int] | None = None
         self._faiss: Any = None
         self._take(about)
@@ -197,42 +240,19 @@ class VideoIndex:
         """
         if shard.name not in self._vectors:
             path = self.folder / f"vectors-{shard.name}.npy"
-            try:
+            with _reading(path):
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise SearchIndexError(self._damaged(path, error)) from None
-            if array.shape != (shard.videos, self.width) or array.dtype != np.float32:
-                expected = f"float32 {[shard.videos, self.width]}"
-                raise SearchIndexError(self._damaged(path, f"{array.dtype} {list(array.shape)}, not {expected}"))
+                if array.shape != (shard.videos, self.width) or array.dtype != np.float32:
+                    expected = f"float32 {[shard.videos, self.width]}"
+                    raise ValueError(f"{array.dtype} {list(array.shape)}, not {expected}")
             self._vectors[shard.name] = np.asarray(array)  # a view of the mapped file, without memmap's slow slicing
         return self._vectors[shard.name]
 
-    def videos(self, shard: Shard) -> list[VideoEntry]:
-        """What the rows of a shard are, removed ones too. Raises as :meth:`vectors`."""
+    def videos(self, shard: Shard) -> ShardVideos:
+        """What the rows of a shard are, removed ones too; memory-mapped. Raises as :meth:`vectors`."""
         if shard.name not in self._videos:
-            path = self.folder / f"videos-{shard.name}.json"
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                sources = content["sources"]
-                entries = [
-                    VideoEntry(row["video_id"], float(row["duration"]), sources[row["source"]], row.get("file"))
-                    for row in content["videos"]
-                ]
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                raise SearchIndexError(self._damaged(path, error)) from None
-            if len(entries) != shard.videos:
-                raise SearchIndexError(self._damaged(path, f"{len(entries)} videos, not {shard.videos}"))
-            while len(self._videos) >= _KEPT_OPEN:
-                del self._videos[next(iter(self._videos))]
-            self._videos[shard.name] = entries
+            self._videos[shard.name] = ShardVideos(self.folder / f"videos-{shard.name}.json", shard.videos)
         return self._videos[shard.name]
-
-    def _damaged(self, path: Path, what: object) -> str:
-        reason = _first_line(what)
-        return (
-            f"index {self.folder}: {path.name} is damaged or missing ({reason}); put back a copy of the file, or make "
-            "the index anew"
-        )
 
     def living(self) -> Iterator[tuple[Shard, int, VideoEntry]]:
         """Every video that was not removed: its shard, its row and what it is."""
@@ -674,6 +694,18 @@ def _write_faiss(made: Any, path: Path) -> None:
         raise SearchIndexError(f"can't write {path}: {_first_line(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around the reading of a file of an index, which says what to do where the file is not what it should be."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
+        raise SearchIndexError(
+            f"index {path.parent}: {path.name} is damaged or missing ({_first_line(error)}); put back a copy of the "
+            "file, or make the index anew"
+        ) from None
 
 
 def _first_line(what: object) -> str:
