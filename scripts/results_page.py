@@ -2,17 +2,15 @@
 """Writes docs/results.md from the stored runs: docs/results/<run>/{metrics.json,config.yaml,spans.png}, and from the
 stored results of `vpgfast ablate`: docs/results/ablations/<name>/ablation.{json,md,png}.
 
-    python scripts/results_page.py [RUN_FOLDER ...]     # first copies finished runs or ablations into docs/results
-
 No number of that page is typed by hand.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from vpgfast.ablate import PAGE, PICTURE, RESULT
@@ -43,9 +41,15 @@ From `vpgfast ablate` ([what its verdicts mean](commands.md#ablate)).
 
 def store(run: Path) -> None:
     ablation = (run / RESULT).is_file()
+    names = KEPT_OF_ABLATIONS if ablation else KEPT
+    missing = [name for name in names if not (run / name).is_file()]
+    if missing:
+        raise SystemExit(
+            f"{run}: not a finished run or ablation, it has no {', '.join(missing)}; nothing was copied of it"
+        )
     target = (ABLATIONS if ablation else STORE) / run.name
     target.mkdir(parents=True, exist_ok=True)
-    for name in KEPT_OF_ABLATIONS if ablation else KEPT:
+    for name in names:
         shutil.copy(run / name, target / name)
     if ablation:
         return  # it says itself which commit it is of
@@ -78,8 +82,12 @@ def ablation_section(folder: Path) -> str:
 
 
 def main() -> None:
-    for run in sys.argv[1:]:
-        store(Path(run))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "run", nargs="*", type=Path, help="folder of a finished run or ablation, first copied into docs/results"
+    )
+    for run in parser.parse_args().run:
+        store(run)
     runs = sorted(path.parent for path in STORE.glob("*/metrics.json"))
     sections = [section(run) for run in runs]
     if ablations := sorted(path.parent for path in ABLATIONS.glob(f"*/{RESULT}")):

@@ -74,7 +74,7 @@ struct Cells {
   std::vector<int32_t> list, index;
 
  private:
-  Cells(const char* op, int64_t size) : T(static_cast<int32_t>(size)), index() {
+  Cells(const char* op, int64_t size) : T(static_cast<int32_t>(size)) {
     STD_TORCH_CHECK(size >= 0 && size < kLargestSide, op, ": a map of ", size, " clips is too large");
     index.assign(size * size, -1);
   }
