@@ -537,7 +537,8 @@ class VideoIndex:
             shares = [np.isin(true, row).mean() for row, true in zip(found, truth[:, :depth], strict=True)]
             return float(np.mean(shares))
 
-        tries = [2**i for i in range(lists.bit_length()) if 2**i < lists] + [lists]
+        half_steps = {round(2 ** (i / 2)) for i in range(2 * lists.bit_length())}  # 1, 2, 3, 4, 6, 8, 11, ...
+        tries = [*sorted(n for n in half_steps if n < lists), lists]
         for nprobe in tqdm(tries, desc="measuring recall", delay=2, leave=False, disable=None):
             reached = min(recall(depth, nprobe) for depth in _TUNED_AT)
             if reached >= target:
