@@ -29,6 +29,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew() -> None:
+    """So that a compiled peer does not fall back to eager where earlier tests have used up its recompilations."""
+    torch.compiler.reset()
+
+
 @pytest.fixture
 def record() -> Any:
     """Call with a list of :class:`benchmarks.measure.Row`."""

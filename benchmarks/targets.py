@@ -41,7 +41,14 @@ TARGETS = (
         "additions down the rows of every map, which the reading of the map's gradient hides only in part.",
     ),
     Target("temporal_map_conv2d", "B=16 C=D=512 T=16 K5L8 layer 8", 2.2, 2),
-    Target("temporal_map_conv2d", "B=2 C=D=512 T=32 K9L4 layer 4", 2.2, 2),
+    Target(
+        "temporal_map_conv2d",
+        "B=2 C=D=512 T=32 K9L4 layer 4",
+        2.2,
+        2,
+        why_short="Met on the EPYC. Why a 9 x 9 kernel reaches less of the floor on the Xeon than 5 x 5 ones do has not "
+        "been looked into.",
+    ),
     Target("temporal_map_conv2d", "B=2 C=D=512 T=64 K5L8 layer 8", 2.2, 2),
     Target("temporal_iou", "L=64 N=1024 M=8", 5, over_field=True),
     Target("temporal_iou_map", "B=32 M=8 T=64", 5, over_field=True),
