@@ -96,6 +96,11 @@ def headline(cases: Sequence[Case]) -> list[tuple[Case, Case | None]]:
     return shown
 
 
+def best_measured(cpus: Sequence[tuple[str, Sequence[Case]]]) -> tuple[str, Sequence[Case]]:
+    """The device and its cases that the README and the chart show: the one on which most was measured."""
+    return max(cpus, key=lambda cpu: len(headline(cpu[1])))
+
+
 def readme_table(cases: Sequence[Case]) -> str:
     lines = [
         "| | | forward | | | forward and backward | | |",
@@ -241,15 +246,15 @@ def main() -> None:
         "![Bars: how many times faster than the field's code and than plain PyTorch](images/benchmarks.png)\n"
     )
     write(ROOT / PAGE, "\n\n".join([about.rstrip(), *sections]) + "\n")
-    if cpus:  # the README and the chart show the one on which most was measured
-        cpu = max(cpus, key=lambda device: len(headline(device[1])))
-        draw(cpu[1], cpu[0], ROOT / CHART)
+    if cpus:
+        device, cases = best_measured(cpus)
+        draw(cases, device, ROOT / CHART)
         readme = (ROOT / "README.md").read_text()
         before, _, rest = readme.partition(BEGIN)
         _, _, after = rest.partition(END)
         if not rest or not after:
             raise SystemExit(f"README.md has no lines {BEGIN} and {END} to write the table between")
-        write(ROOT / "README.md", f"{before}{BEGIN}\n{cpu[0]}, medians:\n\n{readme_table(cpu[1])}\n{END}{after}")
+        write(ROOT / "README.md", f"{before}{BEGIN}\n{device}, medians:\n\n{readme_table(cases)}\n{END}{after}")
     print(f"wrote {PAGE}, {CHART} and the table in README.md")
 
 
