@@ -1,0 +1,1 @@
+"""Encoders: what turns a video's frames, and where they can a sentence, into vectors."""

@@ -1,0 +1,377 @@
+"""What every encoder is: a spec that names it, what it does to a video, and an identity that its features carry.
+
+A *spec* is ``family:weights[,option=value...]``, such as ``clip:models/clip-vit-base-patch32,fps=2`` or ``objects``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vpgfast.encoders.presets import PRESETS
+from vpgfast.encoders.sampling import Sampling, clips
+from vpgfast.errors import ConfigError
+from vpgfast.video import Picture, Video
+
+ENCODERS = {
+    "clip": "vpgfast.encoders.clip:Clip",
+    "video_text": "vpgfast.encoders.video_text:VideoText",
+    "c3d": "vpgfast.encoders.c3d:C3D",
+    "i3d": "vpgfast.encoders.i3d:I3D",
+    "s3d_howto100m": "vpgfast.encoders.s3d_howto100m:S3DHowTo100M",
+    "slowfast": "vpgfast.encoders.slowfast:SlowFast",
+    "torchvision": "vpgfast.encoders.torchvision:Torchvision",
+    "objects": "vpgfast.encoders.objects:Objects",
+    "pixels": "vpgfast.encoders.pixels:Pixels",
+}
+"""Name of each family -> where its class is; imported only when asked for."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of a video.
+
+    Attributes:
+        features: float32 [T, dim].
+        times: float64 [T, 2], where each row begins and ends, seconds.
+        duration: of the video, seconds.
+        problems: what is odd about the file, a line each.
+    """
+
+    features: np.ndarray
+    times: np.ndarray
+    duration: float
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class VideoClips:
+    """The windows of one video, read once from start to end; knows no network, so it can be sent to a process.
+
+    Attributes:
+        path: the video.
+        sampling: the windows.
+        picture: what becomes of a frame.
+        batch: windows at a time.
+        stream: number of the stream in the file; ``None`` finds the moving picture.
+        strict: whether a file that is damaged or cut short is an error.
+        times: float64 [T, 2], known after the last window; see :meth:`Sampling.times`.
+        duration: seconds, known then.
+        problems: what is odd about the file, known then.
+    """
+
+    path: Path
+    sampling: Sampling
+    picture: Picture
+    batch: int
+    stream: int | None = None
+    strict: bool = False
+    times: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, 2)))
+    duration: float = 0.0
+    problems: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """uint8 [B, F, H, W, 3]. Raises :class:`VideoError` as :class:`vpgfast.video.Video`."""
+        video = Video(self.path, stream=self.stream, strict=self.strict)
+        times: list[np.ndarray] = []
+
+        def pixels() -> Iterator[np.ndarray]:
+            for chunk in video.frames(self.sampling.fps, self.picture, offset=self.sampling.offset):
+                times.append(chunk.times)
+                yield chunk.pixels
+
+        yield from clips(pixels(), self.sampling, self.batch)
+        self.duration, self.problems = video.duration, tuple(video.problems)
+        self.times = self.sampling.times(np.concatenate(times), video.duration)
+
+
+class Encoder(ABC):
+    """Turns videos into rows of features and, where it has a text tower, sentences into the same space.
+
+    A family is a subclass with ``Options``, ``__init__(weights, options)`` and :meth:`encode_clips`.
+    """
+
+    family: ClassVar[str]
+    """Its name in :data:`ENCODERS`."""
+    Options: ClassVar[type]
+    """Frozen dataclass of its options, every one with a default and a line in the docstring."""
+    has_text: ClassVar[bool] = False
+    """Whether :meth:`encode_text` works."""
+
+    dim: int
+    """Width of a row."""
+    sampling: Sampling
+    picture: Picture
+    batch: int = 8
+    """Windows that go through the network at a time."""
+    network: nn.Module | None = None
+    weights: str | None
+    """What stood behind the colon of the spec, as an absolute path where it is one."""
+    sha256: str | None = None
+    """Hash of the weights; ``None`` for a family without."""
+    options: Any
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def __init__(self, weights: str | None, options: Any) -> None:
+        """Args: what stands behind the colon of the spec; an instance of ``Options``.
+
+        Raises:
+            ConfigError: the weights are missing or not of this network, or an option is wrong.
+        """
+
+    @abstractmethod
+    def encode_clips(self, clips: Tensor) -> Tensor:
+        """uint8 [B, F, H, W, 3] on the encoder's device -> float32 [B, rows, dim]; called without gradients."""
+
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """float32 [M, dim] of M sentences, comparable with rows by cosine.
+
+        Raises:
+            ConfigError: the family has no text tower.
+        """
+        able = ", ".join(name for name in ENCODERS if get_encoder(name).has_text)
+        raise ConfigError(f"encoder {self.family} reads no text; these do: {able}")
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Move the network; returns the encoder itself."""
+        self.device = torch.device(device)
+        if self.network is not None:
+            self.network.to(self.device)
+        return self
+
+    def clips(self, path: str | Path, stream: int | None = None, strict: bool = False) -> VideoClips:
+        """The windows of a video, not read yet."""
+        return VideoClips(Path(path), self.sampling, self.picture, self.batch, stream, strict)
+
+    def finish(self, rows: np.ndarray, times: np.ndarray, duration: float) -> tuple[np.ndarray, np.ndarray]:
+        """What becomes of the rows [T, dim] and times [T, 2] of a whole video, for families that need all of it."""
+        return rows, times
+
+    @torch.inference_mode()
+    def encode(self, video: VideoClips | str | Path) -> Encoded:
+        """Features of one video, in memory that does not grow with its length (its features apart).
+
+        Raises:
+            VideoError: it can't be read; names the file.
+        """
+        source = video if isinstance(video, VideoClips) else self.clips(video)
+        rows = [self.encode_batch(batch) for batch in source]
+        return self.encoded(rows, source)
+
+    @torch.inference_mode()
+    def encode_batch(self, batch: np.ndarray) -> np.ndarray:
+        """float32 [B * rows, dim] of uint8 [B, F, H, W, 3] windows."""
+        found = self.encode_clips(torch.from_numpy(batch).to(self.device, non_blocking=True))
+        return found.reshape(-1, found.shape[-1]).float().cpu().numpy()
+
+    def encoded(self, rows: Sequence[np.ndarray], source: VideoClips) -> Encoded:
+        """Put together what :meth:`encode_batch` made of a source that has been read to its end."""
+        features, times = self.finish(np.concatenate(rows), source.times, source.duration)
+        return Encoded(np.ascontiguousarray(features, np.float32), times, source.duration, source.problems)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the weights that decides what the features are, as JSON can hold it."""
+        return {
+            "options": dataclasses.asdict(self.options),
+            "sampling": dataclasses.asdict(self.sampling),
+            "picture": dataclasses.asdict(self.picture),
+        }
+
+    def identity(self) -> Identity:
+        """What features carry, so that others can be made the same way."""
+        options = dataclasses.asdict(self.options)
+        defaults = dataclasses.asdict(self.Options())
+        changed = {name: value for name, value in options.items() if value != defaults[name]}
+        return Identity(
+            format_spec(self.family, self.weights, changed), self.family, self.sha256, self.dim, self.settings()
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which encoder made some features.
+
+    Attributes:
+        spec: that loads it again, if its weights are still there.
+        family: its name.
+        sha256: hash of its weights; ``None`` for a family without.
+        dim: width of its rows.
+        settings: see :meth:`Encoder.settings`.
+    """
+
+    spec: str
+    family: str
+    sha256: str | None
+    dim: int
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Hash (hexadecimal) of all that decides what the features are; where the weights lie is no part of it."""
+        about = [self.family, self.sha256, self.dim, json.loads(json.dumps(self.settings))]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Identity:
+        """Raises ``ValueError`` for anything but what :meth:`to_json` gave."""
+        content = json.loads(text)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or set(content) != names:
+            raise ValueError(f"not the description of an encoder: {text[:80]!r}")
+        return cls(**content)
+
+    def differences(self, other: Identity) -> list[str]:
+        """What differs, a phrase each; empty where the features are the same."""
+        if self.family != other.family:
+            return [f"family {self.family} and {other.family}"]
+        found = []
+        if self.sha256 != other.sha256:
+            found.append(f"weights {str(self.sha256)[:12]} and {str(other.sha256)[:12]} (SHA-256)")
+        mine, others = _flat(self.settings), _flat(other.settings)
+        for name in sorted(mine.keys() | others.keys()):
+            if mine.get(name) != others.get(name):
+                found.append(f"{name} {mine.get(name)} and {others.get(name)}")
+        return found
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(settings)).items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+# --- specs
+
+_OPTION = re.compile(r",([a-z_][a-z_0-9]*)=([^,]*)$")
+
+
+def parse_spec(spec: str) -> tuple[str, str | None, dict[str, str]]:
+    """``family:weights,option=value`` -> family, weights (or ``None``), options as text.
+
+    Raises:
+        ConfigError: the family is unknown, or an option is given twice.
+    """
+    options: dict[str, str] = {}
+    rest = spec.strip()
+    while match := _OPTION.search(rest):
+        if match[1] in options:
+            raise ConfigError(f"encoder {spec!r}: option {match[1]} is given twice")
+        options[match[1]] = match[2]
+        rest = rest[: match.start()]
+    family, _, weights = rest.partition(":")
+    if family not in ENCODERS:
+        close = difflib.get_close_matches(family, ENCODERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ENCODERS)}"
+        raise ConfigError(f"encoder {spec!r}: no family {family!r} ({hint}); write FAMILY:WEIGHTS[,OPTION=VALUE...]")
+    return family, weights or None, dict(reversed(options.items()))
+
+
+def format_spec(family: str, weights: str | None, options: Mapping[str, Any]) -> str:
+    """The inverse of :func:`parse_spec`."""
+    text = family + (f":{weights}" if weights else "")
+    return text + "".join(f",{name}={_as_text(value)}" for name, value in options.items())
+
+
+def get_encoder(family: str) -> type[Encoder]:
+    """The class of a family. Raises ``KeyError`` for an unknown name."""
+    module, _, attribute = ENCODERS[family].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def load_encoder(spec: str, preset: str | None = None, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder that a spec names, ready to use.
+
+    Args:
+        spec: see the module.
+        preset: name of published settings (:data:`~vpgfast.encoders.presets.PRESETS`); options of the spec come after.
+        device: where its network goes.
+
+    Raises:
+        ConfigError: the spec, the preset or an option is wrong, or the weights are missing or of another network.
+    """
+    family, weights, given = parse_spec(spec)
+    chosen: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            close = difflib.get_close_matches(preset, PRESETS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PRESETS)}"
+            raise ConfigError(f"--preset {preset}: is not known ({hint})")
+        if PRESETS[preset].family != family:
+            raise ConfigError(f"--preset {preset}: is of encoder {PRESETS[preset].family}, not of {family}")
+        chosen |= PRESETS[preset].options
+    kind = get_encoder(family)
+    options = read_options(kind.Options, given, f"encoder {spec!r}", chosen)
+    return kind(weights, options).to(device)
+
+
+def read_options(kind: type, given: Mapping[str, str], where: str, chosen: Mapping[str, Any] | None = None) -> Any:
+    """An instance of an options dataclass from text.
+
+    Args:
+        kind: the dataclass.
+        given: values as text; ``none`` is ``None``.
+        where: for messages.
+        chosen: values that stand where nothing is given.
+
+    Raises:
+        ConfigError: no such option, or the value is not of its type; names both.
+    """
+    hints = typing.get_type_hints(kind)
+    values = dict(chosen or {})
+    for name, text in given.items():
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(hints) or 'none'}"
+            raise ConfigError(f"{where}: no option {name!r} ({hint})")
+        try:
+            values[name] = _from_text(hints[name], text)
+        except ValueError as error:
+            raise ConfigError(f"{where}: option {name} {error}, got {text!r}") from None
+    return kind(**values)
+
+
+def _from_text(kind: Any, text: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in inner and text.lower() in ("none", "null", ""):
+            return None
+        (kind,) = (one for one in inner if one is not type(None))
+        return _from_text(kind, text)
+    if origin is typing.Literal:
+        if text not in inner:
+            raise ValueError(f"must be one of {', '.join(inner)}")
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"must be {'a whole number' if kind is int else 'a number'}") from None
+    return text
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
