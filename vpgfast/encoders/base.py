@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import re
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vpgfast.encoders.identity import Identity
 from vpgfast.encoders.presets import PRESETS
-from vpgfast.encoders.sampling import Sampling, clips
+from vpgfast.encoders.sampling import Sampling
+from vpgfast.encoders.video_clips import VideoClips
 from vpgfast.errors import ConfigError
-from vpgfast.video import Picture, Video
+from vpgfast.video import Picture
 
 ENCODERS = {
     "clip": "vpgfast.encoders.clip:Clip",
@@ -57,47 +57,6 @@ class Encoded:
     times: np.ndarray
     duration: float
     problems: tuple[str, ...] = ()
-
-
-@dataclass
-class VideoClips:
-    """The windows of one video, read once from start to end; knows no network, so it can be sent to a process.
-
-    Attributes:
-        path: the video.
-        sampling: the windows.
-        picture: what becomes of a frame.
-        batch: windows at a time.
-        stream: number of the stream in the file; ``None`` finds the moving picture.
-        strict: whether a file that is damaged or cut short is an error.
-        times: float64 [T, 2], known after the last window; see :meth:`Sampling.times`.
-        duration: seconds, known then.
-        problems: what is odd about the file, known then.
-    """
-
-    path: Path
-    sampling: Sampling
-    picture: Picture
-    batch: int
-    stream: int | None = None
-    strict: bool = False
-    times: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, 2)))
-    duration: float = 0.0
-    problems: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """uint8 [B, F, H, W, 3]. Raises :class:`VideoError` as :class:`vpgfast.video.Video`."""
-        video = Video(self.path, stream=self.stream, strict=self.strict)
-        times: list[np.ndarray] = []
-
-        def pixels() -> Iterator[np.ndarray]:
-            for chunk in video.frames(self.sampling.fps, self.picture, offset=self.sampling.offset):
-                times.append(chunk.times)
-                yield chunk.pixels
-
-        yield from clips(pixels(), self.sampling, self.batch)
-        self.duration, self.problems = video.duration, tuple(video.problems)
-        self.times = self.sampling.times(np.concatenate(times), video.duration)
 
 
 class Encoder(ABC):
@@ -201,63 +160,6 @@ class Encoder(ABC):
         return Identity(
             format_spec(self.family, self.weights, changed), self.family, self.sha256, self.dim, self.settings()
         )
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which encoder made some features.
-
-    Attributes:
-        spec: that loads it again, if its weights are still there.
-        family: its name.
-        sha256: hash of its weights; ``None`` for a family without.
-        dim: width of its rows.
-        settings: see :meth:`Encoder.settings`.
-    """
-
-    spec: str
-    family: str
-    sha256: str | None
-    dim: int
-    settings: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Hash (hexadecimal) of all that decides what the features are; where the weights lie is no part of it."""
-        about = [self.family, self.sha256, self.dim, json.loads(json.dumps(self.settings))]
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Identity:
-        """Raises ``ValueError`` for anything but what :meth:`to_json` gave."""
-        content = json.loads(text)
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(content, dict) or set(content) != names:
-            raise ValueError(f"not the description of an encoder: {text[:80]!r}")
-        return cls(**content)
-
-    def differences(self, other: Identity) -> list[str]:
-        """What differs, a phrase each; empty where the features are the same."""
-        if self.family != other.family:
-            return [f"family {self.family} and {other.family}"]
-        found = []
-        if self.sha256 != other.sha256:
-            found.append(f"weights {str(self.sha256)[:12]} and {str(other.sha256)[:12]} (SHA-256)")
-        mine, others = _flat(self.settings), _flat(other.settings)
-        for name in sorted(mine.keys() | others.keys()):
-            if mine.get(name) != others.get(name):
-                found.append(f"{name} {mine.get(name)} and {others.get(name)}")
-        return found
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in json.loads(json.dumps(settings)).items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 # --- specs

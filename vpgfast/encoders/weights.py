@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ def hash_weights(path: Path) -> str:
             while chunk := stream.read(_CHUNK):
                 total.update(chunk)
     return total.hexdigest()
+
+
+def hash_all(*paths: Path) -> str:
+    """SHA-256 (hexadecimal) of several files or folders."""
+    return hashlib.sha256("".join(map(hash_weights, paths)).encode()).hexdigest()
 
 
 def find_file(weights: str | None, family: str, what: str) -> Path:
@@ -86,7 +91,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 class _ArraysOnly(pickle.Unpickler):
     """Admits what a pickle of dicts, strings, numbers and numpy arrays needs, and nothing else."""
 
-    allowed = {
+    allowed: ClassVar = {
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
         ("numpy.core.multiarray", "_reconstruct"),
