@@ -1,0 +1,247 @@
+"""A video file as a stream of RGB frames at given times."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Literal
+
+import av
+import numpy as np
+
+from vpgfast.errors import VideoError
+from vpgfast.video.decode import Decoder
+from vpgfast.video.picture import Converter, Picture, Turn, displayed_size
+from vpgfast.video.source import Source, printable
+
+log = logging.getLogger("vpgfast.video")
+
+_SAME = 1e-6  # seconds; stamps are rounded to their clock's ticks
+_SMALL = 320 * 320  # pixels of a frame that gains nothing from several threads
+_MOST_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Consecutive frames.
+
+    Attributes:
+        pixels: uint8 [N, H, W, 3], RGB.
+        times: float64 [N], the instants that were asked for, or the frames' own times; seconds on the container's
+            clock, 0 is the container's start.
+    """
+
+    pixels: np.ndarray
+    times: np.ndarray
+
+
+class Video:
+    """A video file.
+
+    Args:
+        path: of anything that FFmpeg decodes.
+        stream: number of the stream to read, as FFmpeg counts all streams of the file; default: the moving picture.
+        backend: what decodes. ``"auto"``: PyAV, or torchcodec where that is known to give the same and is faster.
+        strict: a file that ends before the time that it states is an error, not a warning.
+
+    Attributes:
+        width, height: as displayed, after rotation and sample aspect ratio; pixels.
+        rate: average frames a second, as far as known.
+        stated_duration: what the file says of its length, in seconds; ``None`` if it does not say.
+        duration: seconds from the container's start to the end of the last picture; known after the last chunk of
+            :meth:`frames`, not a number before.
+        count: frames decoded by then; less than the file holds where frames that nobody asked for were left out.
+        problems: what is odd about the file, a line each; also logged as warnings by the logger ``vpgfast.video``.
+
+    Raises:
+        VideoError: missing, unreadable, or without a moving picture; names the file and the cause.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        stream: int | None = None,
+        backend: Literal["auto", "pyav", "torchcodec"] = "auto",
+        strict: bool = False,
+    ) -> None:
+        if backend not in ("auto", "pyav", "torchcodec"):
+            raise ValueError(f"unknown backend {backend!r}; it is auto, pyav or torchcodec")
+        self.path, self.strict, self._stream = Path(path), strict, stream
+        self.duration, self.count = math.nan, 0
+        self.problems: list[str] = []
+        with Source(self.path, stream) as source:
+            source.stream.codec_context.thread_count = 1
+            first = next(iter(Decoder(source)), None)
+            if first is None:
+                raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
+            frame = first[0]
+            self.rate = source.rate
+            self.stated_duration = source.stated_whole if source.stated_picture is None else source.stated_picture
+            self.height, self.width = displayed_size(frame.width, frame.height, source.aspect, Turn.of(frame))
+            if source.guessed_rate and "image" not in source.container.format.name:
+                self._problem(f"holds no time stamps; that it has {self.rate:g} frames a second is a guess")
+
+    def frames(
+        self, fps: float | None, picture: Picture | None = None, *, chunk: int = 32, offset: float = 0.0
+    ) -> Iterator[Frames]:
+        """The frames on show at ``(k + offset) / fps`` seconds, k = 0, 1, ..., up to the end; or every frame.
+
+        Before the first picture the first one stands in. There is at least one frame. Frames are decoded in a thread of
+        their own, at most three chunks ahead; it ends with the iterator.
+
+        Args:
+            fps: frames a second; ``None``: every frame of the file, with its own time.
+            picture: what to make of a frame; default: its displayed size.
+            chunk: most frames given at a time.
+            offset: of the instants; 0.5 for the middle of each 1/fps seconds.
+
+        Raises:
+            ValueError: a number is out of range.
+            VideoError: the crop does not fit; the file can't be read on; with ``strict``, it ends early.
+        """
+        if fps is not None and not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be above 0, got {fps}")
+        if not (math.isfinite(offset) and offset >= 0):
+            raise ValueError(f"offset must be at least 0, got {offset}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        try:
+            converter = Converter(picture or Picture(), self.height, self.width)
+        except ValueError as error:
+            raise VideoError(f"video {printable(self.path)}: {error}") from None
+        return _in_a_thread(lambda give, stop: self._read(fps, offset, _Chunks(converter, chunk, give), stop))
+
+    def _read(self, fps: float | None, offset: float, chunks: _Chunks, stop: Event) -> None:
+        with Source(self.path, self._stream) as source:
+            context = source.stream.codec_context
+            context.thread_type = "AUTO"
+            context.thread_count = 1 if context.width * context.height <= _SMALL else _threads()
+            decoder = Decoder(source, stop)
+            shown, asked = None, 0
+            for frame, time in decoder:
+                if fps is None:
+                    chunks.add(frame, source.aspect, time)
+                while fps is not None and shown is not None and (asked + offset) / fps < time - _SAME:
+                    chunks.add(shown, source.aspect, (asked + offset) / fps)
+                    asked += 1
+                shown = frame
+            if stop.is_set():
+                return
+            if shown is None:
+                raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
+            while fps is not None and (asked == 0 or (asked + offset) / fps < decoder.end - _SAME):
+                chunks.add(shown, source.aspect, (asked + offset) / fps)
+                asked += 1
+            chunks.flush()
+            self.duration, self.count = decoder.end, decoder.count
+            self._judge(source, decoder)
+
+    def _judge(self, source: Source, decoder: Decoder) -> None:
+        """Say what was odd, now that all of the file was seen."""
+        if decoder.damaged:
+            self._problem(f"{decoder.damaged} damaged packets; the frames that could be decoded are used")
+        if decoder.clock.jumps:
+            time, by = decoder.clock.jumps[0]
+            more = f" (and {len(decoder.clock.jumps) - 1} times more)" if len(decoder.clock.jumps) > 1 else ""
+            self._problem(f"its clock jumps by {by:+.1f} s at {time:.1f} s{more}; closed, as if there were no jump")
+        slack = max(0.5, 2 / source.rate)
+        held = decoder.end - decoder.clock.shift
+        stated = self.stated_duration
+        if stated is None:
+            return
+        heard = decoder.heard.end - (source.start or 0.0)
+        whole = source.stated_picture is None and heard >= stated - slack  # the sound goes on where the picture ends
+        if held < stated - slack and not whole:
+            text = f"ends after {held:.1f} of {stated:.1f} s; was it fetched whole?"
+            if self.strict:
+                raise VideoError(f"video {printable(self.path)}: {text}")
+            self._problem(text)
+        elif held > max(stated, source.stated_whole or 0.0) + slack:
+            self._problem(f"says that it lasts {stated:.1f} s, but holds {held:.1f} s; the latter counts")
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+            log.warning("video %s: %s", printable(self.path), text)
+
+
+class _Chunks:
+    """Gathers converted frames and gives them away ``size`` at a time."""
+
+    def __init__(self, converter: Converter, size: int, give: Callable[[Frames], None]) -> None:
+        self.converter, self.size, self.give = converter, size, give
+        self._last: tuple[Any, np.ndarray] | None = None
+        self._new()
+
+    def _new(self) -> None:
+        self.pixels = np.empty((self.size, *self.converter.shape, 3), np.uint8)
+        self.times: list[float] = []
+
+    def add(self, frame: av.VideoFrame, aspect: Any, time: float) -> None:
+        here = self.pixels[len(self.times)]
+        if self._last is not None and self._last[0] is frame:
+            here[:] = self._last[1]
+        else:
+            self.converter.convert(frame, aspect, here)
+        self._last = frame, here
+        self.times.append(time)
+        if len(self.times) == self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.times:
+            frames = Frames(self.pixels[: len(self.times)], np.array(self.times))
+            self._new()
+            self.give(frames)
+
+
+class _Stopped(Exception):
+    """Nobody takes the frames any more."""
+
+
+def _in_a_thread(work: Callable[[Callable[[Frames], None], Event], None]) -> Iterator[Frames]:
+    """What ``work`` gives, made in a thread of its own that is one item ahead and ends with this iterator."""
+    ready: queue.Queue[Frames | BaseException | None] = queue.Queue(maxsize=1)
+    stop = Event()
+
+    def give(item: Frames | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def run() -> None:
+        try:
+            work(give, stop)
+            give(None)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            with contextlib.suppress(_Stopped):
+                give(error)
+
+    thread = Thread(target=run, name="vpgfast.video", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _threads() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST_THREADS)
