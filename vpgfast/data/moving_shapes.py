@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from vpgfast.cache import cache_folder
 from vpgfast.data.pixels import PixelFeatures
 from vpgfast.errors import ConfigError
 
@@ -491,8 +492,3 @@ def _in_parallel(function: partial, jobs: list[tuple[str, int]], workers: int) -
         return
     with ProcessPoolExecutor(workers) as pool:
         yield from pool.map(function, jobs, chunksize=4)
-
-
-def cache_folder(cache: str | Path | None = None) -> Path:
-    """``cache`` if given, else the environment's ``VPGFAST_CACHE``, else ``~/.cache/vpgfast``."""
-    return Path(cache or os.environ.get("VPGFAST_CACHE") or Path.home() / ".cache" / "vpgfast").expanduser()

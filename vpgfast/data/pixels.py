@@ -6,21 +6,19 @@ They are made for the ``moving_shapes`` corpus, whose shapes differ in colour, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from vpgfast.errors import VideoError
+from vpgfast.video import Picture, Video
 
 HUES = ("red", "yellow", "green", "cyan", "blue", "purple")
 """Six colours, 60 degrees of hue apart from red on; the seventh blob holds bright grey pixels (``"white"``)."""
 NUM_BLOBS = len(HUES) + 1
 
 _BLOB_STATISTICS = 16
+_MEASURED = 8  # numbers about a blob in one frame, see _measure
 _GRID = 4
 _MOVEMENT = (4, 5, 6, 7, 8, 10, 11)  # of a blob's statistics: speeds, growth, fading, coming and going
 _CHUNK = 64  # frames measured at a time
@@ -59,20 +57,37 @@ class PixelFeatures:
         Raises:
             VideoError: the file is missing, is no video, or holds no frame; names the file.
         """
-        blobs: list[np.ndarray] = []
-        grids: list[np.ndarray] = []
-        chunk: list[np.ndarray] = []
-        frames = _SampledFrames(Path(video), self.size, self.fps)
-        for frame in frames:
-            chunk.append(frame)
-            if len(chunk) == _CHUNK:
-                _measure(np.stack(chunk), blobs, grids)
-                chunk.clear()
-        if chunk:
-            _measure(np.stack(chunk), blobs, grids)
-        clips = max(1, round(frames.duration * self.clips_per_second))
-        features = _clip_features(np.concatenate(blobs), np.concatenate(grids), clips, self.fps)
-        return features[:, motion_columns()] if self.motion else features, frames.duration
+        file = Video(video)
+        rows = [self.measure(frames.pixels) for frames in file.frames(self.fps, self.picture, chunk=_CHUNK)]
+        return self.clips(np.concatenate(rows), file.duration), file.duration
+
+    @property
+    def picture(self) -> Picture:
+        """What becomes of a frame."""
+        return Picture(size=(self.size, self.size), interpolation="area")
+
+    def measure(self, frames: np.ndarray) -> np.ndarray:
+        """What is seen in each of uint8 [F, S, S, 3] frames: float64 [F, blobs * 8 + 16]."""
+        blobs, grids = _measure(frames)
+        return np.concatenate((blobs.reshape(len(frames), -1), grids.reshape(len(frames), -1)), axis=1)
+
+    def clips(self, rows: np.ndarray, duration: float) -> np.ndarray:
+        """Features float32 [T, dim] from what :meth:`measure` gave for all frames of a video [F, ...]."""
+        blobs, grids = np.split(rows, [NUM_BLOBS * _MEASURED], axis=1)
+        count = max(1, round(duration * self.clips_per_second))
+        features = _clip_features(
+            blobs.reshape(len(rows), NUM_BLOBS, _MEASURED),
+            grids.reshape(len(rows), _GRID, _GRID).astype(np.float32),
+            count,
+            self.fps,
+        )
+        return features[:, motion_columns()] if self.motion else features
+
+
+def even_times(count: int, duration: float) -> np.ndarray:
+    """Where each of ``count`` clips of equal length begins and ends: float64 [count, 2], seconds."""
+    edges = np.arange(count + 1) * duration / count
+    return np.stack((edges[:-1], edges[1:]), axis=1)
 
 
 def motion_columns() -> np.ndarray:
@@ -82,63 +97,12 @@ def motion_columns() -> np.ndarray:
     return np.concatenate((blobs, grid))
 
 
-class _SampledFrames:
-    """The uint8 [size, size, 3] frames on show at 0, 1/fps, ... seconds; ``duration`` is known after the last one."""
-
-    def __init__(self, path: Path, size: int, fps: float) -> None:
-        self.path, self.size, self.fps = path, size, fps
-        self.duration = 0.0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        if not self.path.is_file():
-            raise VideoError(f"video {self.path}: no such file")
-        seen = sampled = 0
-        scaler = VideoReformatter()  # one for all frames: setting it up costs more than using it
-        try:
-            with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise VideoError(f"video {self.path}: holds no video stream")
-                stream = container.streams.video[0]
-                stream.codec_context.thread_count = 1  # small frames gain nothing from more
-                usual_gap = 1.0 / float(stream.average_rate or 25)
-                shown: av.VideoFrame | None = None
-                start = time = 0.0
-                for frame in container.decode(stream):
-                    stamp = frame.time if frame.time is not None else start + seen * usual_gap
-                    start = stamp if seen == 0 else start
-                    seen += 1
-                    time = max(time, stamp - start)
-                    if shown is not None and sampled / self.fps < time - 1e-6:
-                        pixels = _pixels(shown, self.size, scaler)
-                        while sampled / self.fps < time - 1e-6:
-                            yield pixels
-                            sampled += 1
-                    shown = frame
-                if shown is None:
-                    raise VideoError(f"video {self.path}: holds no frame that can be decoded")
-                base = shown.time_base
-                end = time + (float(shown.duration * base) if shown.duration and base else usual_gap)
-                stated = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-                self.duration = max(stated, end)
-                pixels = _pixels(shown, self.size, scaler)
-                while sampled == 0 or sampled / self.fps < self.duration - 1e-6:
-                    yield pixels
-                    sampled += 1
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"video {self.path}: can't be decoded after {seen} frames ({error})") from None
-
-
-def _pixels(frame: av.VideoFrame, size: int, scaler: VideoReformatter) -> np.ndarray:
-    how = "AREA" if (frame.width, frame.height) != (size, size) else None
-    return scaler.reformat(frame, size, size, "rgb24", interpolation=how).to_ndarray()
-
-
-def _measure(frames: np.ndarray, blobs: list[np.ndarray], grids: list[np.ndarray]) -> None:
-    """Append statistics of uint8 [F, S, S, 3] frames: float64 [F, blobs, 8], and brightness float32 [F, 4, 4]."""
+def _measure(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics of uint8 [F, S, S, 3] frames: float64 [F, blobs, 8], and brightness float32 [F, 4, 4]."""
     count, size = frames.shape[:2]
     grey = frames[..., 1].astype(np.float32) / 255  # green carries most of the brightness
     cell = size // _GRID
-    grids.append(grey[:, : cell * _GRID, : cell * _GRID].reshape(count, _GRID, cell, _GRID, cell).mean(axis=(2, 4)))
+    grids = grey[:, : cell * _GRID, : cell * _GRID].reshape(count, _GRID, cell, _GRID, cell).mean(axis=(2, 4))
 
     red, green, blue = frames[..., 0], frames[..., 1], frames[..., 2]
     high = np.maximum(np.maximum(red, green), blue)
@@ -176,7 +140,7 @@ def _measure(frames: np.ndarray, blobs: list[np.ndarray], grids: list[np.ndarray
     hollow = spread / np.maximum(area, 1e-6)
     brightness = total(value / 255.0) * inverse
     statistics = np.stack((area, centre_x, centre_y, brightness, hollow, tails, threefold, fourfold), axis=-1)
-    blobs.append(statistics.reshape(count, NUM_BLOBS, -1))
+    return statistics.reshape(count, NUM_BLOBS, _MEASURED), grids
 
 
 def _clip_features(blobs: np.ndarray, grids: np.ndarray, clips: int, fps: float) -> np.ndarray:

@@ -5,14 +5,14 @@ Needs the package ``transformers`` (``pip install 'vpgfast[language]'``), import
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vpgfast.encoders.transformers_models import quiet
 from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.models.layers import masked_mean
 
@@ -191,18 +191,3 @@ class MeanOfOutputs(nn.Module):
                 f"checkpoint {path}: trained with the outputs of another language model (or of other layers); "
                 f"give the folder of the one it was trained with as {SETTING}"
             )
-
-
-@contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars and no remarks of transformers while a model is loaded; what matters of them is checked."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
