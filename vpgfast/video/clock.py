@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
+
 _SPELL = 5.0  # seconds of sound noted at a time
+_DISORDER = 0.25  # seconds by which stamps in the wrong order may go back
 _LONGEST_STILL = 3600.0  # a picture on show for longer, with no sound meanwhile, is a jump of the clock
 _LONGEST_STILL_BROADCAST = 10.0  # in formats whose clock may start again; FFmpeg's own limit there
 
@@ -31,7 +35,7 @@ class Clock:
 
     Args:
         start: the container's first stamp in seconds; ``None`` if it is not known.
-        usual_gap: seconds between frames, for those without a stamp.
+        stated_gap: seconds between frames, as the file says.
         broadcast: the format is one whose clock may start again (MPEG transport streams).
         heard: what other streams had.
 
@@ -41,33 +45,53 @@ class Clock:
         jumps: (time, by how many seconds the clock jumped there).
     """
 
-    def __init__(self, start: float | None, usual_gap: float, broadcast: bool, heard: Heard) -> None:
-        self.start, self.usual_gap, self.heard = start, usual_gap, heard
-        self.longest_still = max(_LONGEST_STILL_BROADCAST if broadcast else _LONGEST_STILL, 20 * usual_gap)
-        self.early = max(0.25, 4 * usual_gap)  # stamps in the wrong order go back by a few frames
+    def __init__(self, start: float | None, stated_gap: float, broadcast: bool, heard: Heard) -> None:
+        self.start, self.stated_gap, self.heard = start, stated_gap, heard
+        self.longest_still = _LONGEST_STILL_BROADCAST if broadcast else _LONGEST_STILL
         self.time = 0.0
         self.shift = 0.0
         self.jumps: list[tuple[float, float]] = []
         self._seen = False
+        self._backwards = 0
+        self._gaps: deque[float] = deque(maxlen=9)
+
+    @property
+    def usual_gap(self) -> float:
+        """Seconds between frames: the median of the last ones, because a mean of the whole file counts its jumps."""
+        return statistics.median(self._gaps) if self._gaps else self.stated_gap
 
     def tick(self, stamp: float | None) -> float:
         """Time of the next frame, given its stamp in seconds; never before that of the frame before it."""
+        first, self._seen = not self._seen, True
         if stamp is None:
-            self.time += self.usual_gap if self._seen else 0.0
-            self._seen = True
+            self.time += 0.0 if first else self.usual_gap
             return self.time
-        if not self._seen:
-            self.start = stamp if self.start is None else min(self.start, stamp)
-        assert self.start is not None or self._seen
-        start = self.start = stamp - self.time if self.start is None else self.start
-        time = stamp - start + self.shift
+        if self.start is None:
+            self.start = stamp - self.time
+        if first:
+            self.start = min(self.start, stamp)
+        time = stamp - self.start + self.shift
         gap = time - self.time
-        before = self.time - self.shift + start  # as the file's clock had it
-        if gap < -self.early or (gap > self.longest_still and not self.heard.throughout(before, stamp)):
-            closed = self.time + (self.usual_gap if self._seen else 0.0)
-            self.jumps.append((closed, gap))
-            self.shift += closed - time
-            time = closed
-        self._seen = True
+        if self._is_jump(gap, stamp):
+            usual = 0.0 if first else self.usual_gap
+            self.jumps.append((self.time + usual, gap - usual))
+            self.shift -= gap - usual
+            time = self.time + usual
+        elif gap > 0 and not first:
+            self._gaps.append(gap)
         self.time = max(self.time, time)
         return self.time
+
+    def expect_jump_back(self) -> None:
+        """The stamps by which packets are decoded have gone back. Without that, a frame whose stamp is far back is one
+        that a damaged file gives too late, and no reason to change the clock."""
+        self._backwards += 1
+
+    def _is_jump(self, gap: float, stamp: float) -> bool:
+        if -_DISORDER <= gap <= _LONGEST_STILL_BROADCAST:
+            return False
+        if gap < 0:
+            jumps = gap < -4 * self.usual_gap and self._backwards > 0  # wrong order goes back by a few frames
+            self._backwards -= jumps
+            return jumps
+        return gap > max(self.longest_still, 20 * self.usual_gap) and not self.heard.throughout(stamp - gap, stamp)

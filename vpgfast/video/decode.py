@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
@@ -13,6 +14,7 @@ from vpgfast.video.clock import Clock, Heard
 from vpgfast.video.source import Source, printable, reason
 
 _TRIES = 100  # errors of the demuxer in a row, after which a file is taken to have ended
+_LONGEST_REORDERING = 24  # frames; those that wait in decoding threads included
 
 
 class Decoder:
@@ -26,7 +28,8 @@ class Decoder:
         clock: its ``time`` is that of the last frame.
         end: of the last frame; seconds since the container's start.
         count: frames decoded.
-        damaged: packets and frames that were damaged.
+        packets: of the picture.
+        damaged: of these, how many were damaged.
     """
 
     def __init__(self, source: Source, stop: Event | None = None) -> None:
@@ -34,7 +37,18 @@ class Decoder:
         self.heard = Heard()
         self.clock = Clock(source.start, 1 / source.rate, source.broadcast, self.heard)
         self.end = 0.0
-        self.count = self.damaged = 0
+        self.count = self.packets = self.damaged = 0
+        self._pictures = _Pictures(source)
+        # AVI knows only the order in which packets are decoded; what FFmpeg makes of it as presentation stamps is wrong
+        # where frames are reordered. The n-th frame shown then has the n-th stamp.
+        self._by_order = source.container.format.name == "avi"
+        self._last_dts: int | None = None
+        self._waiting: list[int] = []  # a heap: stamps of packets whose frames are to come
+
+    @property
+    def without_picture(self) -> int:
+        """Packets that gave no picture although nothing said that they were damaged."""
+        return self._pictures.missing()
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, float]]:
         stream = self.source.stream
@@ -47,6 +61,7 @@ class Decoder:
             for frame in self._decode(packet):
                 self.count += 1
                 self.damaged += bool(frame.is_corrupt)
+                self._pictures.came(frame)
                 time = self.clock.tick(self._stamp(frame))
                 self.end = time + self._shown_for(frame)
                 yield frame, time
@@ -75,10 +90,17 @@ class Decoder:
     def _decode(self, packet: Any) -> Iterator[av.VideoFrame]:
         context = self.source.stream.codec_context
         if packet is not None:
+            self.packets += 1
+            self._pictures.sent(packet)
+            self._note_stamps(packet)
             try:
-                yield from context.decode(packet)
+                yield from self._send(packet)
             except av.FFmpegError:
                 self.damaged += 1
+                self._pictures.failed(packet)
+                if packet.dts in self._waiting:
+                    self._waiting.remove(packet.dts)
+                    heapq.heapify(self._waiting)
             return
         for _ in range(_TRIES):  # one damaged packet must not hide the frames behind it
             try:
@@ -88,15 +110,42 @@ class Decoder:
             except av.FFmpegError:
                 self.damaged += 1
 
+    def _send(self, packet: Any) -> list[av.VideoFrame]:
+        context = self.source.stream.codec_context
+        try:
+            return context.decode(packet)
+        except BlockingIOError:  # a damaged packet before it is stuck
+            context.flush_buffers()
+            return context.decode(packet)
+
+    def _note_stamps(self, packet: Any) -> None:
+        if packet.dts is None:
+            return
+        if self._by_order or packet.pts is None:
+            heapq.heappush(self._waiting, packet.dts)
+        if self._last_dts is not None and packet.dts < self._last_dts:
+            self.clock.expect_jump_back()
+        self._last_dts = packet.dts
+
     def _hear(self, packet: Any) -> None:
         if packet.dts is not None and packet.time_base:
             start = packet.dts * packet.time_base.numerator / packet.time_base.denominator
             self.heard.add(start, start + float((packet.duration or 0) * packet.time_base))
 
     def _stamp(self, frame: av.VideoFrame) -> float | None:
-        stamp = frame.pts if frame.pts is not None else frame.dts
         base = self.source.stream.time_base
-        if stamp is None or base is None or self.source.guessed_rate:
+        if base is None or self.source.guessed_rate:
+            return None
+        stamp = frame.pts
+        if self._waiting and (self._by_order or stamp is None):
+            if frame.dts is not None:  # packets that gave no frame, without an error, before the first key frame
+                oldest = frame.dts - _LONGEST_REORDERING * self.clock.usual_gap / base
+                while len(self._waiting) > 1 and self._waiting[0] < oldest:
+                    heapq.heappop(self._waiting)
+            stamp = heapq.heappop(self._waiting)
+        elif stamp is None:
+            stamp = frame.dts
+        if stamp is None:
             return None
         return stamp * base.numerator / base.denominator
 
@@ -105,3 +154,33 @@ class Decoder:
         base = self.source.stream.time_base
         stated = float(frame.duration * base) if frame.duration and base and not self.source.guessed_rate else 0.0
         return stated if 0 < stated <= self.clock.longest_still else self.clock.usual_gap
+
+
+class _Pictures:
+    """Which packets gave a picture: some decoders pass over damaged ones without a word."""
+
+    def __init__(self, source: Source) -> None:
+        # VP8 has packets that are not to be shown; where stamps are made up, they don't name a packet.
+        self.known = source.stream.codec_context.name not in ("vp8", "libvpx") and not source.guessed_rate
+        self._first: int | None = None
+        self._open: set[int] = set()
+
+    def sent(self, packet: Any) -> None:
+        if self.known and packet.pts is not None and not packet.is_discard:
+            self._open.add(packet.pts)
+            self.known = len(self._open) < 100_000  # so many mean that this does not fit the format
+
+    def failed(self, packet: Any) -> None:
+        self._open.discard(packet.pts)
+
+    def came(self, frame: av.VideoFrame) -> None:
+        if frame.interlaced_frame or frame.pts is None:
+            self.known = False  # a field each in two packets; a packet can't be told
+        elif self.known:
+            self._first = frame.pts if self._first is None else self._first
+            self._open.discard(frame.pts)
+
+    def missing(self) -> int:
+        """How many gave none, those left out that are shown before the first picture."""
+        first = self._first
+        return sum(pts >= first for pts in self._open) if self.known and first is not None else 0

@@ -146,26 +146,27 @@ class Video:
 
     def _judge(self, source: Source, decoder: Decoder) -> None:
         """Say what was odd, now that all of the file was seen."""
-        if decoder.damaged:
-            self._problem(f"{decoder.damaged} damaged packets; the frames that could be decoded are used")
+        if damaged := decoder.damaged + decoder.without_picture:
+            self._problem(
+                f"{damaged} of {decoder.packets} packets are damaged or gave no picture; what could be decoded is used"
+            )
         if decoder.clock.jumps:
             time, by = decoder.clock.jumps[0]
             more = f" (and {len(decoder.clock.jumps) - 1} times more)" if len(decoder.clock.jumps) > 1 else ""
             self._problem(f"its clock jumps by {by:+.1f} s at {time:.1f} s{more}; closed, as if there were no jump")
-        slack = max(0.5, 2 / source.rate)
-        held = decoder.end - decoder.clock.shift
-        stated = self.stated_duration
+        stated, slack = self.stated_duration, max(0.5, 2 / source.rate)
         if stated is None:
             return
-        heard = decoder.heard.end - (source.start or 0.0)
-        whole = source.stated_picture is None and heard >= stated - slack  # the sound goes on where the picture ends
-        if held < stated - slack and not whole:
-            text = f"ends after {held:.1f} of {stated:.1f} s; was it fetched whole?"
+        closed, open_ = decoder.end, decoder.end - decoder.clock.shift  # a file may state its length either way
+        start = source.start or 0.0
+        sound_goes_on = source.stated_picture is None and decoder.heard.end - start >= stated - slack
+        if max(closed, open_) < stated - slack and not sound_goes_on:
+            text = f"ends after {closed:.1f} of {stated:.1f} s; was it fetched whole?"
             if self.strict:
                 raise VideoError(f"video {printable(self.path)}: {text}")
             self._problem(text)
-        elif held > max(stated, source.stated_whole or 0.0) + slack:
-            self._problem(f"says that it lasts {stated:.1f} s, but holds {held:.1f} s; the latter counts")
+        elif min(closed, open_) > max(stated, source.stated_whole or 0.0) + slack + start:
+            self._problem(f"says that it lasts {stated:.1f} s, but holds {closed:.1f} s; the latter counts")
 
     def _problem(self, text: str) -> None:
         if text not in self.problems:

@@ -14,6 +14,7 @@ import av
 from vpgfast.errors import VideoError
 
 _USUAL_RATE = 25.0
+_IMAGE_CODECS = ("mjpeg", "png", "bmp", "tiff", "webp", "gif", "jpeg2000")  # of covers that are not marked as such
 _BUFFER = 2**18  # bytes read at a time
 
 
@@ -47,7 +48,10 @@ class Source:
                                      buffer_size=_BUFFER)  # fmt: skip
         except (av.FFmpegError, OSError, ValueError) as error:
             file.close()
-            raise VideoError(f"video {printable(path)}: is no video that FFmpeg can read ({reason(error)})") from None
+            raise VideoError(
+                f"video {printable(path)}: can't be decoded after 0 frames ({reason(error)}); is it a video, "
+                "and was it fetched whole?"
+            ) from None
         self._file = file
         try:
             self.stream = self._choose(stream)
@@ -101,7 +105,8 @@ class Source:
                 + "; ".join(_describe(one) for one in pictures)
                 + " (stream=NUMBER takes one of them)"
             )
-        return self._decodable(max(moving, key=_likely))
+        longest = max((length for one in moving if (length := _own_length(one)) < float("inf")), default=0.0)
+        return self._decodable(max(moving, key=lambda one: _likely(one, longest)))
 
     def _decodable(self, stream: Any) -> Any:
         if stream.codec_context is None:
@@ -116,11 +121,13 @@ class Source:
         start = self.start or 0.0
         whole = self.container.duration / av.time_base if self.container.duration else None
         stream = self.stream
-        tag = _seconds(stream.metadata.get("DURATION", ""))  # Matroska: where the stream ends
-        if tag is not None:
-            return tag, whole
-        if "matroska" in self.container.format.name or not stream.duration or not stream.time_base:
+        if "matroska" in self.container.format.name:  # says at which stamps they end
+            end = _seconds(stream.metadata.get("DURATION", ""))
+            return None if end is None else end - start, None if whole is None else whole - start
+        if not stream.duration or not stream.time_base:
             return None, whole
+        if self.container.format.name == "avi" and stream.frames:  # FFmpeg shortens its duration where the file is cut
+            return stream.frames / self.rate, whole
         first = (stream.start_time or 0) * stream.time_base
         return float(first + stream.duration * stream.time_base) - start, whole
 
@@ -162,10 +169,22 @@ def _is_cover(stream: Any) -> bool:
     return any(_disposed(stream, name) for name in ("attached_pic", "timed_thumbnails", "still_image"))
 
 
-def _likely(stream: Any) -> tuple[bool, ...] | tuple[Any, ...]:
-    """How likely a stream is the one that a player shows: a moving one, the default one, the largest, the first."""
-    area = stream.width * stream.height if stream.codec_context else 0
-    return (stream.codec_context is not None, stream.frames != 1, _disposed(stream, "default"), area, -stream.index)
+def _likely(stream: Any, longest: float) -> tuple[Any, ...]:
+    """How likely a stream is the one that a player shows: a moving one, as long as others, large, the default, first."""
+    if stream.codec_context is None:
+        return (False,)
+    is_long = _own_length(stream) >= longest / 2
+    is_film = stream.codec_context.name not in _IMAGE_CODECS
+    area, default = stream.width * stream.height, _disposed(stream, "default")
+    return (True, stream.frames != 1, is_long, is_film, area, default, -stream.index)
+
+
+def _own_length(stream: Any) -> float:
+    """Seconds that a stream says that it lasts, endless if it does not say."""
+    tag = _seconds(stream.metadata.get("DURATION", ""))
+    if tag is not None:
+        return tag
+    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else float("inf")
 
 
 def _disposed(stream: Any, name: str) -> bool:
