@@ -11,6 +11,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 _FFMPEG_NAMES = {"nearest": "POINT"}
+_MOST_PIXELS = 2**28  # of a scaled frame, 800 MB
 _SANE_ASPECT = 10  # pixels ten times as wide as high are a damaged header, not a picture
 
 
@@ -96,14 +97,25 @@ class Turn:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Turn:
-        """How the frame is to be turned, by its display matrix; to the nearest right angle."""
-        matrix = _display_matrix(frame)
-        if matrix is not None:
-            a, b, _, c, d, *_ = matrix  # x' = a x + c y, y' = b x + d y
-            if abs(a) + abs(d) >= abs(b) + abs(c):
-                return cls(False, flip_rows=d < 0, flip_columns=a < 0)
-            return cls(True, flip_rows=b < 0, flip_columns=c < 0)
-        return cls()
+        """How the frame is to be turned, by its display matrix; to the nearest right angle.
+
+        Raises:
+            ValueError: PyAV can't show what the frame has.
+        """
+        side_data: Any = frame.side_data
+        try:
+            matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32)
+        except KeyError:
+            return cls()
+        a, b, _, c, d, *_ = matrix.astype(np.int64).tolist()  # x' = a x + c y, y' = b x + d y
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, flip_rows=d < 0, flip_columns=a < 0)
+        return cls(True, flip_rows=b < 0, flip_columns=c < 0)
+
+    @classmethod
+    def by(cls, degrees: float) -> Turn:
+        """Counterclockwise, to the nearest right angle."""
+        return (cls(), cls(True, True, False), cls(False, True, True), cls(True, False, True))[round(degrees / 90) % 4]
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """A view of [height, width, ...]."""
@@ -112,18 +124,9 @@ class Turn:
         return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
-def _display_matrix(frame: av.VideoFrame) -> list[int] | None:
-    """The nine numbers a, b, u, c, d, v, x, y, w of the frame's display matrix, if it has one."""
-    try:
-        data: Any = frame.side_data
-        return np.frombuffer(data["DISPLAYMATRIX"], np.int32).astype(np.int64).tolist()
-    except KeyError:
-        return None
-    except ValueError:
-        # PyAV 18 knows fewer kinds of side data than FFmpeg has and then shows none of them; the angle it gives.
-        turns = round(frame.rotation / 90) % 4
-        sine, cosine = (0, -1, 0, 1)[turns], (1, 0, -1, 0)[turns]
-        return [cosine, sine, 0, -sine, cosine, 0, 0, 0, 1]
+def is_sane(aspect: Fraction | None) -> bool:
+    """Whether pixels may be that many times as wide as high; ``None`` (not known) is."""
+    return aspect is None or 1 / _SANE_ASPECT <= aspect <= _SANE_ASPECT
 
 
 def displayed_size(width: int, height: int, aspect: Fraction | None, turn: Turn) -> tuple[int, int]:
@@ -134,7 +137,7 @@ def displayed_size(width: int, height: int, aspect: Fraction | None, turn: Turn)
         aspect: width of a pixel over its height; ``None``: unknown, taken as 1.
         turn: applied after the pixels are stretched.
     """
-    if aspect is not None and 1 / _SANE_ASPECT <= aspect <= _SANE_ASPECT:
+    if aspect is not None and is_sane(aspect):
         width = max(1, round(width * aspect))
     return (width, height) if turn.transpose else (height, width)
 
@@ -146,20 +149,33 @@ class Converter:
         picture: what to make.
         height, width: displayed size of the video's first frame, which decides the shape of all.
 
+    Attributes:
+        shape: (height, width) of what is made.
+        displayed: (height, width) at which frames so far were to be shown, in the order of their coming.
+
     Raises:
-        ValueError: the crop does not fit.
+        ValueError: the crop does not fit, or the picture would be very large.
     """
 
     def __init__(self, picture: Picture, height: int, width: int) -> None:
         self.picture = picture
+        self.displayed: dict[tuple[int, int], None] = {(height, width): None}
         self.whole = picture.scaled(height, width)
         self.shape = picture.shape(height, width)
+        if self.whole[0] * self.whole[1] > _MOST_PIXELS:
+            raise ValueError(f"scaled to {self.whole[0]} x {self.whole[1]} (height x width) it would be too large")
         self._scaler = VideoReformatter()  # one for all frames: setting it up costs more than using it
 
-    def convert(self, frame: av.VideoFrame, aspect: Fraction | None, out: np.ndarray) -> None:
-        """Write the frame's pixels into ``out``, uint8 [height, width, 3] of ``shape``."""
-        turn = Turn.of(frame)
-        height, width = self._scaled(*displayed_size(frame.width, frame.height, aspect, turn))
+    def convert(self, frame: av.VideoFrame, aspect: Fraction | None, turn: Turn, out: np.ndarray) -> None:
+        """Write the frame's pixels into ``out``, uint8 [height, width, 3] of ``shape``.
+
+        Args:
+            frame: as decoded.
+            aspect, turn: how it is to be shown, as for :func:`displayed_size`.
+        """
+        displayed = displayed_size(frame.width, frame.height, aspect, turn)
+        self.displayed.setdefault(displayed)
+        height, width = self._scaled(*displayed)
         stored = (width, height) if turn.transpose else (height, width)
         changes = stored != (frame.height, frame.width)
         name = self.picture.interpolation

@@ -18,7 +18,7 @@ import numpy as np
 
 from vpgfast.errors import VideoError
 from vpgfast.video.decode import Decoder
-from vpgfast.video.picture import Converter, Picture, Turn, displayed_size
+from vpgfast.video.picture import Converter, Picture, displayed_size, is_sane
 from vpgfast.video.source import Source, printable
 
 log = logging.getLogger("vpgfast.video")
@@ -85,7 +85,9 @@ class Video:
             frame = first[0]
             self.rate = source.rate
             self.stated_duration = source.stated_whole if source.stated_picture is None else source.stated_picture
-            self.height, self.width = displayed_size(frame.width, frame.height, source.aspect, Turn.of(frame))
+            self.height, self.width = displayed_size(frame.width, frame.height, source.aspect, source.turn(frame))
+            if not is_sane(source.aspect):
+                self._problem(f"says that its pixels are {source.aspect} times as wide as high; taken as square")
             if source.guessed_rate and "image" not in source.container.format.name:
                 self._problem(f"holds no time stamps; that it has {self.rate:g} frames a second is a guess")
 
@@ -117,20 +119,29 @@ class Video:
             converter = Converter(picture or Picture(), self.height, self.width)
         except ValueError as error:
             raise VideoError(f"video {printable(self.path)}: {error}") from None
-        return _in_a_thread(lambda give, stop: self._read(fps, offset, _Chunks(converter, chunk, give), stop))
+        return _in_a_thread(lambda give, stop: self._read(fps, offset, converter, chunk, give, stop))
 
-    def _read(self, fps: float | None, offset: float, chunks: _Chunks, stop: Event) -> None:
+    def _read(
+        self,
+        fps: float | None,
+        offset: float,
+        converter: Converter,
+        chunk: int,
+        give: Callable[[Frames], None],
+        stop: Event,
+    ) -> None:
         with Source(self.path, self._stream) as source:
             context = source.stream.codec_context
             context.thread_type = "AUTO"
             context.thread_count = 1 if context.width * context.height <= _SMALL else _threads()
+            chunks = _Chunks(source, converter, chunk, give)
             decoder = Decoder(source, stop)
             shown, asked = None, 0
             for frame, time in decoder:
                 if fps is None:
-                    chunks.add(frame, source.aspect, time)
+                    chunks.add(frame, time)
                 while fps is not None and shown is not None and (asked + offset) / fps < time - _SAME:
-                    chunks.add(shown, source.aspect, (asked + offset) / fps)
+                    chunks.add(shown, (asked + offset) / fps)
                     asked += 1
                 shown = frame
             if stop.is_set():
@@ -138,14 +149,17 @@ class Video:
             if shown is None:
                 raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
             while fps is not None and (asked == 0 or (asked + offset) / fps < decoder.end - _SAME):
-                chunks.add(shown, source.aspect, (asked + offset) / fps)
+                chunks.add(shown, (asked + offset) / fps)
                 asked += 1
             chunks.flush()
             self.duration, self.count = decoder.end, decoder.count
-            self._judge(source, decoder)
+            self._judge(source, decoder, converter)
 
-    def _judge(self, source: Source, decoder: Decoder) -> None:
+    def _judge(self, source: Source, decoder: Decoder, converter: Converter) -> None:
         """Say what was odd, now that all of the file was seen."""
+        if len(converter.displayed) > 1:
+            sizes = ", ".join(f"{width}x{height}" for height, width in list(converter.displayed)[:4])
+            self._problem(f"its pictures change their size ({sizes}); all are made to fit the first")
         if damaged := decoder.damaged + decoder.without_picture:
             self._problem(
                 f"{damaged} of {decoder.packets} packets are damaged or gave no picture; what could be decoded is used"
@@ -177,8 +191,8 @@ class Video:
 class _Chunks:
     """Gathers converted frames and gives them away ``size`` at a time."""
 
-    def __init__(self, converter: Converter, size: int, give: Callable[[Frames], None]) -> None:
-        self.converter, self.size, self.give = converter, size, give
+    def __init__(self, source: Source, converter: Converter, size: int, give: Callable[[Frames], None]) -> None:
+        self.source, self.converter, self.size, self.give = source, converter, size, give
         self._last: tuple[Any, np.ndarray] | None = None
         self._new()
 
@@ -186,12 +200,12 @@ class _Chunks:
         self.pixels = np.empty((self.size, *self.converter.shape, 3), np.uint8)
         self.times: list[float] = []
 
-    def add(self, frame: av.VideoFrame, aspect: Any, time: float) -> None:
+    def add(self, frame: av.VideoFrame, time: float) -> None:
         here = self.pixels[len(self.times)]
         if self._last is not None and self._last[0] is frame:
             here[:] = self._last[1]
         else:
-            self.converter.convert(frame, aspect, here)
+            self.converter.convert(frame, self.source.aspect, self.source.turn(frame), here)
         self._last = frame, here
         self.times.append(time)
         if len(self.times) == self.size:

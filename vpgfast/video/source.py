@@ -12,9 +12,12 @@ from typing import Any
 import av
 
 from vpgfast.errors import VideoError
+from vpgfast.video.images import exif_turn, is_animated_webp, webp_as_film
+from vpgfast.video.picture import Turn
 
 _USUAL_RATE = 25.0
 _IMAGE_CODECS = ("mjpeg", "png", "bmp", "tiff", "webp", "gif", "jpeg2000")  # of covers that are not marked as such
+_TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")  # FFmpeg draws any file that is called .txt
 _BUFFER = 2**18  # bytes read at a time
 
 
@@ -42,17 +45,23 @@ class Source:
 
     def __init__(self, path: Path, stream: int | None = None) -> None:
         self.path = path
-        file = _open(path)
+        file = self._file = _open(path)
         try:
+            if is_animated_webp(file):
+                file = webp_as_film(file)
             self.container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace",
                                      buffer_size=_BUFFER)  # fmt: skip
+        except ImportError:
+            self._file.close()
+            raise VideoError(
+                f"video {printable(path)}: is an animated WebP, which needs Pillow: pip install pillow"
+            ) from None
         except (av.FFmpegError, OSError, ValueError) as error:
-            file.close()
+            self._file.close()
             raise VideoError(
                 f"video {printable(path)}: can't be decoded after 0 frames ({reason(error)}); is it a video, "
                 "and was it fetched whole?"
             ) from None
-        self._file = file
         try:
             self.stream = self._choose(stream)
         except BaseException:
@@ -63,11 +72,12 @@ class Source:
             self.container.format.name in ("h264", "hevc", "vvc", "m4v", "mpegvideo", "mjpeg", "h263", "h261", "vc1")
         )
         self.broadcast = av.format.Flags.ts_discont in format_flags
-        rate = self.stream.average_rate or self.stream.base_rate
+        rate = self.stream.guessed_rate if self.guessed_rate else self.stream.average_rate or self.stream.base_rate
         self.rate = float(rate) if rate and 0 < rate <= 1000 else _USUAL_RATE
         start = self.container.start_time
         self.start = None if start is None or self.guessed_rate else start / av.time_base
         self.stated_picture, self.stated_whole = self._stated()
+        self._photograph: Turn | None = None
         self._own_aspect = self.stream.sample_aspect_ratio
         self._follows_codec = self._own_aspect == self.stream.codec_context.sample_aspect_ratio
 
@@ -85,6 +95,15 @@ class Source:
     def aspect(self) -> Fraction | None:
         """Width of a stored pixel over its height, by the container, else by the codec, where it may change."""
         return self.stream.codec_context.sample_aspect_ratio if self._follows_codec else self._own_aspect
+
+    def turn(self, frame: av.VideoFrame) -> Turn:
+        """How a frame is to be turned to be shown."""
+        try:
+            return Turn.of(frame)
+        except ValueError:  # PyAV 18 knows fewer kinds of side data than FFmpeg has and then shows none of them
+            if self._photograph is None:
+                self._photograph = exif_turn(self.path) or Turn.by(frame.rotation)
+            return self._photograph
 
     def _choose(self, number: int | None) -> Any:
         streams = self.container.streams
@@ -113,6 +132,8 @@ class Source:
             raise VideoError(
                 f"video {printable(self.path)}: stream {stream.index} is in a format that this FFmpeg can't decode"
             )
+        if stream.codec_context.name in _TEXT_CODECS:
+            raise VideoError(f"video {printable(self.path)}: is text, not a video")
         return stream
 
     def _stated(self) -> tuple[float | None, float | None]:
@@ -170,7 +191,7 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _likely(stream: Any, longest: float) -> tuple[Any, ...]:
-    """How likely a stream is the one that a player shows: a moving one, as long as others, large, the default, first."""
+    """Larger for what a player would show: a film as long as the others, large, the default, the first."""
     if stream.codec_context is None:
         return (False,)
     is_long = _own_length(stream) >= longest / 2
