@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "extract": "make features of your own videos, as all other commands read them",
     "train": "train a method and evaluate it; without arguments SeqPAN on a corpus made here",
     "evaluate": "evaluate a checkpoint beside the baselines and the swapped-sentence control",
     "ground": "find in a video when sentences happen",

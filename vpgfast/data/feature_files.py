@@ -12,9 +12,8 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,13 +70,97 @@ class VideoFeatures:
     source: Source
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What an output holds already.
+
+    Attributes:
+        abouts: of the HDF5 file and of the folder of parts, as far as they are there: who made the features, how.
+        merged: the videos in the HDF5 file, and what they were made of.
+        parts: those with a file of their own.
+    """
+
+    abouts: list[dict[str, Any]]
+    merged: dict[str, Source]
+    parts: dict[str, Source]
+
+    @property
+    def done(self) -> dict[str, Source]:
+        """All videos whose features are there."""
+        return self.merged | self.parts
+
+
+def is_hdf5(output: Path) -> bool:
+    """Whether an output is an HDF5 file, by its name; else it is a folder."""
+    return output.suffix.lower() in HDF5_SUFFIXES
+
+
+def parts_folder(output: Path) -> Path:
+    """Where files of single videos lie."""
+    return output.with_name(output.name + ".parts") if is_hdf5(output) else output
+
+
+def read_stored(output: Path) -> Stored:
+    """Look at an output; nothing is there yet, or an unfinished run, or a finished one.
+
+    Raises:
+        FeatureError: something else is there, or it is damaged.
+    """
+    folder = parts_folder(output)
+    if is_hdf5(output) and output.is_dir():
+        raise FeatureError(f"--output {output}: is a folder; give a file, or a folder without .h5 in its name")
+    if not is_hdf5(output) and output.exists() and not output.is_dir():
+        raise FeatureError(f"--output {output}: is a file; name an HDF5 file .h5 or .hdf5, or give a folder")
+    abouts: list[dict[str, Any]] = []
+    merged: dict[str, Source] = {}
+    if is_hdf5(output) and output.exists():
+        about, merged = _read_hdf5(output)
+        abouts.append(about)
+    if (folder / _ABOUT).is_file():
+        try:
+            abouts.append(json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise FeatureError(f"{folder / _ABOUT}: damaged ({error}); delete {folder}") from None
+    elif folder.is_dir() and (foreign := next((f for f in folder.iterdir() if f.suffix in (".npy", ".npz")), None)):
+        raise FeatureError(f"--output {output}: holds {foreign.name}, which was not made here; give another")
+    return Stored(abouts, merged, _read_journals(folder))
+
+
+def _read_hdf5(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if HIDDEN not in file:
+                raise FeatureError(f"--output {path}: an HDF5 file that was not made here; give another")
+            group = file[HIDDEN]
+            rows = json.loads(bytes(group["sources"][()]))
+            return json.loads(group.attrs["about"]), {name: Source(*row) for name, row in rows.items()}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise FeatureError(f"--output {path}: no HDF5 file of features, or cut short ({reason})") from None
+
+
+def _read_journals(folder: Path) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for journal in sorted(folder.glob(f"{_JOURNAL}.*.jsonl")):
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                name, size, mtime_ns = json.loads(line)
+            except ValueError:
+                continue  # a line that a kill cut short: its video is made again
+            if (folder / f"{name}.npz").is_file():
+                found[name] = Source(size, mtime_ns)
+    return found
+
+
 class FeatureStore:
     """Where features are written to: an HDF5 file, or a folder of ``.npz`` files.
 
     Args:
         output: the file (``.h5`` or ``.hdf5``) or folder.
         identity: the encoder that makes the features.
-        versions: of the software, kept beside them.
+        about: what else is kept beside them, as JSON can hold it.
         dtype: in which the features are stored.
         rank: of this process among several that write to one output.
 
@@ -86,90 +169,33 @@ class FeatureStore:
     """
 
     def __init__(
-        self,
-        output: Path,
-        identity: Identity,
-        versions: Mapping[str, str],
-        dtype: DType = "float32",
-        rank: int = 0,
+        self, output: Path, identity: Identity, about: Mapping[str, Any], dtype: DType = "float32", rank: int = 0
     ) -> None:
-        self.output, self.identity, self.versions, self.dtype = output, identity, dict(versions), dtype
-        self.is_file = output.suffix.lower() in HDF5_SUFFIXES
-        self.folder = output.with_name(output.name + ".parts") if self.is_file else output
-        self._journal = f"{_JOURNAL}.{rank}.jsonl"
-        self._stored: dict[str, Source] = {}  # in the HDF5 file
-        self._check_kind()
-        if self.is_file and output.exists():
-            self._stored = self._read_stored()
-        if (self.folder / _ABOUT).is_file():
-            self._check_same(self.folder / _ABOUT, (self.folder / _ABOUT).read_text(encoding="utf-8"))
+        self.output, self.identity, self.dtype = output, identity, dtype
+        self.about = {"encoder": asdict(identity), "dtype": dtype, **about}
+        self.folder = parts_folder(output)
+        self._journal, self._lock = f"{_JOURNAL}.{rank}.jsonl", f"{_LOCK}.{rank}"
+        for other in read_stored(output).abouts:
+            self._check_same(other)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(_ABOUT, self._about().encode())
+            self._write(_ABOUT, json.dumps(self.about).encode())
         except OSError as error:
             raise FeatureError(f"--output {output}: can't be written ({error.strerror})") from None
 
-    def _check_kind(self) -> None:
-        if self.is_file and self.output.is_dir():
-            raise FeatureError(f"--output {self.output}: is a folder; give a file, or a folder without .h5 in its name")
-        if not self.is_file and self.output.exists() and not self.output.is_dir():
-            raise FeatureError(f"--output {self.output}: is a file; name an HDF5 file .h5 or .hdf5, or give a folder")
-        if not self.is_file and self.output.is_dir() and not (self.output / _ABOUT).is_file():
-            foreign = next((file for file in self.output.iterdir() if file.suffix in (".npy", ".npz")), None)
-            if foreign is not None:
-                raise FeatureError(
-                    f"--output {self.output}: holds {foreign.name}, which was not made here; give another"
-                )
-
-    def _about(self) -> str:
-        return json.dumps(
-            {"encoder": json.loads(self.identity.to_json()), "dtype": self.dtype, "versions": self.versions}
-        )
-
-    def _check_same(self, where: Path, about: str) -> None:
+    def _check_same(self, about: Mapping[str, Any]) -> None:
         try:
-            content = json.loads(about)
-            other = Identity.from_json(json.dumps(content["encoder"]))
-        except (ValueError, KeyError, TypeError):
-            raise FeatureError(f"{where}: damaged; delete {self.output} or give another --output") from None
-        found = self.identity.differences(other) if other.key != self.identity.key else []
-        if content.get("dtype") != self.dtype:
-            found.append(f"dtype {self.dtype} and {content.get('dtype')}")
+            other = Identity(**about["encoder"])
+            found = self.identity.differences(other)
+        except (KeyError, TypeError):
+            raise FeatureError(f"--output {self.output}: its description is damaged; delete it") from None
+        if about.get("dtype") != self.dtype:
+            found.append(f"dtype {self.dtype} and {about.get('dtype')}")
         if found:
             raise FeatureError(
                 f"--output {self.output}: holds features of another encoder, {other.spec} ({'; '.join(found[:3])}); "
                 "give another --output"
             )
-
-    def _read_stored(self) -> dict[str, Source]:
-        import h5py
-
-        try:
-            with h5py.File(self.output, "r") as file:
-                if HIDDEN not in file:
-                    raise FeatureError(f"--output {self.output}: an HDF5 file that was not made here; give another")
-                group = file[HIDDEN]
-                self._check_same(self.output, group.attrs["about"])
-                rows = json.loads(bytes(group["sources"][()]))
-                return {name: Source(*row) for name, row in rows.items()}
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise FeatureError(f"--output {self.output}: no HDF5 file of features, or cut short ({reason})") from None
-
-    def done(self) -> dict[str, Source]:
-        """The videos whose features are there, and what they were made of."""
-        return self._stored | self._parts()
-
-    def _parts(self) -> dict[str, Source]:
-        found: dict[str, Source] = {}
-        for journal in sorted(self.folder.glob(f"{_JOURNAL}.*.jsonl")):
-            for line in journal.read_text(encoding="utf-8").splitlines():
-                try:
-                    name, size, mtime_ns = json.loads(line)
-                except ValueError:
-                    continue  # a line that a kill cut short: its video is made again
-                found[name] = Source(size, mtime_ns)
-        return found
 
     def part(self, name: str) -> Path:
         """The ``.npz`` file of a video."""
@@ -177,7 +203,7 @@ class FeatureStore:
 
     def add(self, name: str, video: VideoFeatures) -> None:
         """Write the features of one video. Raises :class:`FeatureError` where they can't be written."""
-        about = {"problems": video.problems, "source": asdict(video.source), "made": json.loads(self._about())}
+        about = {"problems": video.problems, "source": asdict(video.source), **self.about}
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -212,7 +238,7 @@ class FeatureStore:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other runs (not other ranks of this one) away. Raises :class:`FeatureError` while one is at work."""
-        with (self.folder / _LOCK).open("w") as file:
+        with (self.folder / self._lock).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -223,40 +249,36 @@ class FeatureStore:
 
     def finish(self) -> None:
         """Put the parts together into the HDF5 file, in the order of their names; nothing to do for a folder."""
-        if not self.is_file:
+        if not is_hdf5(self.output):
             return
-        parts = self._parts()
-        if parts or not self.output.exists():
-            self._merge(parts)
+        state = read_stored(self.output)
+        if state.parts or not self.output.exists():
+            self._merge(state)
         shutil.rmtree(self.folder)
 
-    def _merge(self, parts: Mapping[str, Source]) -> None:
+    def _merge(self, state: Stored) -> None:
         import h5py
         from tqdm import tqdm
 
-        sources = self._stored | dict(parts)
-        descriptor, name = tempfile.mkstemp(dir=self.output.parent, prefix=f".{self.output.name}.", suffix=".tmp")
-        os.close(descriptor)
-        temporary = Path(name)
+        temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
+        title = f"writing {self.output.name}"
         try:
-            with h5py.File(temporary, "w", libver="latest") as file:
-                old = h5py.File(self.output, "r") if self._stored else None
+            with ExitStack() as stack:
+                file = stack.enter_context(h5py.File(temporary, "w", libver="latest"))
+                old = stack.enter_context(h5py.File(self.output, "r")) if state.merged else None
                 file.attrs["source"] = source_line(self.identity)
                 group = file.create_group(HIDDEN)
-                group.attrs["about"] = self._about()
-                rows = json.dumps({name: [one.size, one.mtime_ns] for name, one in sorted(sources.items())})
+                group.attrs["about"] = json.dumps(self.about)
+                rows = json.dumps({name: [one.size, one.mtime_ns] for name, one in sorted(state.done.items())})
                 group["sources"] = np.frombuffer(rows.encode(), np.uint8)
-                for video in tqdm(
-                    sorted(sources), desc=f"writing {self.output.name}", unit="video", delay=2, leave=False
-                ):
-                    if video in parts:
+                for video in tqdm(sorted(state.done), desc=title, unit="video", delay=2, leave=False, disable=None):
+                    if video in state.parts:
                         _copy_part(self.part(video), file.create_group(video))
                     else:
                         assert old is not None
                         old.copy(video, file, video)
-                if old is not None:
-                    old.close()
-            os.chmod(temporary, 0o666 & ~_umask())
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
             os.replace(temporary, self.output)
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
@@ -288,9 +310,3 @@ def _cut(path: Path) -> bool:
             return file.read(1) != b"\n"
     except OSError:
         return False  # empty, or not there
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -79,7 +79,7 @@ class Objects(Encoder):
     family = "objects"
     Options = ObjectsOptions
     has_text = True
-    batch = 16  # a second core gains from more than one frame; more than a few don't fit its cache
+    batch = 4  # what lies between the layers of more frames does not fit a core's cache
     network: nn.Sequential
 
     def __init__(self, weights: str | None, options: ObjectsOptions) -> None:

@@ -6,9 +6,11 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from vpgfast.data.video_folders import named_like_flow, named_like_video
 from vpgfast.errors import ConfigError
 
 ENCODERS = {
@@ -46,6 +48,13 @@ def parse_spec(spec: str) -> tuple[str, str | None, dict[str, str]]:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ENCODERS)}"
         raise ConfigError(f"encoder {spec!r}: no family {family!r} ({hint}); write FAMILY:WEIGHTS[,OPTION=VALUE...]")
     return family, weights or None, dict(reversed(options.items()))
+
+
+def takes(family: str, options: Mapping[str, str]) -> Callable[[Path], bool]:
+    """What an encoder with these options takes for a video among the files below a folder."""
+    if family == "i3d" and options.get("modality") == "flow":
+        return named_like_flow
+    return named_like_video
 
 
 def format_spec(family: str, weights: str | None, options: Mapping[str, Any]) -> str:

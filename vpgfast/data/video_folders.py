@@ -1,0 +1,85 @@
+"""Videos by name: the files that a command line names, and those below its folders."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vpgfast.errors import VideoError
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES = """
+.3g2 .3gp .avi .divx .dv .flv .gif .h264 .hevc .ivf .m2ts .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv
+.ts .vob .webm .wmv .y4m
+"""
+VIDEO_SUFFIXES = tuple(_SUFFIXES.split())
+
+
+def named_like_video(path: Path) -> bool:
+    """Whether a file's name ends as those of videos do."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def named_like_flow(path: Path) -> bool:
+    """Whether a path is named as optical flow is: an ``.npy`` file, or a folder of pictures of x and y."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".npy"
+    return any(name.lower().startswith(("flow_x", "x_")) for name in os.listdir(path))
+
+
+def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) -> list[Path]:
+    """The videos below a folder, sorted; hidden files and folders are left out, other files counted in the log.
+
+    Args:
+        takes: whether a file, or a folder of frames, is a video.
+    """
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        inner = [name for name in sorted(folders) if not name.startswith(".")]
+        whole = [name for name in inner if takes(Path(place, name))]
+        folders[:] = [name for name in inner if name not in whole]
+        found += [Path(place, name) for name in whole]
+        for name in files:
+            if name.startswith("."):
+                continue
+            path = Path(place, name)
+            if takes(path):
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(4))
+        log.info("%s: %d files that are not named like videos are left out (%s)", folder, others.total(), kinds)
+    return sorted(found)
+
+
+def named_videos(paths: Iterable[Path], takes: Callable[[Path], bool] = named_like_video) -> dict[str, Path]:
+    """Videos by name: below a folder the path without its suffix, a file alone its name without the suffix.
+
+    Args:
+        paths: files (taken whatever their suffix) and folders.
+        takes: whether a file or folder found below a folder is a video.
+
+    Raises:
+        VideoError: nothing is there, or two videos have one name; names them.
+    """
+    named: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise VideoError(f"video {path}: no such file or folder")
+        folder = path.is_dir() and not takes(path)
+        files = video_files(path, takes) if folder else [path]
+        if not files:
+            raise VideoError(f"{path}: holds no video (known are {' '.join(VIDEO_SUFFIXES)})")
+        for file in files:
+            whole = file.relative_to(path) if folder else Path(file.name)
+            name = (whole if file.is_dir() else whole.with_suffix("")).as_posix()
+            if name in named and named[name] != file:
+                raise VideoError(f"videos {named[name]} and {file}: two videos of one name, {name!r}; rename one")
+            named[name] = file
+    return named
