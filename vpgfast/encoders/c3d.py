@@ -100,6 +100,11 @@ class C3DOptions:
     components: int = 500
 
 
+def windows(options: C3DOptions) -> Sampling:
+    """Which frames make which rows. Raises :class:`ConfigError` for options that can't be."""
+    return Sampling(options.fps, options.window, options.stride, frames=FRAMES, tail=options.tail)
+
+
 class C3D(Encoder):
     """fc6 or fc7 after ReLU, 4,096 numbers from 0 up a row; or their first principal components, of either sign.
 
@@ -111,7 +116,7 @@ class C3D(Encoder):
     Options = C3DOptions
 
     def __init__(self, weights: str | None, options: C3DOptions) -> None:
-        self.sampling = Sampling(options.fps, options.window, options.stride, frames=FRAMES, tail=options.tail)
+        self.sampling = windows(options)
         path = find_file(weights, self.family, WHERE)
         published = read_tensors(path)
         network = C3DNetwork()

@@ -132,6 +132,14 @@ class I3DOptions:
     batch_norm_eps: float = 1e-3
 
 
+def windows(options: I3DOptions) -> Sampling:
+    """Which frames make which rows. Raises :class:`ConfigError` for options that can't be."""
+    if options.window <= _STEP:
+        raise ConfigError(f"encoder i3d: option window must be {_STEP + 1} or more, got {options.window}")
+    rows = ceil(options.window / _STEP) - 1 if options.rows == "steps" else 1
+    return Sampling(options.fps, options.window, options.stride, rows=rows, tail=options.tail, spare=options.spare)
+
+
 class I3D(Encoder):
     """Means over space and two steps of the last block's output, after ReLU: 1,024 numbers from 0 up a row.
 
@@ -144,14 +152,9 @@ class I3D(Encoder):
     Options = I3DOptions
 
     def __init__(self, weights: str | None, options: I3DOptions) -> None:
-        if options.window <= _STEP:
-            raise ConfigError(f"encoder i3d: option window must be {_STEP + 1} or more, got {options.window}")
+        self.sampling = windows(options)
         if options.short_side < CROP:
             raise ConfigError(f"encoder i3d: option short_side must be {CROP} or more, got {options.short_side}")
-        rows = ceil(options.window / _STEP) - 1 if options.rows == "steps" else 1
-        self.sampling = Sampling(
-            options.fps, options.window, options.stride, rows=rows, tail=options.tail, spare=options.spare
-        )
         self.picture = Picture(short_side=options.short_side, crop=(CROP, CROP), enlarge_only=options.enlarge_only)
         self.batch = max(1, 64 // options.window)  # 64 frames at a time: 0.4 GB between two layers
         path = find_file(weights, self.family, WHERE)

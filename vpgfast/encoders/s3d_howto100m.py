@@ -176,6 +176,14 @@ class S3DHowTo100MOptions:
     dictionary: str | None = None
 
 
+def windows(options: S3DHowTo100MOptions) -> Sampling:
+    """Which frames make which rows. Raises :class:`ConfigError` for options that can't be."""
+    for name in ("window", "size"):
+        if getattr(options, name) % 2 or getattr(options, name) < 2:
+            raise ConfigError(f"encoder s3d_howto100m: option {name} must be even, got {getattr(options, name)}")
+    return Sampling(options.fps, options.window, options.stride, tail=options.tail)
+
+
 class S3DHowTo100M(Encoder):
     """A row is not normalised: its authors compare it with a sentence by the dot product (cosine works as well)."""
 
@@ -184,10 +192,7 @@ class S3DHowTo100M(Encoder):
     has_text = True
 
     def __init__(self, weights: str | None, options: S3DHowTo100MOptions) -> None:
-        for name in ("window", "size"):
-            if getattr(options, name) % 2 or getattr(options, name) < 2:
-                raise ConfigError(f"encoder {self.family}: option {name} must be even, got {getattr(options, name)}")
-        self.sampling = Sampling(options.fps, options.window, options.stride, tail=options.tail)
+        self.sampling = windows(options)
         self.picture = Picture(short_side=options.size, crop=(options.size, options.size))
         self.batch = max(1, 128 // options.window)
         path = find_file(weights, self.family, WHERE)
