@@ -77,15 +77,19 @@ class Clock:
             self.jumps.append((self.time + usual, gap - usual))
             self.shift -= gap - usual
             time = self.time + usual
-        elif gap > 0 and not first:
-            self._gaps.append(gap)
         self.time = max(self.time, time)
         return self.time
 
-    def expect_jump_back(self) -> None:
-        """The stamps by which packets are decoded have gone back. Without that, a frame whose stamp is far back is one
-        that a damaged file gives too late, and no reason to change the clock."""
-        self._backwards += 1
+    def note_gap(self, gap: float) -> None:
+        """By how many seconds the stamps by which packets are decoded go on from one to the next.
+
+        Only after they have gone back may frames do so: else one whose stamp is far back is one that a damaged file
+        gives too late, and no reason to change the clock.
+        """
+        if gap < 0:
+            self._backwards += 1
+        elif 0 < gap <= _LONGEST_STILL_BROADCAST:
+            self._gaps.append(gap)
 
     def _is_jump(self, gap: float, stamp: float) -> bool:
         if -_DISORDER <= gap <= _LONGEST_STILL_BROADCAST:

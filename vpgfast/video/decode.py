@@ -11,6 +11,7 @@ import av
 
 from vpgfast.errors import VideoError
 from vpgfast.video.clock import Clock, Heard
+from vpgfast.video.plan import Need, Plan
 from vpgfast.video.source import Source, printable, reason
 
 _TRIES = 100  # errors of the demuxer in a row, after which a file is taken to have ended
@@ -23,6 +24,7 @@ class Decoder:
     Args:
         source: just opened.
         stop: ends the iteration when set.
+        plan: which packets to decode; default: all.
 
     Attributes, of what was seen so far:
         clock: its ``time`` is that of the last frame.
@@ -32,8 +34,8 @@ class Decoder:
         damaged: of these, how many were damaged.
     """
 
-    def __init__(self, source: Source, stop: Event | None = None) -> None:
-        self.source, self.stop = source, stop
+    def __init__(self, source: Source, stop: Event | None = None, plan: Plan | None = None) -> None:
+        self.source, self.stop, self.plan = source, stop, plan
         self.heard = Heard()
         self.clock = Clock(source.start, 1 / source.rate, source.broadcast, self.heard)
         self.end = 0.0
@@ -51,20 +53,32 @@ class Decoder:
         return self._pictures.missing()
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, float]]:
-        stream = self.source.stream
-        for packet in self._packets():
+        stream, passing = self.source.stream, Need.DECODE
+        context = stream.codec_context
+        for packet, need in self._planned_packets():
             if self.stop is not None and self.stop.is_set():
                 return
             if packet is not None and packet.stream is not stream:
                 self._hear(packet)
                 continue
-            for frame in self._decode(packet):
+            if need is Need.NOTHING:
+                self._note_gap(packet)
+                continue
+            if need is not passing:
+                passing, context.skip_frame = need, need.value
+            for frame in self._decode(packet, need):
                 self.count += 1
-                self.damaged += bool(frame.is_corrupt)
+                if frame.is_corrupt:
+                    self._note_damage()
                 self._pictures.came(frame)
                 time = self.clock.tick(self._stamp(frame))
                 self.end = time + self._shown_for(frame)
                 yield frame, time
+
+    def _planned_packets(self) -> Iterator[tuple[Any, Need]]:
+        if self.plan is not None:
+            return self.plan.decide(self._packets())
+        return ((packet, Need.DECODE) for packet in self._packets())
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the picture and of sound; ``None`` at the end."""
@@ -80,23 +94,25 @@ class Decoder:
                 break
             except av.FFmpegError:
                 errors += 1
-                self.damaged += errors == 1
+                if errors == 1:
+                    self._note_damage()
             except OSError as error:
                 raise VideoError(
                     f"video {printable(self.source.path)}: can't be read after {self.count} frames ({reason(error)})"
                 ) from None
         yield None
 
-    def _decode(self, packet: Any) -> Iterator[av.VideoFrame]:
+    def _decode(self, packet: Any, need: Need) -> Iterator[av.VideoFrame]:
         context = self.source.stream.codec_context
         if packet is not None:
             self.packets += 1
-            self._pictures.sent(packet)
+            if need is Need.DECODE:
+                self._pictures.sent(packet)
             self._note_stamps(packet)
             try:
                 yield from self._send(packet)
             except av.FFmpegError:
-                self.damaged += 1
+                self._note_damage()
                 self._pictures.failed(packet)
                 if packet.dts in self._waiting:
                     self._waiting.remove(packet.dts)
@@ -108,7 +124,12 @@ class Decoder:
             except av.EOFError:
                 return
             except av.FFmpegError:
-                self.damaged += 1
+                self._note_damage()
+
+    def _note_damage(self) -> None:
+        self.damaged += 1
+        if self.plan is not None:
+            self.plan.found_damage()
 
     def _send(self, packet: Any) -> list[av.VideoFrame]:
         context = self.source.stream.codec_context
@@ -119,13 +140,17 @@ class Decoder:
             return context.decode(packet)
 
     def _note_stamps(self, packet: Any) -> None:
-        if packet.dts is None:
-            return
-        if self._by_order or packet.pts is None:
+        self._note_gap(packet)
+        if packet.dts is not None and (self._by_order or packet.pts is None):
             heapq.heappush(self._waiting, packet.dts)
-        if self._last_dts is not None and packet.dts < self._last_dts:
-            self.clock.expect_jump_back()
-        self._last_dts = packet.dts
+
+    def _note_gap(self, packet: Any) -> None:
+        """Packets tell how the clock goes, also those that are not decoded."""
+        base = self.source.stream.time_base
+        if packet.dts is not None and base is not None:
+            if self._last_dts is not None:
+                self.clock.note_gap(float((packet.dts - self._last_dts) * base))
+            self._last_dts = packet.dts
 
     def _hear(self, packet: Any) -> None:
         if packet.dts is not None and packet.time_base:

@@ -19,11 +19,11 @@ import numpy as np
 from vpgfast.errors import VideoError
 from vpgfast.video.decode import Decoder
 from vpgfast.video.picture import Converter, Picture, displayed_size, is_sane
+from vpgfast.video.plan import Instants, NotAsPlanned, Plan
 from vpgfast.video.source import Source, printable
 
 log = logging.getLogger("vpgfast.video")
 
-_SAME = 1e-6  # seconds; stamps are rounded to their clock's ticks
 _SMALL = 320 * 320  # pixels of a frame that gains nothing from several threads
 _MOST_THREADS = 8
 
@@ -130,30 +130,43 @@ class Video:
         give: Callable[[Frames], None],
         stop: Event,
     ) -> None:
+        if fps is None:
+            chunks = _Chunks(converter, chunk, give)
+            with self._opened() as source:
+                decoder = Decoder(source, stop)
+                for frame, time in decoder:
+                    chunks.add(source, frame, time)
+                self._end(source, decoder, chunks, stop)
+            return
+        sampling = _Sampling(Instants(fps, offset), _Chunks(converter, chunk, give))
+        try:
+            with self._opened() as source:
+                decoder = Decoder(source, stop, plan := Plan(source, sampling.instants))
+                sampling.run(source, decoder, plan)
+                self._end(source, decoder, sampling.chunks, stop)
+        except NotAsPlanned:
+            log.debug("video %s: its packets are not as they say; all are decoded", printable(self.path))
+            with self._opened() as source:
+                decoder = Decoder(source, stop)
+                sampling.run(source, decoder, None)
+                self._end(source, decoder, sampling.chunks, stop)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Source]:
         with Source(self.path, self._stream) as source:
             context = source.stream.codec_context
             context.thread_type = "AUTO"
             context.thread_count = 1 if context.width * context.height <= _SMALL else _threads()
-            chunks = _Chunks(source, converter, chunk, give)
-            decoder = Decoder(source, stop)
-            shown, asked = None, 0
-            for frame, time in decoder:
-                if fps is None:
-                    chunks.add(frame, time)
-                while fps is not None and shown is not None and (asked + offset) / fps < time - _SAME:
-                    chunks.add(shown, (asked + offset) / fps)
-                    asked += 1
-                shown = frame
-            if stop.is_set():
-                return
-            if shown is None:
-                raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
-            while fps is not None and (asked == 0 or (asked + offset) / fps < decoder.end - _SAME):
-                chunks.add(shown, (asked + offset) / fps)
-                asked += 1
-            chunks.flush()
-            self.duration, self.count = decoder.end, decoder.count
-            self._judge(source, decoder, converter)
+            yield source
+
+    def _end(self, source: Source, decoder: Decoder, chunks: _Chunks, stop: Event) -> None:
+        if stop.is_set():
+            return
+        if decoder.count == 0:
+            raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
+        chunks.flush()
+        self.duration, self.count = decoder.end, decoder.count
+        self._judge(source, decoder, chunks.converter)
 
     def _judge(self, source: Source, decoder: Decoder, converter: Converter) -> None:
         """Say what was odd, now that all of the file was seen."""
@@ -188,11 +201,39 @@ class Video:
             log.warning("video %s: %s", printable(self.path), text)
 
 
+class _Sampling:
+    """Gives the frames on show at instants; can begin anew with a file and goes on where it was."""
+
+    def __init__(self, instants: Instants, chunks: _Chunks) -> None:
+        self.instants, self.chunks = instants, chunks
+        self.done = 0
+
+    def run(self, source: Source, decoder: Decoder, plan: Plan | None) -> None:
+        """Give all frames of a file.
+
+        Raises:
+            NotAsPlanned: the packets that were left out by the plan may have been needed.
+        """
+        shown: av.VideoFrame | None = None
+        for frame, time in decoder:
+            while shown is not None and self.instants.before(time, self.done):
+                self._give(source, decoder, plan, shown)
+            shown = frame
+        while shown is not None and (self.done == 0 or self.instants.before(decoder.end, self.done)):
+            self._give(source, decoder, plan, shown)
+
+    def _give(self, source: Source, decoder: Decoder, plan: Plan | None, shown: av.VideoFrame) -> None:
+        if plan is not None:
+            plan.check(self.done, shown, decoder.clock)
+        self.chunks.add(source, shown, self.instants[self.done])
+        self.done += 1
+
+
 class _Chunks:
     """Gathers converted frames and gives them away ``size`` at a time."""
 
-    def __init__(self, source: Source, converter: Converter, size: int, give: Callable[[Frames], None]) -> None:
-        self.source, self.converter, self.size, self.give = source, converter, size, give
+    def __init__(self, converter: Converter, size: int, give: Callable[[Frames], None]) -> None:
+        self.converter, self.size, self.give = converter, size, give
         self._last: tuple[Any, np.ndarray] | None = None
         self._new()
 
@@ -200,12 +241,12 @@ class _Chunks:
         self.pixels = np.empty((self.size, *self.converter.shape, 3), np.uint8)
         self.times: list[float] = []
 
-    def add(self, frame: av.VideoFrame, time: float) -> None:
+    def add(self, source: Source, frame: av.VideoFrame, time: float) -> None:
         here = self.pixels[len(self.times)]
         if self._last is not None and self._last[0] is frame:
             here[:] = self._last[1]
         else:
-            self.converter.convert(frame, self.source.aspect, self.source.turn(frame), here)
+            self.converter.convert(frame, source.aspect, source.turn(frame), here)
         self._last = frame, here
         self.times.append(time)
         if len(self.times) == self.size:
