@@ -24,6 +24,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from vpgfast.data.text import WordVectors
+from vpgfast.encoders.identity import Identity
 from vpgfast.errors import CheckpointError
 from vpgfast.models.method import METHODS, Method, get_method
 
@@ -43,6 +44,7 @@ class Checkpoint:
         settings: of the run that made it, as :func:`vpgfast.config.to_dict` gives them.
         feature_dim: width d_v of the clip features it takes.
         feature_source: what those features are.
+        encoder: what made them, where that is known.
         corpus: name of the corpus it was trained on.
         word_vectors: its vocabulary.
         weights: the model's state dict.
@@ -54,6 +56,7 @@ class Checkpoint:
     settings: dict[str, Any]
     feature_dim: int
     feature_source: str
+    encoder: Identity | None
     corpus: str
     word_vectors: WordVectors
     weights: dict[str, Tensor]
@@ -98,6 +101,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "settings": json.dumps(checkpoint.settings),
         "feature_dim": str(checkpoint.feature_dim),
         "feature_source": checkpoint.feature_source,
+        "encoder": checkpoint.encoder.to_json() if checkpoint.encoder else "",
         "corpus": checkpoint.corpus,
         "words": json.dumps(checkpoint.word_vectors.words),
         "word_source": checkpoint.word_vectors.source,
@@ -132,6 +136,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             settings=json.loads(metadata["settings"]),
             feature_dim=int(metadata["feature_dim"]),
             feature_source=metadata["feature_source"],
+            encoder=Identity.from_json(metadata["encoder"]) if metadata.get("encoder") else None,
             corpus=metadata["corpus"],
             word_vectors=WordVectors(json.loads(metadata["words"]), vectors, metadata["word_source"]),
             weights={name.removeprefix(_WEIGHTS): value for name, value in tensors.items()},

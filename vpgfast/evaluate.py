@@ -38,6 +38,7 @@ from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.metrics import RankedSpans, baselines, evaluate_spans, format_table, ranked_spans, swap_sentences
 from vpgfast.models.method import METHODS, get_method
 from vpgfast.plots import draw_spans
+from vpgfast.run_encoder import check_same_encoder
 
 T = TypeVar("T")
 
@@ -392,6 +393,7 @@ def main(argv: Sequence[str]) -> int:
             f"--split {arguments.split}: {corpus.name} has {', '.join(corpus.splits)}"
             f"{nearest(arguments.split, corpus.splits)}"
         )
+    check_same_encoder(corpus.features.encoder, checkpoint, f"features of {corpus.name}")
     if corpus.features.dim != checkpoint.feature_dim:
         raise CheckpointError(
             f"checkpoint {arguments.checkpoint} takes features of width {checkpoint.feature_dim} "

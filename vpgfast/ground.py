@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from vpgfast.cache import encoded
 from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, write_file
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig
 from vpgfast.data.batches import make_batch, prepare
-from vpgfast.data.corpus import MOTION, DataConfig
-from vpgfast.data.moving_shapes import pixel_features
-from vpgfast.data.pixels import PixelFeatures
 from vpgfast.data.text import UNKNOWN, WordVectors, split_sentences, tokenize
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.errors import CheckpointError, FeatureError, UserError
@@ -33,6 +31,7 @@ from vpgfast.evaluate import settings_of
 from vpgfast.metrics import ranked_spans
 from vpgfast.models.method import Method, get_method
 from vpgfast.plots import draw_ranked
+from vpgfast.run_encoder import encoder_of
 
 log = logging.getLogger("vpgfast.ground")
 
@@ -211,13 +210,6 @@ def read_features(path: Path) -> np.ndarray:
     return np.asarray(array)
 
 
-def extractor(config: DataConfig) -> PixelFeatures | None:
-    """What makes this package's own features from a video file; ``None`` if the run's features came from elsewhere."""
-    if config.corpus == "moving_shapes" and config.features in (None, MOTION):
-        return pixel_features(config.moving_shapes, motion=config.features == MOTION)
-    return None
-
-
 def unknown_words(sentences: Sequence[str], vectors: WordVectors) -> list[str]:
     """The words that a model has no vector for, in order, each once."""
     words = dict.fromkeys(word for sentence in sentences for word in tokenize(sentence))
@@ -236,16 +228,13 @@ def _features(arguments: argparse.Namespace, checkpoint: Checkpoint, config: Tra
     if arguments.video is not None:
         if arguments.duration is not None:
             raise UserError("--duration goes with --features; a video tells its own")
-        pixels = extractor(config.data)
-        if pixels is None:
-            raise FeatureError(
-                f"this model takes {checkpoint.feature_source} (width {checkpoint.feature_dim}), which this package "
-                "can't extract from a video: extract them with the tool that made the training features and give "
-                "--features FILE --duration SECONDS"
-            )
-        features, duration = pixels.extract(arguments.video)
-        where = str(arguments.video)
+        encoder = encoder_of(checkpoint, arguments.encoder)
+        video = encoded(encoder, arguments.video, arguments.stream, config.data.cache)
+        features, duration, where = video.features, video.duration, str(arguments.video)
     else:
+        for name in ("encoder", "stream"):
+            if getattr(arguments, name) is not None:
+                raise UserError(f"--{name} goes with --video; --features are made already")
         if arguments.duration is None:
             raise UserError("--features needs --duration, the video's length in seconds")
         if not (np.isfinite(arguments.duration) and arguments.duration > 0):
@@ -281,8 +270,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or the folder of a run")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--video", type=Path, help="video file, for models trained on features that this package makes")
+    source.add_argument("--video", type=Path, help="any video file; it is encoded as the model's features were")
     source.add_argument("--features", type=Path, help=".npy or .npz file of clip features [clips, width]")
+    parser.add_argument(
+        "--encoder", metavar="SPEC", help="the encoder of the model's features, where its weights lie elsewhere now"
+    )
+    parser.add_argument(
+        "--stream", type=int, help="number of the stream in the video file (default: the moving picture)"
+    )
     parser.add_argument("--duration", type=float, help="length of the video in seconds, with --features")
     add_query(parser)
     parser.add_argument("--top", type=int, default=5, help="spans a sentence (default 5)")

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vpgfast.cache import encoded
 from vpgfast.checkpoint import MODEL_FILE as RUN_MODEL_FILE
 from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, write_file
 from vpgfast.command import command, open_log
@@ -29,6 +31,7 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.text import split_sentences, tokenize
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.embed import check_finds_videos, embed_clips, embed_texts
+from vpgfast.encoders.base import Encoded, Encoder
 from vpgfast.errors import ConfigError, FeatureError, SearchIndexError, UserError, VideoError
 from vpgfast.evaluate import make_fabric, settings_of
 from vpgfast.ground import (
@@ -36,13 +39,13 @@ from vpgfast.ground import (
     Grounding,
     add_query,
     asked_sentences,
-    extractor,
     ground,
     warn_of_unknown_words,
 )
 from vpgfast.index import INDEX_FILE, SHARD, Found, VideoEntry, VideoIndex, file_hash, import_faiss
 from vpgfast.models.method import Method, get_method
 from vpgfast.plots import draw_found
+from vpgfast.run_encoder import encoder_of
 from vpgfast.video_sources import VideoSource, features_again, open_source, where_is
 
 log = logging.getLogger("vpgfast.search")
@@ -61,6 +64,7 @@ class Searcher:
         model: on ``device``, in evaluation mode.
         needs: what it asks of a batch.
         device: where it is.
+        encoder_spec: where the encoder of its features is, if not where it was.
     """
 
     checkpoint: Checkpoint
@@ -68,10 +72,11 @@ class Searcher:
     model: Method
     needs: BatchNeeds
     device: torch.device
+    encoder_spec: str | None = None
 
     @classmethod
-    def load(cls, path: Path, settings: Sequence[str]) -> Searcher:
-        """From a checkpoint and settings of its run that are changed.
+    def load(cls, path: Path, settings: Sequence[str], encoder: str | None = None) -> Searcher:
+        """From a checkpoint and settings of its run that are changed, and a spec for where its encoder is now.
 
         Raises:
             CheckpointError, ConfigError: as for ``evaluate``; or the method has no retrieval branch.
@@ -81,7 +86,20 @@ class Searcher:
         check_finds_videos(checkpoint.method)
         device = make_fabric(replace(config, devices=1, strategy="auto")).device
         model = build_model(checkpoint, config.model, path).to(device)
-        return cls(checkpoint, config, model, get_method(config.method).needs(config.model), device)
+        return cls(checkpoint, config, model, get_method(config.method).needs(config.model), device, encoder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Made when the first video comes. Raises as :func:`vpgfast.run_encoder.encoder_of`."""
+        return encoder_of(self.checkpoint, self.encoder_spec, self.device)
+
+    def encode(self, video: Path) -> Encoded:
+        """Clip features of a video file, from the cache where it was seen before.
+
+        Raises:
+            VideoError: it can't be read.
+        """
+        return encoded(self.encoder, video, cache=self.config.data.cache)
 
     def embed_videos(self, features: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, E] of length 1 from B videos' clips [T_b, d_v]."""
@@ -170,7 +188,7 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
     # Where and how fast a model runs is no part of what it is.
     kept = [setting for setting in settings if setting.startswith(("--model.", "--data."))]
     path = arguments.checkpoint / RUN_MODEL_FILE if arguments.checkpoint.is_dir() else arguments.checkpoint
-    searcher = Searcher.load(path, settings)
+    searcher = Searcher.load(path, settings, arguments.encoder)
     source = _open_source(arguments, folder, searcher)
     if not source.names:
         raise FeatureError(f"{arguments.source}: holds no video")
@@ -194,7 +212,7 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
 
 def command_add(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Add videos to an index."""
-    index, searcher = _open(arguments.index, settings)
+    index, searcher = _open(arguments.index, settings, arguments.encoder)
     source = _open_source(arguments, index.folder, searcher)
     with index.changing():
         _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=not arguments.replace))
@@ -248,10 +266,10 @@ def _read_queries(path: Path) -> list[list[str]]:
     return paragraphs
 
 
-def _open(folder: Path, settings: list[str]) -> tuple[VideoIndex, Searcher]:
+def _open(folder: Path, settings: list[str], encoder: str | None = None) -> tuple[VideoIndex, Searcher]:
     index = VideoIndex.open(folder)
     index.check_model()
-    return index, Searcher.load(index.model_file, [*index.about["settings"], *settings])
+    return index, Searcher.load(index.model_file, [*index.about["settings"], *settings], encoder)
 
 
 def _open_source(arguments: argparse.Namespace, folder: Path, searcher: Searcher) -> VideoSource:
@@ -259,7 +277,7 @@ def _open_source(arguments: argparse.Namespace, folder: Path, searcher: Searcher
         arguments.source,
         folder,
         searcher.checkpoint,
-        extractor(searcher.config.data),
+        searcher,
         arguments.features_key,
         arguments.durations,
         arguments.clip_seconds,
@@ -378,12 +396,11 @@ def answer(
         exact: leave FAISS aside.
     """
     (found,) = index.search(searcher.embed_query(sentences), top, exact)
-    pixels = extractor(searcher.config.data)
     answers = []
     for one in tqdm(found, desc="grounding", unit="video", delay=2, leave=False, disable=None):
         path = where_is(one.video, index.folder)
         try:
-            features = features_again(one.video, index.folder, searcher.checkpoint.feature_dim, pixels)
+            features = features_again(one.video, index.folder, searcher.checkpoint.feature_dim, searcher)
         except (FeatureError, VideoError) as error:
             log.warning("video %s is found but can't be grounded: %s", one.video.video_id, error)
             answers.append(Answer(one, path, None, str(error)))
@@ -403,7 +420,7 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
         raise UserError(f"the text to look for ({arguments.text!r}) has no word in it")
     else:
         sentences = split_sentences(arguments.text)
-    index, searcher = _open(arguments.index, settings)
+    index, searcher = _open(arguments.index, settings, arguments.encoder)
     warn_of_unknown_words(sentences, searcher.checkpoint.word_vectors, searcher.needs)
     answers = answer(index, searcher, sentences, arguments.top, arguments.spans, arguments.exact)
 
@@ -493,14 +510,14 @@ def _parser() -> argparse.ArgumentParser:
             "source",
             type=Path,
             metavar="FEATURES_OR_VIDEOS",
-            help="an HDF5 file of clip features, a folder of .npy or .npz files named after the videos, or a folder of "
-            "videos for models whose features this package makes; a relative path is remembered as seen from the index",
+            help="an HDF5 file of clip features, a folder of .npy or .npz files named after the videos, or videos, "
+            "which are encoded as the model's features were; a relative path is remembered as seen from the index",
         )
         action.add_argument(
             "--durations",
             type=Path,
             metavar="FILE",
-            help="with features: seconds that the videos last, .csv (video_id,seconds) or .json",
+            help="with features that don't tell it: seconds that the videos last, .csv (video_id,seconds) or .json",
         )
         action.add_argument("--clip-seconds", type=float, metavar="S", help="with features: length of a clip, instead")
         action.add_argument(
@@ -518,6 +535,10 @@ def _parser() -> argparse.ArgumentParser:
     add_query(query).add_argument("text", nargs="?", metavar="TEXT", help="the paragraph")
     query.add_argument("--top", type=int, default=5, help="videos (default 5)")
     query.add_argument("--spans", type=int, default=1, help="spans a sentence and video (default 1)")
+    for action in (index, more, query):
+        action.add_argument(
+            "--encoder", metavar="SPEC", help="the encoder of the model's features, where its weights lie elsewhere now"
+        )
     query.add_argument("--exact", action="store_true", help="compare with every vector, also where FAISS could search")
     query.add_argument("--output", type=Path, help="folder for the results; default: INDEX/query")
 

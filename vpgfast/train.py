@@ -159,11 +159,11 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         last = epoch == config.epochs or out_of_patience(config, epoch, best_epoch)
         randoms = gather(fabric, random_state())
         if first and improved:
-            settings, source = to_dict(config), corpus.features.source
+            settings, features = to_dict(config), corpus.features
             save_checkpoint(
                 output / MODEL_FILE,
                 Checkpoint(
-                    *(config.method, settings, corpus.features.dim, source, corpus.name, vectors),
+                    *(config.method, settings, features.dim, features.source, features.encoder, corpus.name, vectors),
                     *(model.state_dict(), epoch, score),
                 ),
             )

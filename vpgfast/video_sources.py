@@ -6,19 +6,30 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vpgfast.checkpoint import Checkpoint
 from vpgfast.data.features import FolderFeatures, HDF5Features, open_features
-from vpgfast.data.pixels import PixelFeatures
-from vpgfast.errors import CheckpointError, ConfigError, FeatureError, VideoError
+from vpgfast.data.video_folders import named_like_video, named_videos
+from vpgfast.encoders.base import Encoded, Encoder
+from vpgfast.errors import CheckpointError, ConfigError, FeatureError
 from vpgfast.index import VideoEntry
+from vpgfast.run_encoder import check_same_encoder
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+
+class EncodesVideos(Protocol):
+    """A model that knows the encoder of its features."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """Raises :class:`CheckpointError` or :class:`ConfigError` where it can't be had."""
+
+    def encode(self, video: Path) -> Encoded:
+        """Raises :class:`VideoError` where the video can't be read."""
 
 
 class VideoSource:
@@ -45,10 +56,20 @@ class FeatureFiles(VideoSource):
     """An HDF5 file, or a folder of ``.npy`` or ``.npz`` files."""
 
     def __init__(
-        self, path: Path, index: Path, checkpoint: Checkpoint, key: str | None, durations: Mapping[str, float] | float
+        self,
+        path: Path,
+        index: Path,
+        checkpoint: Checkpoint,
+        key: str | None,
+        durations: Mapping[str, float] | float | None,
     ) -> None:
-        """Args: as :func:`open_source`; ``durations``: seconds a video by name, or seconds a clip."""
+        """Args: as :func:`open_source`; ``durations``: seconds a video by name, seconds a clip, or what the files tell.
+
+        Raises:
+            ConfigError: nothing tells how long the videos are.
+        """
         reader = open_features(path, key)
+        check_same_encoder(reader.encoder, checkpoint, str(path))
         assert isinstance(reader, HDF5Features | FolderFeatures)
         if reader.dim != checkpoint.feature_dim:
             raise CheckpointError(
@@ -57,46 +78,49 @@ class FeatureFiles(VideoSource):
             )
         self.reader, self.durations = reader, durations
         self.names = list(reader.video_ids())
+        if durations is None and self.names and reader.duration(self.names[0]) is None:
+            raise ConfigError(
+                f"{path}: features don't tell how long the videos are; give either --durations FILE (.csv or .json, "
+                "seconds by video) or --clip-seconds S"
+            )
         kind = "hdf5" if isinstance(reader, HDF5Features) else "folder"
         self.stored = {"kind": kind, "path": stored_path(path, index), "key": reader.key}
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
         features = self.reader[name]
-        if isinstance(self.durations, float):
+        if self.durations is None:
+            duration = self.reader.duration(name)
+        elif isinstance(self.durations, float):
             duration = len(features) * self.durations
-        elif name in self.durations:
-            duration = self.durations[name]
         else:
-            raise FeatureError(f"video {name!r}: --durations does not tell its length in seconds")
+            duration = self.durations.get(name)
+        if duration is None:
+            teller = "its features do" if self.durations is None else "--durations does"
+            raise FeatureError(f"video {name!r}: {teller} not tell its length in seconds")
         return features, VideoEntry(name, duration, self.stored)
 
 
 class VideoFiles(VideoSource):
     """A folder of videos, or a single one, whose features are made here. A video is named after its file."""
 
-    def __init__(self, path: Path, index: Path, pixels: PixelFeatures) -> None:
-        """Args: as :func:`open_source`."""
-        self.folder, self.pixels = (path, pixels) if path.is_dir() else (path.parent, pixels)
-        self.files: dict[str, Path] = {}
-        for file in video_files(path):
-            name = file.relative_to(self.folder).with_suffix("").as_posix()
-            if name in self.files:
-                raise VideoError(f"videos {self.files[name]} and {file}: two videos of one name; rename one")
-            self.files[name] = file
+    def __init__(self, path: Path, index: Path, encode: Callable[[Path], Encoded]) -> None:
+        """Args: as :func:`open_source`; ``encode`` makes the features of a file."""
+        self.folder, self.encode = path if path.is_dir() else path.parent, encode
+        self.files = named_videos([path])
         self.names = list(self.files)
         self.stored = {"kind": "videos", "path": stored_path(self.folder, index)}
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
         file = self.files[name]
-        features, duration = self.pixels.extract(file)
-        return features, VideoEntry(name, duration, self.stored, file.relative_to(self.folder).as_posix())
+        video = self.encode(file)
+        return video.features, VideoEntry(name, video.duration, self.stored, file.relative_to(self.folder).as_posix())
 
 
 def open_source(
     path: Path,
     index: Path,
     checkpoint: Checkpoint,
-    pixels: PixelFeatures | None,
+    model: EncodesVideos,
     key: str | None = None,
     durations: Path | None = None,
     clip_seconds: float | None = None,
@@ -107,7 +131,7 @@ def open_source(
         path: a file or folder.
         index: the index's folder, where relative paths start.
         checkpoint: says which features fit.
-        pixels: makes features from videos; ``None`` if the model's features come from elsewhere.
+        model: makes features of videos as the model's were.
         key: where a video's features are, see :func:`vpgfast.data.features.open_features`.
         durations: file that tells how long videos are, see :func:`read_durations`.
         clip_seconds: how long a clip is, instead.
@@ -117,34 +141,28 @@ def open_source(
     """
     if not path.exists():
         raise FeatureError(f"{path}: no such file or folder")
-    if video_files(path) and not (path.is_dir() and any(file.suffix in (".npy", ".npz") for file in path.iterdir())):
-        if pixels is None:
-            raise CheckpointError(
-                f"{path}: videos, but the model takes {checkpoint.feature_source}, which this package can't make; "
-                "extract them with the tool that made the training features, and give the file or folder of those"
-            )
+    if _holds_videos(path):
         given = {"--durations": durations, "--clip-seconds": clip_seconds, "--features-key": key}
         for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"{name} goes with feature files; {path} holds videos, which tell their own length")
-        return VideoFiles(path, index, pixels)
-    if (durations is None) == (clip_seconds is None):
-        raise ConfigError(
-            f"{path}: features don't tell how long the videos are; give either --durations FILE (.csv or .json, "
-            "seconds by video) or --clip-seconds S"
-        )
+        model.encoder  # noqa: B018 (says what is wrong with it before the first video is read)
+        return VideoFiles(path, index, model.encode)
+    if durations is not None and clip_seconds is not None:
+        raise ConfigError("--durations and --clip-seconds both tell how long videos are; give one")
     if clip_seconds is not None and not (math.isfinite(clip_seconds) and clip_seconds > 0):
         raise ConfigError(f"--clip-seconds must be above 0, got {clip_seconds:g}")
-    lengths = read_durations(durations) if durations is not None else float(clip_seconds or 0)
+    lengths = read_durations(durations) if durations is not None else clip_seconds
     return FeatureFiles(path, index, checkpoint, key, lengths)
 
 
-def video_files(path: Path) -> list[Path]:
-    """The videos below a folder, sorted, hidden ones left out; or the file itself, if it is named like a video."""
+def _holds_videos(path: Path) -> bool:
+    """Whether a file is named like a video, or a folder holds one somewhere and no feature files on top."""
     if path.is_file():
-        return [path] if path.suffix.lower() in VIDEO_SUFFIXES else []
-    found = (file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
-    return sorted(file for file in found if not file.name.startswith("."))
+        return named_like_video(path)
+    if any(file.suffix in (".npy", ".npz") for file in path.iterdir()):
+        return False
+    return any(named_like_video(file) for file in path.rglob("*"))
 
 
 def read_durations(path: Path) -> dict[str, float]:
@@ -201,7 +219,7 @@ def where_is(entry: VideoEntry, index: Path) -> Path:
     return Path(os.path.normpath(path))
 
 
-def features_again(entry: VideoEntry, index: Path, feature_dim: int, pixels: PixelFeatures | None) -> np.ndarray:
+def features_again(entry: VideoEntry, index: Path, feature_dim: int, model: EncodesVideos) -> np.ndarray:
     """Clip features float32 [T, d_v] of an indexed video.
 
     Raises:
@@ -211,7 +229,5 @@ def features_again(entry: VideoEntry, index: Path, feature_dim: int, pixels: Pix
     if not path.exists():
         raise FeatureError(f"{path} is gone; put it back, or index the video from where it is now with `add --replace`")
     if entry.source["kind"] == "videos":
-        if pixels is None:
-            raise FeatureError(f"{path}: a video, but the model's features are not made here")
-        return pixels.extract(path)[0]
+        return model.encode(path).features
     return open_features(path, entry.source["key"], feature_dim)[entry.video_id]

@@ -230,8 +230,7 @@ def test_model_of_features_that_are_not_made_here(
     run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = load_checkpoint(run)
-    settings = {**checkpoint.settings, "data": {**checkpoint.settings["data"], "features": "i3d.h5"}}
-    foreign = replace(checkpoint, settings=settings, feature_source="i3d.h5")
+    foreign = replace(checkpoint, encoder=None, feature_source="i3d.h5")
     save_checkpoint(tmp_path / MODEL_FILE, foreign)
     assert ground.main([str(tmp_path), "--video", str(video), "--sentence", SENTENCE]) == 2
     message = error_line(capsys)

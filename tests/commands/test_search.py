@@ -366,10 +366,10 @@ def test_model_of_features_that_are_not_made_here(
     search_run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = load_checkpoint(search_run)
-    checkpoint.settings["data"]["features"], checkpoint.feature_source = "c3d.h5", "c3d.h5"
+    checkpoint.encoder, checkpoint.feature_source = None, "c3d.h5"
     save_checkpoint(tmp_path / MODEL_FILE, checkpoint)
     assert search.main(["index", str(tmp_path), str(videos), "-o", str(tmp_path / "i")]) == 2
-    assert "videos, but the model takes c3d.h5, which this package can't make" in error_line(capsys)
+    assert "this model takes c3d.h5 (width 144) and does not know what made them" in error_line(capsys)
 
 
 def test_two_videos_of_one_name(

@@ -18,6 +18,7 @@ from vpgfast.data.pixels import motion_columns
 from vpgfast.data.simulated import SimulatedFeatures, SimulatedOptions
 from vpgfast.data.text import WordVectors, load_word_vectors, tokenize
 from vpgfast.data.types import FeatureReader, Paragraph
+from vpgfast.encoders.pixels import Pixels, PixelsOptions
 from vpgfast.errors import ConfigError, FeatureError
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         features = HDF5Features(folder / "features.h5")
         if config.features == MOTION:
             features = SelectedColumns(features, motion_columns(), "motion alone")
+        features.encoder = pixels_of(config.moving_shapes, motion=config.features == MOTION).identity()
     else:
         raise ConfigError(
             f"corpus {config.corpus} needs features: a feature file or folder, or 'simulated' for a trial without video"
@@ -162,6 +164,11 @@ def load_corpus(config: DataConfig) -> Corpus:
     )
     log.info("%s: %s; features %s, width %d", name, counts, features.source, features.dim)
     return Corpus(name, splits, features, vectors)
+
+
+def pixels_of(options: MovingShapesOptions, motion: bool) -> Pixels:
+    """The encoder that makes the features of moving_shapes, for other videos."""
+    return Pixels(None, PixelsOptions(fps=options.fps, clips_per_second=options.clips_per_second, motion=motion))
 
 
 def read_splits(config: DataConfig) -> dict[str, list[Paragraph]]:

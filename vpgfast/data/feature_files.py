@@ -26,7 +26,9 @@ from vpgfast.errors import FeatureError
 HDF5_SUFFIXES = (".h5", ".hdf5")
 HIDDEN = ".vpgfast"
 """Group of an HDF5 file, and beginning of files in a folder, that are no videos."""
-_JOURNAL, _ABOUT, _LOCK = f"{HIDDEN}-journal", f"{HIDDEN}-about.json", f"{HIDDEN}-lock"
+ABOUT_FILE = f"{HIDDEN}-about.json"
+"""In a folder: who made the features, and how."""
+_JOURNAL, _LOCK = f"{HIDDEN}-journal", f"{HIDDEN}-lock"
 
 DType = Literal["float32", "float16"]
 
@@ -116,11 +118,11 @@ def read_stored(output: Path) -> Stored:
     if is_hdf5(output) and output.exists():
         about, merged = _read_hdf5(output)
         abouts.append(about)
-    if (folder / _ABOUT).is_file():
+    if (folder / ABOUT_FILE).is_file():
         try:
-            abouts.append(json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
+            abouts.append(json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise FeatureError(f"{folder / _ABOUT}: damaged ({error}); delete {folder}") from None
+            raise FeatureError(f"{folder / ABOUT_FILE}: damaged ({error}); delete {folder}") from None
     elif folder.is_dir() and (foreign := next((f for f in folder.iterdir() if f.suffix in (".npy", ".npz")), None)):
         raise FeatureError(f"--output {output}: holds {foreign.name}, which was not made here; give another")
     return Stored(abouts, merged, _read_journals(folder))
@@ -179,7 +181,7 @@ class FeatureStore:
             self._check_same(other)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(_ABOUT, json.dumps(self.about).encode())
+            self._write(ABOUT_FILE, json.dumps(self.about).encode())
         except OSError as error:
             raise FeatureError(f"--output {output}: can't be written ({error.strerror})") from None
 

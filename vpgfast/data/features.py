@@ -6,6 +6,7 @@ workers.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -19,7 +20,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line
 from vpgfast.data.types import FeatureReader
+from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
 
 log = logging.getLogger(__name__)
@@ -29,7 +32,8 @@ def open_features(path: str | Path, key: str | None = None, dim: int | None = No
     """A reader of a feature file or folder.
 
     Args:
-        path: an HDF5 file, or a folder with one ``<video_id>.npy`` or ``<video_id>.npz`` a video.
+        path: an HDF5 file, or a folder with one ``<video_id>.npy`` or ``<video_id>.npz`` a video (in folders of it,
+            too, for names with ``/``).
         key: where a video's features are. In HDF5 a template such as ``"{video_id}/c3d_features"`` or
             ``"{video_id}"``; in an ``.npz`` the array's name. ``None`` finds out from the first video: the only array
             there, or ``"features"``.
@@ -82,6 +86,7 @@ class ArrayFeatures:
                 raise FeatureError(f"features ({source}): no video at all")
             dim = int(next(iter(arrays.values())).shape[-1])
         self.arrays, self.source, self.dim = arrays, source, dim
+        self.encoder: Identity | None = None
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         if video_id not in self.arrays:
@@ -93,6 +98,9 @@ class ArrayFeatures:
 
     def video_ids(self) -> Iterable[str]:
         return self.arrays.keys()
+
+    def duration(self, video_id: str) -> float | None:
+        return None
 
 
 class HDF5Features:
@@ -108,7 +116,10 @@ class HDF5Features:
         self._pid = 0
         try:
             with h5py.File(path, "r") as file:
-                first = next(iter(file), None)
+                self._made_here = HIDDEN in file
+                if self._made_here:
+                    key = key or "{video_id}/features"
+                first = next(iter(self._names(file)), None)
                 if first is None:
                     raise FeatureError(f"features {path}: the file holds nothing")
                 self.key = key or _find_key(path, first, file[first])
@@ -121,6 +132,7 @@ class HDF5Features:
                         )
                     dim = int(entry.shape[-1])
                 about = file.attrs.get("source")
+                self.encoder = _encoder(file[HIDDEN].attrs["about"], path) if self._made_here else None
         except OSError as error:
             raise FeatureError(
                 f"features {path}: not a readable HDF5 file, or cut short ({_one_line(error)})"
@@ -153,7 +165,17 @@ class HDF5Features:
         return self.key.format(video_id=video_id) in self._open()
 
     def video_ids(self) -> Iterable[str]:
-        return list(self._open().keys())
+        return self._names(self._open())
+
+    def _names(self, file: h5py.File) -> list[str]:
+        if self._made_here:  # videos of folders in folders have groups in groups
+            return list(json.loads(bytes(file[HIDDEN]["sources"][()])))
+        return list(file)
+
+    def duration(self, video_id: str) -> float | None:
+        entry = self._open().get(video_id)
+        seconds = None if entry is None else entry.attrs.get("duration")
+        return None if seconds is None else float(seconds)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -172,6 +194,7 @@ class SelectedColumns:
         self.features, self.columns = features, columns
         self.dim = len(columns)
         self.source = f"{features.source}, {what}"
+        self.encoder: Identity | None = None
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         return self.features[video_id][:, self.columns]
@@ -181,6 +204,9 @@ class SelectedColumns:
 
     def video_ids(self) -> Iterable[str]:
         return self.features.video_ids()
+
+    def duration(self, video_id: str) -> float | None:
+        return self.features.duration(video_id)
 
 
 def _find_key(path: Path, video_id: str, entry: Any) -> str:
@@ -193,6 +219,13 @@ def _find_key(path: Path, video_id: str, entry: Any) -> str:
             f"features {path}: {video_id!r} is {_describe(entry)}; say which with a key '{{video_id}}/NAME'"
         )
     return "{video_id}/" + name
+
+
+def _encoder(about: str, path: Path) -> Identity:
+    try:
+        return Identity(**json.loads(about)["encoder"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FeatureError(f"features {path}: what it says of its encoder is damaged ({error})") from None
 
 
 def _describe(entry: Any) -> str:
@@ -210,12 +243,17 @@ class FolderFeatures:
 
     def __init__(self, path: Path, key: str | None = None, dim: int | None = None) -> None:
         self.path, self.key = path, key
-        found = next((file for file in sorted(path.iterdir()) if file.suffix in (".npy", ".npz")), None)
+        found = min((file for file in path.rglob("*.np[yz]") if not file.name.startswith(".")), default=None)
         if found is None:
             raise FeatureError(f"features {path}: no .npy or .npz file in this folder")
         self.suffix = found.suffix
         self.dim = dim if dim is not None else self._read(found, found.stem, None).shape[1]
         self.source = path.name
+        self.encoder: Identity | None = None
+        about = path / ABOUT_FILE
+        if about.is_file():
+            self.encoder = _encoder(about.read_text(encoding="utf-8"), about)
+            self.source = source_line(self.encoder)
 
     def _read(self, file: Path, video_id: str, dim: int | None) -> np.ndarray:
         try:
@@ -245,7 +283,18 @@ class FolderFeatures:
         return (self.path / f"{video_id}{self.suffix}").is_file()
 
     def video_ids(self) -> Iterable[str]:
-        return sorted(file.stem for file in self.path.glob(f"*{self.suffix}"))
+        files = (file.relative_to(self.path) for file in self.path.rglob(f"*{self.suffix}"))
+        return sorted(file.with_suffix("").as_posix() for file in files if not file.name.startswith("."))
+
+    def duration(self, video_id: str) -> float | None:
+        file = self.path / f"{video_id}{self.suffix}"
+        if self.suffix != ".npz" or not file.is_file():
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                return float(content["duration"]) if "duration" in content.files else None
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise FeatureError(f"features of {video_id!r} in {file}: unreadable ({_one_line(error)})") from None
 
 
 def check_features(

@@ -20,6 +20,7 @@ import numpy as np
 
 from vpgfast.data.text import WordVectors, tokenize
 from vpgfast.data.types import Paragraph
+from vpgfast.encoders.identity import Identity
 from vpgfast.errors import ConfigError, FeatureError
 
 
@@ -83,6 +84,7 @@ class SimulatedFeatures:
         self.seed = seed
         self.dim = self.options.dim
         self.source = f"simulated (seed {seed})"
+        self.encoder: Identity | None = None
         sentences: list[str] = []
         self._videos: dict[str, tuple[float, list[int], list[np.ndarray]]] = {}
         for paragraph in paragraphs:
@@ -122,6 +124,9 @@ class SimulatedFeatures:
         clip += o.video_offset * rng.standard_normal(self.dim)
         clip += o.clip_noise * rng.standard_normal((clips, self.dim))
         return clip.astype(np.float32)
+
+    def duration(self, video_id: str) -> float | None:
+        return self._videos[video_id][0] if video_id in self._videos else None
 
     def _others(self, rng: np.random.Generator, rows: list[int], count: int) -> np.ndarray:
         """Sentences of other videos (of any, where there is no other)."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpgfast.encoders.identity import Identity
 from vpgfast.errors import ConfigError
 
 
@@ -66,6 +67,8 @@ class FeatureReader(Protocol):
     """Width d_v of a clip feature."""
     source: str
     """What the features are and where they come from, for logs and tables, e.g. ``"simulated (seed 0)"``."""
+    encoder: Identity | None
+    """What made them, where the package did."""
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """float32 [T, dim], T >= 1, finite. Raises :class:`vpgfast.errors.FeatureError`."""
@@ -73,6 +76,9 @@ class FeatureReader(Protocol):
     def __contains__(self, video_id: str) -> bool: ...
 
     def video_ids(self) -> Iterable[str]: ...
+
+    def duration(self, video_id: str) -> float | None:
+        """Seconds that a video lasts, where the features tell it."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Encoder(ABC):
     """Its name in :data:`ENCODERS`."""
     Options: ClassVar[type]
     """Frozen dataclass of its options, every one with a default and a line in the docstring."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Options that name files, which :attr:`sha256` covers; where they lie is no part of what features are."""
     has_text: ClassVar[bool] = False
     """Whether :meth:`encode_text` works."""
 
@@ -131,20 +133,27 @@ class Encoder(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything but the weights that decides what the features are, as JSON can hold it."""
+        options = dataclasses.asdict(self.options)
         return {
-            "options": dataclasses.asdict(self.options),
-            "sampling": dataclasses.asdict(self.sampling),
-            "picture": dataclasses.asdict(self.picture),
+            "options": {name: value for name, value in options.items() if name not in self.files},
+            "sampling": _changed(self.sampling),
+            "picture": _changed(self.picture),
         }
 
     def identity(self) -> Identity:
         """What features carry, so that others can be made the same way."""
-        options = dataclasses.asdict(self.options)
-        defaults = dataclasses.asdict(self.Options())
-        changed = {name: value for name, value in options.items() if value != defaults[name]}
-        return Identity(
-            format_spec(self.family, self.weights, changed), self.family, self.sha256, self.dim, self.settings()
-        )
+        spec = format_spec(self.family, self.weights, _changed(self.options))
+        return Identity(spec, self.family, self.sha256, self.dim, self.settings())
+
+
+def _changed(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults: what a later version adds does not change them."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            found[field.name] = value
+    return found
 
 
 def get_encoder(family: str) -> type[Encoder]:
@@ -175,5 +184,4 @@ def load_encoder(spec: str, preset: str | None = None, device: torch.device | st
             raise ConfigError(f"--preset {preset}: is of encoder {PRESETS[preset].family}, not of {family}")
         chosen |= PRESETS[preset].options
     kind = get_encoder(family)
-    options = read_options(kind.Options, given, f"encoder {spec!r}", chosen)
-    return kind(weights, options).to(device)
+    return kind(weights, read_options(kind.Options, given, f"encoder {spec!r}", chosen)).to(device)

@@ -54,6 +54,7 @@ class Torchvision(Encoder):
 
     family = "torchvision"
     Options = TorchvisionOptions
+    files = ("file",)
     batch = 2
     network: Any
 
