@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vpgfast.data.annotations import DATASETS, load_annotations
+from vpgfast.data.annotations import DATASETS, load_annotations, own
 from vpgfast.data.features import HDF5Features, SelectedColumns, check_features, open_features
 from vpgfast.data.moving_shapes import MovingShapesOptions, make_moving_shapes
 from vpgfast.data.pixels import motion_columns
@@ -19,11 +19,11 @@ from vpgfast.data.simulated import SimulatedFeatures, SimulatedOptions
 from vpgfast.data.text import WordVectors, load_word_vectors, tokenize
 from vpgfast.data.types import FeatureReader, Paragraph
 from vpgfast.encoders.pixels import Pixels, PixelsOptions
-from vpgfast.errors import ConfigError, FeatureError
+from vpgfast.errors import AnnotationError, ConfigError, FeatureError
 
 log = logging.getLogger(__name__)
 
-CORPORA = ("moving_shapes", *DATASETS)
+CORPORA = ("moving_shapes", "own", *DATASETS)
 SIMULATED, MOTION = "simulated", "motion"
 """Values of ``features`` that are neither file nor folder."""
 
@@ -41,12 +41,31 @@ _FOLDERS = {"activitynet": "activitynet_captions"}
 
 
 @dataclass
+class OwnAnnotations:
+    """Files of one's own annotations, see :mod:`vpgfast.data.annotations.own`.
+
+    Attributes:
+        train: to train on, and to take the other splits from where they have no file.
+        val: to validate on; none: a share of train's videos.
+        test: to test on; none: a share of train's videos.
+    """
+
+    train: Path | None = None
+    val: Path | None = None
+    test: Path | None = None
+
+
+@dataclass
 class DataConfig:
     """Which corpus, with which features and word vectors.
 
     Attributes:
-        corpus: moving_shapes (made on the spot), activitynet, charades_sta, charades_cd, tacos or didemo.
-        root: folder of the annotation files, or of folders named after the data sets; moving_shapes needs none.
+        corpus: moving_shapes (made on the spot), own (annotations of your own), activitynet, charades_sta, charades_cd,
+            tacos or didemo.
+        annotations: files of a corpus of your own, CSV or TSV with the columns video,start,end,sentence.
+        val: of a corpus of your own: share of the videos to validate on, where no file is given for that.
+        test: share of the videos to test on, likewise.
+        root: folder of the annotation files, or of folders named after the data sets; moving_shapes and own need none.
         features: an HDF5 file, a folder of .npy or .npz files, or "simulated" (made from the sentences, for trials
             only); moving_shapes has its own, or "motion", the part of them that movement and change alone show.
         features_key: where a video's features are in that file, e.g. "{video_id}/c3d_features"; none: found out.
@@ -73,6 +92,9 @@ class DataConfig:
     """
 
     corpus: str = "moving_shapes"
+    annotations: OwnAnnotations = field(default_factory=OwnAnnotations)
+    val: float = 0.1
+    test: float = 0.1
     root: Path | None = None
     features: str | None = None
     features_key: str | None = None
@@ -125,9 +147,14 @@ def load_corpus(config: DataConfig) -> Corpus:
     if config.corpus not in CORPORA:
         raise ConfigError(f"corpus {config.corpus!r} is not known; choose from {', '.join(CORPORA)}")
     made = config.corpus == "moving_shapes"
+    features: FeatureReader | None = None
+    if config.features not in (None, MOTION, SIMULATED):
+        features = open_features(config.features, config.features_key, config.features_dim)
     if made:
         folder = make_moving_shapes(config.moving_shapes, config.seed, config.cache)
         splits = read_moving_shapes(folder)
+    elif config.corpus == "own":
+        splits = read_own(config, features)
     else:
         splits = read_splits(config)
 
@@ -135,7 +162,6 @@ def load_corpus(config: DataConfig) -> Corpus:
     vectors = load_word_vectors(config.word_vectors, vocabulary(trained.values()), config.word_dim, config.seed)
 
     name = config.corpus
-    features: FeatureReader
     if config.features == MOTION and not made:
         raise ConfigError(f"features {MOTION!r} are made from the pixels of moving_shapes, there are none of {name}")
     if config.features == SIMULATED:
@@ -147,8 +173,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         features = SimulatedFeatures(everything, words, config.simulated, config.seed)
         name += " (simulated features)"
         log.warning("%s: clip features are simulated from the sentences; results say nothing about real video", name)
-    elif config.features not in (None, MOTION):
-        features = open_features(config.features, config.features_key, config.features_dim)
+    elif features is not None:
         splits = _usable(splits, features, config)
     elif made:
         features = HDF5Features(folder / "features.h5")
@@ -169,6 +194,36 @@ def load_corpus(config: DataConfig) -> Corpus:
 def pixels_of(options: MovingShapesOptions, motion: bool) -> Pixels:
     """The encoder that makes the features of moving_shapes, for other videos."""
     return Pixels(None, PixelsOptions(fps=options.fps, clips_per_second=options.clips_per_second, motion=motion))
+
+
+def read_own(config: DataConfig, features: FeatureReader | None) -> dict[str, list[Paragraph]]:
+    """``"train"``, ``"val"`` and ``"test"`` of annotations of one's own; durations are the features', if they tell.
+
+    Raises:
+        ConfigError: no file is named, or too few videos are there to hold some out.
+        AnnotationError: as :func:`vpgfast.data.annotations.own.load`.
+    """
+    files = config.annotations
+    if files.train is None:
+        raise ConfigError("corpus own needs data.annotations.train, a CSV or TSV file of video,start,end,sentence")
+
+    def duration_of(video: str) -> float | None:
+        return None if features is None or video not in features else features.duration(video)
+
+    splits = {"train": own.load(Path(files.train), duration_of)}
+    for number, (split, file) in enumerate((("val", files.val), ("test", files.test))):
+        if file is not None:
+            splits[split] = own.load(Path(file), duration_of)
+        else:
+            share = getattr(config, split)
+            splits["train"], splits[split] = hold_out(splits["train"], share, config.seed + number, f"data.{split}")
+        for paragraph in splits[split]:
+            if paragraph.spans is None:
+                raise AnnotationError(
+                    f"{file or files.train}: video {paragraph.video_id!r} is in the {split} split, which is judged by "
+                    "spans, and has a sentence without one"
+                )
+    return splits
 
 
 def read_splits(config: DataConfig) -> dict[str, list[Paragraph]]:
@@ -204,12 +259,14 @@ def _read(config: DataConfig, split: str, root: Path) -> list[Paragraph]:
     return load_annotations(config.corpus, split, root, level, **options)
 
 
-def hold_out(paragraphs: list[Paragraph], share: float, seed: int) -> tuple[list[Paragraph], list[Paragraph]]:
+def hold_out(
+    paragraphs: list[Paragraph], share: float, seed: int, option: str = "held_out_share"
+) -> tuple[list[Paragraph], list[Paragraph]]:
     """Split into what stays for training and what is held out for validation: whole videos, chosen by ``seed``."""
     videos = sorted({p.video_id for p in paragraphs})
     count = round(share * len(videos))
     if not 0 < count < len(videos):
-        raise ConfigError(f"held_out_share is {share}, which takes {count} of {len(videos)} training videos")
+        raise ConfigError(f"{option} is {share}, which takes {count} of {len(videos)} training videos")
     held = {videos[i] for i in np.random.default_rng((seed, 2)).permutation(len(videos))[:count]}
     return [p for p in paragraphs if p.video_id not in held], [p for p in paragraphs if p.video_id in held]
 
