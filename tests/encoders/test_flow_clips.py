@@ -12,10 +12,11 @@ import torch
 from random_weights import one_line, write_video
 from test_i3d import draw, layers
 
+from vpgfast.data.video_folders import named_videos
 from vpgfast.encoders.base import load_encoder
 from vpgfast.encoders.flow_clips import FlowClips, as_image, find_pairs, read_flow, read_grey
-from vpgfast.encoders.i3d import I3D
 from vpgfast.encoders.sampling import Sampling
+from vpgfast.encoders.specs import takes
 from vpgfast.errors import ConfigError, VideoError
 from vpgfast.video import Picture
 
@@ -126,11 +127,12 @@ def test_i3d_of_flow(tmp_path: Path) -> None:
     weights = draw(2)
     torch.save(dict(weights), tmp_path / "flow_imagenet.pt")
     spec = f"i3d:{tmp_path / 'flow_imagenet.pt'},window=12,stride=12,short_side=224"
-    with pytest.raises(ConfigError, match=r"flow_imagenet.pt is of optical flow, which has no clock: option fps"):
+    with pytest.raises(ConfigError, match=r"flow_imagenet.pt has weights of flow, say so with option modality=flow"):
+        load_encoder(spec)
+    spec += ",modality=flow"
+    with pytest.raises(ConfigError, match=r"images of flow have no clock; option fps says how many make a second"):
         load_encoder(f"{spec},fps=none")
     encoder = load_encoder(f"{spec},fps=25,tail=drop")
-    assert isinstance(encoder, I3D)
-    assert encoder.flow
     flow = np.random.default_rng(0).normal(0, 9, (13, 224, 224, 2)).astype(np.float16)
     np.save(tmp_path / "flow.npy", flow)
     encoded = encoder.encode(tmp_path / "flow.npy")
@@ -141,3 +143,15 @@ def test_i3d_of_flow(tmp_path: Path) -> None:
     np.testing.assert_allclose(encoded.features[0], last.mean(dim=(0, 2, 3, 4)).numpy(), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(encoded.times, [[0, 12 / 25]])
     assert encoded.duration == pytest.approx(13 / 25)
+
+
+def test_extract_finds_flow(tmp_path: Path, flow: np.ndarray) -> None:
+    """Below a folder an encoder of flow takes arrays and folders of images, of every layout, and no videos."""
+    for video, name in (("a", "flow_x_00001.jpg"), ("b", "x_0001.jpg"), ("c", "C-000001x.jpg"), ("d", "x.jpg")):
+        (tmp_path / video).mkdir()
+        write_grey(tmp_path / video / name, as_image(flow[0, ..., 0]))
+    np.save(tmp_path / "e.npy", flow)
+    write_video(tmp_path / "f.mp4", 3)
+    found = named_videos([tmp_path], takes("i3d", {"modality": "flow"}))
+    assert list(found) == ["a", "b", "c", "e"]
+    assert list(named_videos([tmp_path], takes("i3d", {}))) == ["f"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ _SUFFIXES = """
 .ts .vob .webm .wmv .y4m
 """
 VIDEO_SUFFIXES = tuple(_SUFFIXES.split())
+_FLOW = re.compile(r"((flow_)?x_\d+|.*-\d+x)\.(jpe?g|png)", re.IGNORECASE)
 
 
 def named_like_video(path: Path) -> bool:
@@ -28,7 +30,7 @@ def named_like_flow(path: Path) -> bool:
     """Whether a path is named as optical flow is: an ``.npy`` file, or a folder of pictures of x and y."""
     if not path.is_dir():
         return path.suffix.lower() == ".npy"
-    return any(name.lower().startswith(("flow_x", "x_")) for name in os.listdir(path))
+    return any(_FLOW.fullmatch(name) for name in os.listdir(path))
 
 
 def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) -> list[Path]:

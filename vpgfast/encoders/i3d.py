@@ -109,6 +109,7 @@ class I3DOptions:
     """How I3D looks at a video.
 
     Attributes:
+        modality: what the weights were trained on, rgb or flow.
         fps: frames a second that are looked at; none takes every frame of the file. Of flow all images are taken, and
             this is how many of them make a second.
         window: frames that go through the network together, 9 or more; T frames give ceil(T / 8) - 1 steps.
@@ -121,6 +122,7 @@ class I3DOptions:
         batch_norm_eps: added to variances; 0.001 is what the weights were trained with.
     """
 
+    modality: Literal["rgb", "flow"] = "rgb"
     fps: float | None = 25.0
     window: int = 16
     stride: int = 16
@@ -136,6 +138,8 @@ def windows(options: I3DOptions) -> Sampling:
     """Which frames make which rows. Raises :class:`ConfigError` for options that can't be."""
     if options.window <= _STEP:
         raise ConfigError(f"encoder i3d: option window must be {_STEP + 1} or more, got {options.window}")
+    if options.modality == "flow" and options.fps is None:
+        raise ConfigError("encoder i3d: images of flow have no clock; option fps says how many make a second")
     rows = ceil(options.window / _STEP) - 1 if options.rows == "steps" else 1
     return Sampling(options.fps, options.window, options.stride, rows=rows, tail=options.tail, spare=options.spare)
 
@@ -143,7 +147,7 @@ def windows(options: I3DOptions) -> Sampling:
 class I3D(Encoder):
     """Means over space and two steps of the last block's output, after ReLU: 1,024 numbers from 0 up a row.
 
-    Weights of 3 input channels take videos (RGB / 255 * 2 - 1), those of 2 take optical flow, see
+    Weights of rgb take videos (RGB / 255 * 2 - 1), those of flow take optical flow, see
     :class:`~vpgfast.encoders.flow_clips.FlowClips`. Padding is TensorFlow's "same", worked out from the sizes at hand;
     the published implementations differ in it only for windows that are no multiple of 8.
     """
@@ -159,18 +163,19 @@ class I3D(Encoder):
         self.batch = max(1, 64 // options.window)  # 64 frames at a time: 0.4 GB between two layers
         path = find_file(weights, self.family, WHERE)
         tensors = {rename(name): value for name, value in read_tensors(path).items()}
+        channels = {"rgb": 3, "flow": 2}[options.modality]
         first = tensors.get("conv_1a.conv.weight")
-        self.flow = first is not None and first.ndim == 5 and first.shape[1] == 2
-        if self.flow and options.fps is None:
-            raise ConfigError(f"encoder i3d: {path} is of optical flow, which has no clock: option fps says its rate")
-        network = I3DNetwork(2 if self.flow else 3, options.batch_norm_eps)
+        if first is not None and first.ndim == 5 and first.shape[1] == 5 - channels:
+            other = "flow" if options.modality == "rgb" else "rgb"
+            raise ConfigError(f"encoder i3d: {path} has weights of {other}, say so with option modality={other}")
+        network = I3DNetwork(channels, options.batch_norm_eps)
         load_into(network, tensors, path, ignore=("logits.", "conv3d_0c_1x1."))
         self.network = network.eval().requires_grad_(False)
         self.weights, self.options, self.sha256, self.dim = str(path.resolve()), options, hash_weights(path), DIM
 
     def clips(self, path: str | Path, stream: int | None = None, strict: bool = False) -> VideoClips:
         """The windows of a video, or of its optical flow where the weights are of flow."""
-        if self.flow:
+        if self.options.modality == "flow":
             return FlowClips(Path(path), self.sampling, self.picture, self.batch)
         return super().clips(path, stream, strict)
 
