@@ -63,6 +63,11 @@ PRESETS: dict[str, Preset] = {
     "marn": Preset(
         "c3d", "C3D fc6 of MARN: 16 frames of each second", {"fps": 16.0, "window": 16, "stride": 16, "tail": "pad"}
     ),
+    "moment_detr": Preset(
+        "clip",
+        "CLIP ViT-B/32 of QVHighlights, Moment-DETR and Lighthouse: a row for each 2 seconds, of their middle frame",
+        {"fps": 0.5},
+    ),
     "moment_detr_slowfast": Preset(
         "slowfast",
         "SlowFast of QVHighlights, by HERO's extractor (SLOWFAST_8x8_R50.pkl): a row for each 2 seconds",

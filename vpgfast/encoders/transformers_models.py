@@ -165,8 +165,8 @@ class Preprocessing:
             raise ConfigError(f"{file}: not a description of pixels ({type(error).__name__}: {error})") from None
 
     def _read(self, about: dict[str, Any], side: int) -> None:
-        size = about.get("size", side) if about.get("do_resize", True) else side
-        size = {"shortest_edge": size} if isinstance(size, int) else size
+        size = about.get("size") if about.get("do_resize", True) else None
+        size = {"shortest_edge": size} if isinstance(size, int) else size or {"height": side, "width": side}
         crop = about.get("crop_size", side) if about.get("do_center_crop", False) else None
         if isinstance(crop, dict):
             crop = (int(crop["height"]), int(crop["width"]))
@@ -177,10 +177,8 @@ class Preprocessing:
             edge = int(size["shortest_edge"])
             # Frames of one batch need one size.
             self.picture = Picture(short_side=edge, crop=crop or (edge, edge), interpolation=how)
-        elif "height" in size:
-            self.picture = Picture(size=(int(size["height"]), int(size["width"])), crop=crop, interpolation=how)
         else:
-            self.picture = Picture(size=(side, side), interpolation=how)
+            self.picture = Picture(size=(int(size["height"]), int(size["width"])), crop=crop, interpolation=how)
         # pixel * scale + shift, per channel
         scale = torch.full((3,), float(about.get("rescale_factor", 1 / 255)) if about.get("do_rescale", True) else 1.0)
         shift = torch.full((3,), -1.0 if about.get("rescale_offset", False) else 0.0)
