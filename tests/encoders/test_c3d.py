@@ -166,6 +166,8 @@ def test_what_is_no_c3d(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"other.pth: 19 of 20 are missing, 'conv1.bias' first") as caught:
         load_encoder(f"c3d:{tmp_path / 'other.pth'}")
     one_line(caught.value)
+    with pytest.raises(ConfigError, match="option components must be 1 or more, got 0"):
+        load_encoder(f"c3d:{tmp_path / 'other.pth'},components=0")
     with pytest.raises(ConfigError, match="option window must be 1 or more, got 0"):
         load_encoder(f"c3d:{tmp_path / 'other.pth'},window=0")
 

@@ -102,6 +102,8 @@ class C3DOptions:
 
 def windows(options: C3DOptions) -> Sampling:
     """Which frames make which rows. Raises :class:`ConfigError` for options that can't be."""
+    if options.components < 1:
+        raise ConfigError(f"encoder c3d: option components must be 1 or more, got {options.components}")
     return Sampling(options.fps, options.window, options.stride, frames=FRAMES, tail=options.tail)
 
 
