@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def make_siglip2(folder: Path, seed: int = 0) -> Path:
     return _save(folder, config, pixels, 64, seed)
 
 
-def make_align(folder: Path, seed: int = 0) -> Path:
+def make_align(folder: Path, seed: int = 0, top: bool = False) -> Path:
     t = transformers
     text = t.AlignTextConfig(**_TEXT, vocab_size=20, max_position_embeddings=64, pad_token_id=1).to_dict()
     vision = t.AlignVisionConfig(
@@ -126,7 +127,10 @@ def make_align(folder: Path, seed: int = 0) -> Path:
         "do_rescale": True,
         "rescale_factor": 1 / 127.5,
         "rescale_offset": True,
-        "do_normalize": False,
+        "do_normalize": True,
+        "image_mean": _MEAN,
+        "image_std": _STD,
+        "include_top": top,
     }
     return _save(folder, config, pixels, 64, seed)
 
@@ -171,5 +175,6 @@ PICTURES: dict[str, Callable[..., Path]] = {
     "siglip": make_siglip,
     "siglip2": make_siglip2,
     "align": make_align,
+    "align_top": partial(make_align, top=True),
 }
 CLIPS: dict[str, Callable[..., Path]] = {"xclip": make_xclip, "videoprism": make_videoprism}

@@ -185,6 +185,9 @@ class Preprocessing:
         if about.get("do_normalize", True):
             mean, std = (torch.tensor(about.get(name, [0.5] * 3)) for name in ("image_mean", "image_std"))
             scale, shift = scale / std, (shift - mean) / std
+        if about.get("include_top", str(about.get("image_processor_type")).startswith("EfficientNet")):
+            std = torch.tensor(about["image_std"])  # EfficientNet's own pictures are divided once more
+            scale, shift = scale / std, shift / std
         self.scale, self.shift = scale, shift
 
     def __call__(self, frames: Tensor) -> Tensor:
