@@ -9,6 +9,7 @@ numpy and PyAV are all that it needs; torchcodec, where it is installed and load
 """
 
 from vpgfast.video.picture import Picture
-from vpgfast.video.reader import Frames, Video
+from vpgfast.video.reader import Video
+from vpgfast.video.sampling import Frames
 
 __all__ = ["Frames", "Picture", "Video"]

@@ -48,6 +48,10 @@ class Decoder:
         self._waiting: list[int] = []  # a heap: stamps of packets whose frames are to come
 
     @property
+    def stopped(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
+
+    @property
     def without_picture(self) -> int:
         """Packets that gave no picture although nothing said that they were damaged."""
         return self._pictures.missing()
@@ -56,7 +60,7 @@ class Decoder:
         stream, passing = self.source.stream, Need.DECODE
         context = stream.codec_context
         for packet, need in self._planned_packets():
-            if self.stop is not None and self.stop.is_set():
+            if self.stopped:
                 return
             if packet is not None and packet.stream is not stream:
                 self._hear(packet)

@@ -6,40 +6,25 @@ import contextlib
 import logging
 import math
 import os
-import queue
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any, Literal
-
-import av
-import numpy as np
+from threading import Event
+from typing import Literal
 
 from vpgfast.errors import VideoError
+from vpgfast.video import torchcodec_backend
+from vpgfast.video.background import in_a_thread
 from vpgfast.video.decode import Decoder
-from vpgfast.video.picture import Converter, Picture, displayed_size, is_sane
+from vpgfast.video.picture import Converter, Picture, Turn, displayed_size, is_sane
 from vpgfast.video.plan import Instants, NotAsPlanned, Plan
+from vpgfast.video.sampling import Chunks, Frames, Sampling
 from vpgfast.video.source import Source, printable
+from vpgfast.video.torchcodec_backend import NotForTorchcodec, Scan
 
 log = logging.getLogger("vpgfast.video")
 
 _SMALL = 320 * 320  # pixels of a frame that gains nothing from several threads
 _MOST_THREADS = 8
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Consecutive frames.
-
-    Attributes:
-        pixels: uint8 [N, H, W, 3], RGB.
-        times: float64 [N], the instants that were asked for, or the frames' own times; seconds on the container's
-            clock, 0 is the container's start.
-    """
-
-    pixels: np.ndarray
-    times: np.ndarray
 
 
 class Video:
@@ -74,7 +59,11 @@ class Video:
     ) -> None:
         if backend not in ("auto", "pyav", "torchcodec"):
             raise ValueError(f"unknown backend {backend!r}; it is auto, pyav or torchcodec")
-        self.path, self.strict, self._stream = Path(path), strict, stream
+        self.path, self.strict, self._stream, self.backend = Path(path), strict, stream, backend
+        if backend == "torchcodec" and (missing := torchcodec_backend.why_not()):
+            raise VideoError(
+                f"video {printable(self.path)}: torchcodec {missing}; see docs/videos.md, or leave out backend=..."
+            )
         self.duration, self.count = math.nan, 0
         self.problems: list[str] = []
         with Source(self.path, stream) as source:
@@ -85,7 +74,9 @@ class Video:
             frame = first[0]
             self.rate = source.rate
             self.stated_duration = source.stated_whole if source.stated_picture is None else source.stated_picture
-            self.height, self.width = displayed_size(frame.width, frame.height, source.aspect, source.turn(frame))
+            turn = source.turn(frame)
+            self._turned = turn != Turn()
+            self.height, self.width = displayed_size(frame.width, frame.height, source.aspect, turn)
             if not is_sane(source.aspect):
                 self._problem(f"says that its pixels are {source.aspect} times as wide as high; taken as square")
             if source.guessed_rate and "image" not in source.container.format.name:
@@ -119,7 +110,7 @@ class Video:
             converter = Converter(picture or Picture(), self.height, self.width)
         except ValueError as error:
             raise VideoError(f"video {printable(self.path)}: {error}") from None
-        return _in_a_thread(lambda give, stop: self._read(fps, offset, converter, chunk, give, stop))
+        return in_a_thread(lambda give, stop: self._read(fps, offset, converter, chunk, give, stop))
 
     def _read(
         self,
@@ -130,26 +121,40 @@ class Video:
         give: Callable[[Frames], None],
         stop: Event,
     ) -> None:
-        if fps is None:
-            chunks = _Chunks(converter, chunk, give)
-            with self._opened() as source:
-                decoder = Decoder(source, stop)
-                for frame, time in decoder:
-                    chunks.add(source, frame, time)
-                self._end(source, decoder, chunks, stop)
-            return
-        sampling = _Sampling(Instants(fps, offset), _Chunks(converter, chunk, give))
-        try:
-            with self._opened() as source:
-                decoder = Decoder(source, stop, plan := Plan(source, sampling.instants))
-                sampling.run(source, decoder, plan)
-                self._end(source, decoder, sampling.chunks, stop)
-        except NotAsPlanned:
-            log.debug("video %s: its packets are not as they say; all are decoded", printable(self.path))
-            with self._opened() as source:
-                decoder = Decoder(source, stop)
-                sampling.run(source, decoder, None)
-                self._end(source, decoder, sampling.chunks, stop)
+        instants = None if fps is None else Instants(fps, offset)
+        sampling = Sampling(instants, Chunks(converter, chunk, give))
+        if self.backend == "torchcodec":
+            try:
+                return self._read_torchcodec(sampling, stop)
+            except NotForTorchcodec as why:
+                log.debug("video %s: decoded by PyAV, not torchcodec: %s", printable(self.path), why)
+        if instants is not None:
+            try:
+                with self._opened() as source:
+                    plan = Plan(source, instants)
+                    return self._finish(source, sampling, Decoder(source, stop, plan), plan)
+            except NotAsPlanned:
+                log.debug("video %s: its packets are not as they say; all are decoded", printable(self.path))
+        with self._opened() as source:
+            self._finish(source, sampling, Decoder(source, stop), None)
+
+    def _finish(self, source: Source, sampling: Sampling, decoder: Decoder, plan: Plan | None) -> None:
+        sampling.run(source, decoder, plan)
+        if decoder.count == 0 and not decoder.stopped:
+            raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
+        self._end(source, sampling, decoder)
+
+    def _read_torchcodec(self, sampling: Sampling, stop: Event) -> None:
+        if self._turned:
+            raise NotForTorchcodec("it is to be turned")
+        with self._opened() as source:
+            scan = Scan(source)
+            frames = torchcodec_backend.Frames(source, scan, source.stream.codec_context.thread_count)
+            try:
+                sampling.run_torchcodec(source, scan, frames)
+            finally:
+                frames.close()
+            self._end(source, sampling, scan)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Source]:
@@ -159,16 +164,12 @@ class Video:
             context.thread_count = 1 if context.width * context.height <= _SMALL else _threads()
             yield source
 
-    def _end(self, source: Source, decoder: Decoder, chunks: _Chunks, stop: Event) -> None:
-        if stop.is_set():
-            return
-        if decoder.count == 0:
-            raise VideoError(f"video {printable(self.path)}: holds no frame that can be decoded")
-        chunks.flush()
-        self.duration, self.count = decoder.end, decoder.count
-        self._judge(source, decoder, chunks.converter)
+    def _end(self, source: Source, sampling: Sampling, seen: Decoder | Scan) -> None:
+        sampling.chunks.flush()
+        self.duration, self.count = float(seen.end), seen.count
+        self._judge(source, seen, sampling.chunks.converter)
 
-    def _judge(self, source: Source, decoder: Decoder, converter: Converter) -> None:
+    def _judge(self, source: Source, decoder: Decoder | Scan, converter: Converter) -> None:
         """Say what was odd, now that all of the file was seen."""
         if len(converter.displayed) > 1:
             sizes = ", ".join(f"{width}x{height}" for height, width in list(converter.displayed)[:4])
@@ -199,103 +200,6 @@ class Video:
         if text not in self.problems:
             self.problems.append(text)
             log.warning("video %s: %s", printable(self.path), text)
-
-
-class _Sampling:
-    """Gives the frames on show at instants; can begin anew with a file and goes on where it was."""
-
-    def __init__(self, instants: Instants, chunks: _Chunks) -> None:
-        self.instants, self.chunks = instants, chunks
-        self.done = 0
-
-    def run(self, source: Source, decoder: Decoder, plan: Plan | None) -> None:
-        """Give all frames of a file.
-
-        Raises:
-            NotAsPlanned: the packets that were left out by the plan may have been needed.
-        """
-        shown: av.VideoFrame | None = None
-        for frame, time in decoder:
-            while shown is not None and self.instants.before(time, self.done):
-                self._give(source, decoder, plan, shown)
-            shown = frame
-        while shown is not None and (self.done == 0 or self.instants.before(decoder.end, self.done)):
-            self._give(source, decoder, plan, shown)
-
-    def _give(self, source: Source, decoder: Decoder, plan: Plan | None, shown: av.VideoFrame) -> None:
-        if plan is not None:
-            plan.check(self.done, shown, decoder.clock)
-        self.chunks.add(source, shown, self.instants[self.done])
-        self.done += 1
-
-
-class _Chunks:
-    """Gathers converted frames and gives them away ``size`` at a time."""
-
-    def __init__(self, converter: Converter, size: int, give: Callable[[Frames], None]) -> None:
-        self.converter, self.size, self.give = converter, size, give
-        self._last: tuple[Any, np.ndarray] | None = None
-        self._new()
-
-    def _new(self) -> None:
-        self.pixels = np.empty((self.size, *self.converter.shape, 3), np.uint8)
-        self.times: list[float] = []
-
-    def add(self, source: Source, frame: av.VideoFrame, time: float) -> None:
-        here = self.pixels[len(self.times)]
-        if self._last is not None and self._last[0] is frame:
-            here[:] = self._last[1]
-        else:
-            self.converter.convert(frame, source.aspect, source.turn(frame), here)
-        self._last = frame, here
-        self.times.append(time)
-        if len(self.times) == self.size:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.times:
-            frames = Frames(self.pixels[: len(self.times)], np.array(self.times))
-            self._new()
-            self.give(frames)
-
-
-class _Stopped(Exception):
-    """Nobody takes the frames any more."""
-
-
-def _in_a_thread(work: Callable[[Callable[[Frames], None], Event], None]) -> Iterator[Frames]:
-    """What ``work`` gives, made in a thread of its own that is one item ahead and ends with this iterator."""
-    ready: queue.Queue[Frames | BaseException | None] = queue.Queue(maxsize=1)
-    stop = Event()
-
-    def give(item: Frames | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-        raise _Stopped
-
-    def run() -> None:
-        try:
-            work(give, stop)
-            give(None)
-        except _Stopped:
-            pass
-        except BaseException as error:
-            with contextlib.suppress(_Stopped):
-                give(error)
-
-    thread = Thread(target=run, name="vpgfast.video", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _threads() -> int:
