@@ -55,7 +55,7 @@ class Encoder(ABC):
     Options: ClassVar[type]
     """Frozen dataclass of its options, every one with a default and a line in the docstring."""
     files: ClassVar[tuple[str, ...]] = ()
-    """Options that name files, which :attr:`sha256` covers; where they lie is no part of what features are."""
+    """Options that name files: what they hold is part of :attr:`sha256`, where they lie is no part of the settings."""
     has_text: ClassVar[bool] = False
     """Whether :meth:`encode_text` works."""
 
@@ -122,9 +122,9 @@ class Encoder(ABC):
 
     @torch.inference_mode()
     def encode_batch(self, batch: np.ndarray) -> np.ndarray:
-        """float32 [B * rows, dim] of uint8 [B, F, H, W, 3] windows."""
+        """[B * rows, dim] of uint8 [B, F, H, W, 3] windows, in the precision of the network."""
         found = self.encode_clips(torch.from_numpy(batch).to(self.device, non_blocking=True))
-        return found.reshape(-1, found.shape[-1]).float().cpu().numpy()
+        return found.reshape(-1, found.shape[-1]).cpu().numpy()
 
     def encoded(self, rows: Sequence[np.ndarray], source: VideoClips) -> Encoded:
         """Put together what :meth:`encode_batch` made of a source that has been read to its end."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ class C3D(Encoder):
 
     family = "c3d"
     Options = C3DOptions
+    files = ("pca",)
 
     def __init__(self, weights: str | None, options: C3DOptions) -> None:
         self.sampling = windows(options)
@@ -146,12 +147,6 @@ class C3D(Encoder):
             mean, directions = (part.to(clips.device) for part in self.pca)
             features = (features - mean) @ directions
         return features[:, None]
-
-    def settings(self) -> dict[str, Any]:
-        """Of the PCA only that there is one: what its file holds is part of ``sha256``, and where it lies is not."""
-        settings = super().settings()
-        settings["options"]["pca"] = self.pca is not None
-        return settings
 
 
 def rename(name: str) -> str:

@@ -55,7 +55,7 @@ class ObjectsOptions:
     """Options of ``objects``.
 
     Attributes:
-        fps: frames looked at a second.
+        fps: frames looked at a second, each in the middle of its share of the time.
         top: classes of a frame that count, the most probable ones.
     """
 
@@ -87,7 +87,7 @@ class Objects(Encoder):
             raise ConfigError(f"encoder objects: takes no weights, they are pip packages; found {weights!r}")
         lite, names, sentences = (_file(module, name) for module, name in PACKAGES.items())
         self.weights, self.options = None, options
-        self.sampling = Sampling(options.fps)
+        self.sampling = Sampling(options.fps, offset=0.5)
         self.picture = Picture(short_side=224, crop=(224, 224), interpolation="bicubic")
         self.folder, self.dim = sentences, json.loads((sentences / "config.json").read_text())["hidden_size"]
         self.names = [name.split(", ") for name in json.loads(names.read_text(encoding="utf-8")).values()]

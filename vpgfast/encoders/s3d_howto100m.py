@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from vpgfast.encoders.base import Encoder
 from vpgfast.encoders.inception import BLOCKS, DIM, Widths
 from vpgfast.encoders.sampling import Sampling, Tail
-from vpgfast.encoders.weights import find_file, hash_all, hash_weights, load_into, read_tensors
+from vpgfast.encoders.weights import find_file, hash_weights, load_into, read_tensors
 from vpgfast.errors import ConfigError
 from vpgfast.video import Picture
 
@@ -189,6 +189,7 @@ class S3DHowTo100M(Encoder):
 
     family = "s3d_howto100m"
     Options = S3DHowTo100MOptions
+    files = ("dictionary",)
     has_text = True
 
     def __init__(self, weights: str | None, options: S3DHowTo100MOptions) -> None:
@@ -205,7 +206,7 @@ class S3DHowTo100M(Encoder):
         self.dim = JOINT if options.output == "video_embedding" else DIM
         self._dictionary = Path(options.dictionary).expanduser() if options.dictionary else path.with_name(DICTIONARY)
         self._numbers: dict[str, int] | None = None
-        self.sha256 = hash_all(path, self._dictionary) if self._dictionary.is_file() else hash_weights(path)
+        self.sha256 = hash_weights(path)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """uint8 [B, F, size, size, 3] -> float32 [B, 1, dim]."""
@@ -233,12 +234,6 @@ class S3DHowTo100M(Encoder):
             known = [self._numbers[word] for word in split_words(sentence) if word in self._numbers][:WORDS]
             row[: len(known)] = torch.tensor(known, dtype=torch.int64)
         return self.network.text_module(numbers.to(self.device))
-
-    def settings(self) -> dict[str, Any]:
-        """Of the dictionary nothing: what it holds is part of ``sha256``, and where it lies does not matter."""
-        settings = super().settings()
-        del settings["options"]["dictionary"]
-        return settings
 
 
 def split_words(sentence: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ class SentenceModel:
         self.tokenizer: Any = load_tokenizer(folder)
         self.model: Any = load_model(folder)
         self.dim: int = self.model.config.hidden_size
+        about = folder / "sentence_bert_config.json"  # says how long the sentences of its training were
+        limit = json.loads(about.read_text(encoding="utf-8"))["max_seq_length"] if about.is_file() else None
+        self.limit: int = limit or self.tokenizer.model_max_length
 
     def to(self, device: torch.device) -> SentenceModel:
         self.model.to(device)
@@ -44,7 +48,8 @@ class SentenceModel:
         order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # little padding in a batch
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
-            given = self.tokenizer([sentences[i] for i in part], padding=True, truncation=True, return_tensors="pt")
+            texts = [sentences[i] for i in part]
+            given = self.tokenizer(texts, padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
             given = given.to(self.model.device)
             states = self.model(**given).last_hidden_state
             mask = given["attention_mask"][..., None].to(states.dtype)

@@ -20,6 +20,10 @@ from vpgfast.errors import ConfigError
 from vpgfast.video import Picture
 
 
+_ANY_LENGTH = 32
+"""Frames of a clip for a network that takes any number of them (Swin3D), as it was trained."""
+
+
 @dataclass(frozen=True)
 class TorchvisionOptions:
     """Options of ``torchvision``.
@@ -28,7 +32,7 @@ class TorchvisionOptions:
         file: state dict of the network, as torchvision publishes it; ``none`` takes the one in torch's cache
             (``~/.cache/torch/hub/checkpoints``), if it is there.
         fps: frames looked at a second; torchvision's recipes have 15.
-        window: frames of a clip; ``none``: what the weights were trained on.
+        window: frames of a clip; ``none``: the fewest that the network takes, 32 where it takes any number.
         stride: frames from the start of a clip to that of the next; ``none``: as long as a clip.
     """
 
@@ -82,7 +86,8 @@ class Torchvision(Encoder):
         self.head, self.dim = _cut(self.network)
         self.weights, self.sha256, self.options = weights, hash_weights(file), options
         transform = published.transforms()
-        window = options.window or int(published.meta.get("min_temporal_size", 16))
+        needed = int(published.meta.get("min_temporal_size", 1))
+        window = options.window or (needed if needed > 1 else _ANY_LENGTH)
         self.sampling = Sampling(options.fps, window, options.stride or window, tail="pad")
         resize = [int(side) for side in transform.resize_size]
         crop = (int(transform.crop_size[0]), int(transform.crop_size[-1]))

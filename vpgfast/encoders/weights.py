@@ -79,13 +79,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{where}: holds more than tensors, which loading would have to execute; only plain state dicts are read"
         ) from None
     except (RuntimeError, EOFError, KeyError, OSError, ValueError) as error:
-        raise ConfigError(f"{where}: damaged, or no file of torch.save ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{where}: damaged, or no file of torch.save ({_one_line(error)})") from None
     for name in ("state_dict", "model_state", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{where}: holds no state dict (a {type(content).__name__})")
     return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _one_line(error: Exception) -> str:
+    """What an error of a library says, in one line and not at length."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -118,9 +123,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
-        raise ConfigError(f"{where}: no pickle of arrays alone (found {error}); it was not executed") from None
+        raise ConfigError(
+            f"{where}: no pickle of arrays alone (found {_one_line(error)}); it was not executed"
+        ) from None
     except Exception as error:  # a damaged pickle may raise anything
-        raise ConfigError(f"{where}: damaged, or no pickle ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"{where}: damaged, or no pickle ({_one_line(error)})") from None
     content = content.get("blobs", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds a {type(content).__name__}, not arrays by name")
