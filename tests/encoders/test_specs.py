@@ -78,7 +78,7 @@ def test_pixels_are_the_features_of_moving_shapes(video: Path, motion: bool) -> 
     expected, duration = PixelFeatures(motion=motion).extract(video)
     found = load_encoder(f"pixels,motion={str(motion).lower()}").encode(video)
     np.testing.assert_array_equal(found.features, expected)
-    assert found.duration == duration == 3.3
+    assert found.duration == duration == pytest.approx(3.3)
     assert found.times.shape == (7, 2)
     assert found.times[0, 0] == 0
     assert found.times[-1, 1] == duration

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,7 +144,8 @@ class Encoder(ABC):
     def identity(self) -> Identity:
         """What features carry, so that others can be made the same way."""
         spec = format_spec(self.family, self.weights, _changed(self.options))
-        return Identity(spec, self.family, self.sha256, self.dim, self.settings())
+        settings = json.loads(json.dumps(self.settings()))  # as it will be read again: lists for tuples
+        return Identity(spec, self.family, self.sha256, self.dim, settings)
 
 
 def _changed(settings: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Identity:
     @property
     def key(self) -> str:
         """Hash (hexadecimal) of all that decides what the features are; where the weights lie is no part of it."""
-        about = [self.family, self.sha256, self.dim, json.loads(json.dumps(self.settings))]
+        about = [self.family, self.sha256, self.dim, self.settings]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -62,6 +62,6 @@ class Identity:
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in json.loads(json.dumps(settings)).items():
+    for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -20,10 +20,6 @@ from vpgfast.errors import ConfigError
 from vpgfast.video import Picture
 
 
-_ANY_LENGTH = 32
-"""Frames of a clip for a network that takes any number of them (Swin3D), as it was trained."""
-
-
 @dataclass(frozen=True)
 class TorchvisionOptions:
     """Options of ``torchvision``.
@@ -32,7 +28,7 @@ class TorchvisionOptions:
         file: state dict of the network, as torchvision publishes it; ``none`` takes the one in torch's cache
             (``~/.cache/torch/hub/checkpoints``), if it is there.
         fps: frames looked at a second; torchvision's recipes have 15.
-        window: frames of a clip; ``none``: the fewest that the network takes, 32 where it takes any number.
+        window: frames of a clip; ``none``: as in torchvision's recipe, 32 for Swin3D, 14 for S3D, else 16.
         stride: frames from the start of a clip to that of the next; ``none``: as long as a clip.
     """
 
@@ -86,8 +82,8 @@ class Torchvision(Encoder):
         self.head, self.dim = _cut(self.network)
         self.weights, self.sha256, self.options = weights, hash_weights(file), options
         transform = published.transforms()
-        needed = int(published.meta.get("min_temporal_size", 1))
-        window = options.window or (needed if needed > 1 else _ANY_LENGTH)
+        recipe = 32 if weights.startswith("swin3d") else int(published.meta.get("min_temporal_size", 16))
+        window = options.window or recipe
         self.sampling = Sampling(options.fps, window, options.stride or window, tail="pad")
         resize = [int(side) for side in transform.resize_size]
         crop = (int(transform.crop_size[0]), int(transform.crop_size[-1]))

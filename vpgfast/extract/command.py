@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     asked = _asked(arguments, weights)
     state = read_stored(arguments.output)
     if world == 1 and not gone and _nothing_to_do(state, asked, sources, arguments.output):
+        _failed_list(arguments.output).unlink(missing_ok=True)
         print(f"{arguments.output}: {len(state.done)} videos, nothing new among {len(videos)}")
         return 0
     return _extract(arguments, asked, videos, sources, gone, rank, world)
@@ -155,13 +156,17 @@ def _extract(
     return _report(arguments.output, new, videos, failed | gone, encoder.dim)
 
 
+def _failed_list(output: Path) -> Path:
+    return output.with_name(output.name + ".failed.txt")
+
+
 def _report(output: Path, new: int, videos: dict[str, Path], failed: dict[str, str], dim: int) -> int:
     """Say what there is now, and list what failed."""
     done = read_stored(output).done
     text = f"{output}: {len(done)} videos, {new} of them new, width {dim}"
     others = len(done.keys() - videos.keys())
     print(text + (f"; {others} are no longer among those named, and stay" if others else ""))
-    listed = output.with_name(output.name + ".failed.txt")
+    listed = _failed_list(output)
     if not failed:
         listed.unlink(missing_ok=True)
         return 0
