@@ -15,8 +15,8 @@ from pathlib import Path
 
 from vpgfast.ablate import PAGE, PICTURE, RESULT
 from vpgfast.ablation import markdown
-from vpgfast.corpus_metrics import CorpusResult
-from vpgfast.metrics import format_table
+from vpgfast.metrics.corpus import CorpusResult
+from vpgfast.metrics.table import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "docs" / "results"

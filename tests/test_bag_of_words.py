@@ -8,10 +8,10 @@ from functools import reduce
 import numpy as np
 import pytest
 
-from vpgfast.bag_of_words import RIDGE, LinearMap, add, fit, mean_words, sums_of
-from vpgfast.corpus_metrics import true_ranks
 from vpgfast.data.text import WordVectors, load_word_vectors
 from vpgfast.data.types import Paragraph
+from vpgfast.metrics.bag_of_words import RIDGE, LinearMap, add, fit, mean_words, sums_of
+from vpgfast.metrics.corpus import true_ranks
 
 
 def fitted(features: np.ndarray, words: np.ndarray, size: int = 7) -> LinearMap:

@@ -7,9 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vpgfast.corpus_metrics import WINDOWS, corpus_metric_names, corpus_result, distinct_windows, for_tables, true_ranks
 from vpgfast.data.types import Paragraph
-from vpgfast.metrics import MetricRules, uniform_split
+from vpgfast.metrics.baselines import uniform_split
+from vpgfast.metrics.corpus import WINDOWS, corpus_metric_names, corpus_result, distinct_windows, for_tables, true_ranks
+from vpgfast.metrics.rules import MetricRules
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -18,21 +18,10 @@ from hypothesis import strategies as st
 from vpgfast.data.annotations import load_annotations
 from vpgfast.data.types import Batch, Paragraph, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.metrics import (
-    MetricRules,
-    PositionPrior,
-    baselines,
-    evaluate_spans,
-    format_table,
-    in_order,
-    interval_iou,
-    metric_names,
-    random_spans,
-    ranked_spans,
-    score,
-    swap_sentences,
-    uniform_split,
-)
+from vpgfast.metrics.baselines import PositionPrior, baselines, in_order, random_spans, swap_sentences, uniform_split
+from vpgfast.metrics.rules import MetricRules, metric_names
+from vpgfast.metrics.spans import evaluate_spans, interval_iou, ranked_spans, score
+from vpgfast.metrics.table import format_table
 
 
 def paragraph(video_id: str, duration: float, *spans: tuple[float, float]) -> Paragraph:

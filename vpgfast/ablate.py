@@ -43,13 +43,13 @@ from vpgfast.ablation import (
 from vpgfast.checkpoint import write_file
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig, nearest, parse_train, to_dict
-from vpgfast.corpus_metrics import STRICT, corpus_metric_names
-from vpgfast.data.corpus import DataConfig
 from vpgfast.data.moving_shapes import make_moving_shapes
+from vpgfast.data.options import DataConfig
 from vpgfast.embed import finds_videos
 from vpgfast.errors import ConfigError, UserError
 from vpgfast.evaluate import METRICS_FILE
-from vpgfast.metrics import metric_names
+from vpgfast.metrics.corpus import STRICT, corpus_metric_names
+from vpgfast.metrics.rules import metric_names
 from vpgfast.plots import draw_ablation
 from vpgfast.train import look_into
 

@@ -15,9 +15,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from vpgfast.config import flatten, nearest, read_yaml
-from vpgfast.corpus_metrics import BAG_OF_WORDS, for_tables
 from vpgfast.errors import ConfigError
-from vpgfast.metrics import align
+from vpgfast.metrics.corpus import BAG_OF_WORDS, for_tables
+from vpgfast.metrics.table import align
 
 HOLDS, REVERSED, UNDECIDED = "holds", "does not hold", "undecided"
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from vpgfast.data.text import WordVectors
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import CheckpointError
-from vpgfast.models.method import METHODS, Method, get_method
+from vpgfast.models.method import Method
+from vpgfast.models.registry import METHODS, get_method
 
 MODEL_FILE = "best.safetensors"
 STATE_FILE = "training_state.pt"

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vpgfast.data.corpus import DataConfig
+from vpgfast.data.options import DataConfig
 from vpgfast.errors import ConfigError
-from vpgfast.metrics import MetricRules
-from vpgfast.models.method import METHODS, get_method
+from vpgfast.metrics.rules import MetricRules
+from vpgfast.models.registry import METHODS, get_config
 
 DEFAULT_METHOD = "seqpan"
 QUICK_RUN: dict[str, Any] = {
@@ -253,7 +253,7 @@ def _parser(method: str, source: str, prog: str) -> ArgumentParser:
     parser.add_class_arguments(TrainConfig, skip={"model", *_ACTIONS})
     for action, text in _ACTIONS.items():
         parser.add_argument(f"--{action}", action="store_true", help=text)
-    parser.add_class_arguments(get_method(method).Config, "model")
+    parser.add_class_arguments(get_config(method), "model")
     parser.set_defaults({"method": method})
     return parser
 

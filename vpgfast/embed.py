@@ -13,7 +13,8 @@ from vpgfast.data.batches import make_batch, prepare, stack_clips
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.errors import ConfigError
-from vpgfast.models.method import METHODS, RetrievalMethod, get_method
+from vpgfast.models.method import RetrievalMethod
+from vpgfast.models.registry import METHODS, get_method
 
 
 def finds_videos(method: str) -> bool:

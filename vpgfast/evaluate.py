@@ -24,19 +24,21 @@ import torch.distributed
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from vpgfast.bag_of_words import add, fit, mean_words, sums_of
 from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, write_file
 from vpgfast.command import command, open_log
 from vpgfast.config import TrainConfig, from_dict, nearest
-from vpgfast.corpus_metrics import CorpusResult, corpus_result, true_ranks
 from vpgfast.data.batches import Loader, make_loader, prepare
 from vpgfast.data.corpus import Corpus, load_corpus
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.embed import embed_clips, embed_texts, finds_videos
 from vpgfast.errors import CheckpointError, ConfigError
-from vpgfast.metrics import RankedSpans, baselines, evaluate_spans, format_table, ranked_spans, swap_sentences
-from vpgfast.models.method import METHODS, get_method
+from vpgfast.metrics.bag_of_words import add, fit, mean_words, sums_of
+from vpgfast.metrics.baselines import baselines, swap_sentences
+from vpgfast.metrics.corpus import CorpusResult, corpus_result, true_ranks
+from vpgfast.metrics.spans import RankedSpans, evaluate_spans, ranked_spans
+from vpgfast.metrics.table import format_table
+from vpgfast.models.registry import METHODS, get_method
 from vpgfast.plots import draw_spans
 from vpgfast.run_encoder import check_same_encoder
 
@@ -56,7 +58,7 @@ class Evaluation:
         baselines: random, uniform, prior -> the same names.
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         paragraphs: the items that were predicted.
-        ranked: their ranked spans, see :mod:`vpgfast.metrics`.
+        ranked: their ranked spans, see :mod:`vpgfast.metrics.spans`.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
     """
 
@@ -243,7 +245,7 @@ def evaluate_retrieval(
 
 
 def ranks_by_words(fabric: Fabric, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str) -> np.ndarray:
-    """The place of each paragraph's video by :mod:`vpgfast.bag_of_words`, int64 [P]; the arguments as above."""
+    """The place of each paragraph's video by :mod:`vpgfast.metrics.bag_of_words`, int64 [P]; the arguments as above."""
     needs = get_method(config.method).needs(config.model)
 
     def mean_features(names: Sequence[str]) -> np.ndarray:

@@ -28,8 +28,9 @@ from vpgfast.data.text import UNKNOWN, WordVectors, split_sentences, tokenize
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.errors import CheckpointError, FeatureError, UserError
 from vpgfast.evaluate import settings_of
-from vpgfast.metrics import ranked_spans
-from vpgfast.models.method import Method, get_method
+from vpgfast.metrics.spans import ranked_spans
+from vpgfast.models.method import Method
+from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_ranked
 from vpgfast.run_encoder import encoder_of
 

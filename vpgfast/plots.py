@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vpgfast.checkpoint import write_file
 from vpgfast.data.types import Paragraph
-from vpgfast.metrics import RankedSpans, interval_iou
+from vpgfast.metrics.spans import RankedSpans, interval_iou
 
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
 _WIDTH = 10.0  # inches
@@ -35,7 +35,7 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
 
     Args:
         paragraphs: with spans; items of the same video are drawn together, by true start, at most eight of them.
-        ranked: their ranked spans (the first of each is drawn), see :mod:`vpgfast.metrics`.
+        ranked: their ranked spans (the first of each is drawn), see :mod:`vpgfast.metrics.spans`.
         path: of the PNG.
         title: above the picture.
     """

@@ -43,7 +43,8 @@ from vpgfast.ground import (
     warn_of_unknown_words,
 )
 from vpgfast.index import INDEX_FILE, SHARD, Found, VideoEntry, VideoIndex, file_hash, import_faiss
-from vpgfast.models.method import Method, get_method
+from vpgfast.models.method import Method
+from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_found
 from vpgfast.run_encoder import encoder_of
 from vpgfast.video_sources import VideoSource, features_again, open_source, where_is

@@ -53,9 +53,10 @@ from vpgfast.evaluate import (
     split_loader,
     table_from,
 )
-from vpgfast.metrics import evaluate_spans, metric_names
+from vpgfast.metrics.rules import metric_names
+from vpgfast.metrics.spans import evaluate_spans
 from vpgfast.models.layers import weight_decay_groups
-from vpgfast.models.method import get_method
+from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_curves
 
 log = logging.getLogger("vpgfast.train")  # __name__ is "__main__" under `python -m`

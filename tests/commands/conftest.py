@@ -9,12 +9,12 @@ import tiny
 import tiny_search
 
 from vpgfast import train
-from vpgfast.models.method import METHODS
+from vpgfast.models.registry import METHODS
 
 
 @pytest.fixture(autouse=True)
 def _tiny_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "tiny", "tiny:Tiny")
+    monkeypatch.setitem(METHODS, "tiny", tiny.PLACE)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, train_args: list[str]) -> Path
 @pytest.fixture(scope="session")
 def search_run(tmp_path_factory: pytest.TempPathFactory, train_args: list[str]) -> Path:
     """The folder of a finished run of a method that finds videos; look, don't touch."""
-    METHODS[tiny_search.NAME] = "tiny_search:TinySearch"
+    METHODS[tiny_search.NAME] = tiny_search.PLACE
     folder = tmp_path_factory.mktemp("runs") / "search"
     assert train.main([*train_args, "--method", tiny_search.NAME, "--output", str(folder)]) == 0
     del METHODS[tiny_search.NAME]

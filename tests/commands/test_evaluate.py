@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from vpgfast import evaluate
 from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
-from vpgfast.models.method import METHODS
+from vpgfast.models.registry import METHODS
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:

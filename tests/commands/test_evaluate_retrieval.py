@@ -15,12 +15,12 @@ from vpgfast.checkpoint import build_model, load_checkpoint
 from vpgfast.config import from_dict
 from vpgfast.data.corpus import load_corpus
 from vpgfast.embed import embed_clips, embed_texts
-from vpgfast.models.method import METHODS
+from vpgfast.models.registry import METHODS
 
 
 @pytest.fixture(autouse=True)
 def _tiny_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, tiny_search.NAME, "tiny_search:TinySearch")
+    monkeypatch.setitem(METHODS, tiny_search.NAME, tiny_search.PLACE)
 
 
 def test_table_and_json(

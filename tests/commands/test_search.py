@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tiny
 import tiny_search
 
 from vpgfast import ground, search, train
@@ -17,7 +18,7 @@ from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
 from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.evaluate import settings_of
 from vpgfast.index import VideoIndex
-from vpgfast.models.method import METHODS
+from vpgfast.models.registry import METHODS
 
 SENTENCES = ["A red circle moves left.", "It vanishes."]
 TEXT = " ".join(SENTENCES)
@@ -25,7 +26,7 @@ TEXT = " ".join(SENTENCES)
 
 @pytest.fixture(autouse=True)
 def _tiny_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, tiny_search.NAME, "tiny_search:TinySearch")
+    monkeypatch.setitem(METHODS, tiny_search.NAME, tiny_search.PLACE)
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def test_killed_index_resumes(
     assert calls[4:] == [2, 1]
 
     monkeypatch.undo()
-    monkeypatch.setitem(METHODS, tiny_search.NAME, "tiny_search:TinySearch")
+    monkeypatch.setitem(METHODS, tiny_search.NAME, tiny_search.PLACE)
     made[4] = str(tmp_path / "at once")
     assert search.main(made) == 0
     asked = [query(tmp_path / name, TEXT, "--top=7")["videos"] for name in ("i", "at once")]
@@ -300,7 +301,7 @@ def test_method_without_retrieval(
 ) -> None:
     if action == "index":
         asked = ["index", str(run), str(features), "-o", str(tmp_path / "other"), "--clip-seconds=1"]
-        METHODS["tiny"] = "tiny:Tiny"
+        METHODS["tiny"] = tiny.PLACE
         assert search.main(asked) == 2
         message = error_line(capsys)
         assert "method 'tiny' grounds sentences in a given video and can't find the video" in message

@@ -25,7 +25,7 @@ from vpgfast.checkpoint import MODEL_FILE, STATE_FILE, load_checkpoint, load_sta
 from vpgfast.config import OptimConfig, TrainConfig, parse_train
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.text import tokenize
-from vpgfast.metrics import MetricRules, metric_names
+from vpgfast.metrics.rules import MetricRules, metric_names
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
-from vpgfast.models.method import METHODS, Method
+from vpgfast.models.method import Method
+from vpgfast.models.registry import METHODS, Place
 
+PLACE = Place("tiny:Tiny", "tiny:TinyConfig")
+"""In the registry of methods."""
 PAUSE = "TINY_PAUSE"
 """Environment: ``CALL:FILE`` makes the CALL-th loss touch FILE and wait to be killed."""
 
@@ -113,7 +116,7 @@ class Tiny(Method):
 
 
 def register() -> None:
-    METHODS["tiny"] = "tiny:Tiny"
+    METHODS["tiny"] = PLACE
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch
 from vpgfast.models.method import RetrievalMethod
+from vpgfast.models.registry import Place
 
 NAME = "tiny_search"
+PLACE = Place("tiny_search:TinySearch", "tiny:TinyConfig")
 
 
 class TinySearch(Tiny, RetrievalMethod):

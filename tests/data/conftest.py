@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vpgfast.data.corpus import Corpus, DataConfig, load_corpus
-from vpgfast.data.moving_shapes import MovingShapesOptions
+from vpgfast.data.corpus import Corpus, load_corpus
+from vpgfast.data.options import DataConfig, MovingShapesOptions
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vpgfast.data.batches import make_loader
-from vpgfast.data.corpus import DataConfig, hold_out, load_corpus
+from vpgfast.data.corpus import hold_out, load_corpus
+from vpgfast.data.options import DataConfig
 from vpgfast.data.types import BatchNeeds
 from vpgfast.errors import AnnotationError, ConfigError, FeatureError
 
@@ -152,7 +153,7 @@ def test_simulated_features_of_the_made_corpus(small_config):
 
 
 def test_missing_or_wrong_options_are_named(real, tmp_path):
-    with pytest.raises(ConfigError, match="corpus 'anet' is not known; choose from moving_shapes, activitynet"):
+    with pytest.raises(ConfigError, match="corpus 'anet' is not known; choose from moving_shapes, own, activitynet"):
         load_corpus(replace(real, corpus="anet"))
     with pytest.raises(ConfigError, match="corpus tacos needs root"):
         load_corpus(DataConfig(corpus="tacos"))

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from vpgfast.data import moving_shapes
-from vpgfast.data.corpus import DataConfig, load_corpus, read_moving_shapes
+from vpgfast.data.corpus import load_corpus, read_moving_shapes
 from vpgfast.data.features import HDF5Features
 from vpgfast.data.moving_shapes import (
     ACTIONS,
-    MovingShapesOptions,
     make_moving_shapes,
     pixel_features,
     render_frames,
     render_video,
     script_video,
 )
+from vpgfast.data.options import DataConfig, MovingShapesOptions
 from vpgfast.data.pixels import HUES, NUM_BLOBS
 from vpgfast.data.text import tokenize
 from vpgfast.errors import ConfigError

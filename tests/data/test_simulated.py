@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from data_helpers import paragraph
 
-from vpgfast.data.simulated import SimulatedFeatures, SimulatedOptions, sentence_vectors
+from vpgfast.data.options import SimulatedOptions
+from vpgfast.data.simulated import SimulatedFeatures, sentence_vectors
 from vpgfast.data.text import load_word_vectors
 from vpgfast.errors import ConfigError, FeatureError
 

@@ -237,7 +237,14 @@ def test_cuda_agrees_with_the_cpu(folder: Path) -> None:
 
 
 def save(path: Path, model: WSRA) -> Path:
-    description = {"feature_dim": FEATURE_DIM, "feature_source": "random", "encoder": None, "corpus": "none", "epoch": 1, "score": 0.5}
+    description = {
+        "feature_dim": FEATURE_DIM,
+        "feature_source": "random",
+        "encoder": None,
+        "corpus": "none",
+        "epoch": 1,
+        "score": 0.5,
+    }
     save_checkpoint(
         path,
         Checkpoint(method="wsra", settings={}, word_vectors=word_vectors(), weights=model.state_dict(), **description),

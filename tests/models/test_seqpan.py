@@ -14,7 +14,7 @@ from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models import seqpan
 from vpgfast.models.layers import masked_log_softmax, weight_decay_groups
-from vpgfast.models.method import get_method
+from vpgfast.models.registry import get_method
 from vpgfast.models.seqpan import (
     BEGIN,
     END,

@@ -15,7 +15,7 @@ from vpgfast.data.batches import make_batch as collate
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models.layers import same_videos
-from vpgfast.models.method import get_method
+from vpgfast.models.registry import get_method
 from vpgfast.models.wsra import (
     WSRA,
     MeanOfWords,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vpgfast.data.annotations import DATASETS, load_annotations, own
 from vpgfast.data.features import HDF5Features, SelectedColumns, check_features, open_features
-from vpgfast.data.moving_shapes import MovingShapesOptions, make_moving_shapes
+from vpgfast.data.moving_shapes import make_moving_shapes
+from vpgfast.data.options import DataConfig, MovingShapesOptions
 from vpgfast.data.pixels import motion_columns
-from vpgfast.data.simulated import SimulatedFeatures, SimulatedOptions
+from vpgfast.data.simulated import SimulatedFeatures
 from vpgfast.data.text import WordVectors, load_word_vectors, tokenize
 from vpgfast.data.types import FeatureReader, Paragraph
 from vpgfast.encoders.pixels import Pixels, PixelsOptions
@@ -38,83 +39,6 @@ SPLITS = {
 ``"held_out"`` is a share of the training videos, see :func:`hold_out`."""
 
 _FOLDERS = {"activitynet": "activitynet_captions"}
-
-
-@dataclass
-class OwnAnnotations:
-    """Files of one's own annotations, see :mod:`vpgfast.data.annotations.own`.
-
-    Attributes:
-        train: to train on, and to take the other splits from where they have no file.
-        val: to validate on; none: a share of train's videos.
-        test: to test on; none: a share of train's videos.
-    """
-
-    train: Path | None = None
-    val: Path | None = None
-    test: Path | None = None
-
-
-@dataclass
-class DataConfig:
-    """Which corpus, with which features and word vectors.
-
-    Attributes:
-        corpus: moving_shapes (made on the spot), own (annotations of your own), activitynet, charades_sta, charades_cd,
-            tacos or didemo.
-        annotations: files of a corpus of your own, CSV or TSV with the columns video,start,end,sentence.
-        val: of a corpus of your own: share of the videos to validate on, where no file is given for that.
-        test: share of the videos to test on, likewise.
-        root: folder of the annotation files, or of folders named after the data sets; moving_shapes and own need none.
-        features: an HDF5 file, a folder of .npy or .npz files, or "simulated" (made from the sentences, for trials
-            only); moving_shapes has its own, or "motion", the part of them that movement and change alone show.
-        features_key: where a video's features are in that file, e.g. "{video_id}/c3d_features"; none: found out.
-        features_dim: width that the features must have; none: any.
-        on_bad_features: stop, or skip the videos whose features are missing or unfit.
-        check_features: before anything else, read the features of all videos (full), or only look whether they are
-            there (names).
-        word_vectors: GloVe .txt, .txt.gz or .zip, or an .npz with words and vectors; none: hashed vectors.
-        word_dim: width of hashed word vectors, and of those to take from a .zip with several.
-        train_split: name of the data set's split to train on; none: the usual one.
-        val_split: split to validate on, or held_out for a share of the training videos; none: the usual one.
-        test_split: split to test on (SeqPAN takes val_1 of ActivityNet, paragraph methods take val_2); none: the usual
-            one.
-        held_out_share: share of the training videos that held_out takes away from training.
-        bad_span: whether an impossible timestamp drops its sentence or its paragraph; none: as the data set's papers
-            do.
-        charades_repair: put right the four training lines of Charades-STA that end before they start.
-        tacos_variant: which files of TACoS to read, tan2d, tall or prvg.
-        tacos_pieces: cut TACoS paragraphs into pieces of 8 sentences as PRVG does (tan2d files only).
-        seed: of everything made or chosen at random here.
-        cache: folder for what is made here; none: the environment's VPGFAST_CACHE, else ~/.cache/vpgfast.
-        moving_shapes: what the made corpus looks like.
-        simulated: how simulated features are made.
-    """
-
-    corpus: str = "moving_shapes"
-    annotations: OwnAnnotations = field(default_factory=OwnAnnotations)
-    val: float = 0.1
-    test: float = 0.1
-    root: Path | None = None
-    features: str | None = None
-    features_key: str | None = None
-    features_dim: int | None = None
-    on_bad_features: Literal["stop", "skip"] = "stop"
-    check_features: Literal["full", "names"] = "full"
-    word_vectors: Path | None = None
-    word_dim: int = 300
-    train_split: str | None = None
-    val_split: str | None = None
-    test_split: str | None = None
-    held_out_share: float = 0.1
-    bad_span: Literal["drop_sentence", "drop_paragraph"] | None = None
-    charades_repair: bool = False
-    tacos_variant: Literal["tan2d", "tall", "prvg"] = "tan2d"
-    tacos_pieces: bool = False
-    seed: int = 0
-    cache: Path | None = None
-    moving_shapes: MovingShapesOptions = field(default_factory=MovingShapesOptions)
-    simulated: SimulatedOptions = field(default_factory=SimulatedOptions)
 
 
 @dataclass

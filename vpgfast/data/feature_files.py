@@ -164,14 +164,14 @@ class FeatureStore:
         identity: the encoder that makes the features.
         about: what else is kept beside them, as JSON can hold it.
         dtype: in which the features are stored.
-        rank: of this process among several that write to one output.
+        rank: of this process among several that write to one output, or another name that none of them has.
 
     Raises:
         FeatureError: the output holds features of another encoder, or can't be written.
     """
 
     def __init__(
-        self, output: Path, identity: Identity, about: Mapping[str, Any], dtype: DType = "float32", rank: int = 0
+        self, output: Path, identity: Identity, about: Mapping[str, Any], dtype: DType = "float32", rank: int | str = 0,
     ) -> None:
         self.output, self.identity, self.dtype = output, identity, dtype
         self.about = {"encoder": asdict(identity), "dtype": dtype, **about}

@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpgfast.cache import cache_folder
+from vpgfast.data.options import COLOURS, MovingShapesOptions
 from vpgfast.data.pixels import PixelFeatures
 from vpgfast.errors import ConfigError
 
@@ -38,15 +39,16 @@ VERSION = 1
 
 SPLITS = ("train", "val", "test")
 
-_COLOURS = {
-    "red": (225, 40, 40),
-    "green": (40, 205, 50),
-    "blue": (50, 60, 235),
-    "yellow": (220, 215, 40),
-    "purple": (215, 50, 215),
-    "cyan": (40, 205, 210),
-    "white": (225, 225, 225),
-}
+_RGB = (
+    (225, 40, 40),
+    (40, 205, 50),
+    (50, 60, 235),
+    (220, 215, 40),
+    (215, 50, 215),
+    (40, 205, 210),
+    (225, 225, 225),
+)
+_COLOURS = dict(zip(COLOURS, _RGB, strict=True))
 _SHAPE_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -70,82 +72,6 @@ ACTIONS = tuple(_ACTION_PHRASES)
 _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _GROWTH = 1.7
 _NOISE_PICTURES = 16
-
-
-@dataclass(frozen=True)
-class MovingShapesOptions:
-    """What the corpus looks like; every option is part of the cache's key.
-
-    Attributes:
-        train_videos: videos of the training split.
-        val_videos: videos of the validation split.
-        test_videos: videos of the test split.
-        min_events: fewest described events (sentences) of a video.
-        max_events: most described events of a video.
-        colours: how many of the seven colours are used.
-        shapes: described shapes of a video, each of its own colour, as the distractors are.
-        distractors: shapes that do things at the same time but are never described.
-        min_duration: shortest video in seconds (one whose events take longer is longer).
-        max_duration: longest video in seconds.
-        min_event: shortest event in seconds.
-        max_event: longest event in seconds.
-        min_pause: shortest pause before, between and after events, in seconds.
-        even_pauses: how alike the pauses of a video are: near 0 one takes almost all the time, at 10
-            they are about equal.
-        synonyms: describe shapes and actions in varying words; otherwise in one word each.
-        noise: standard deviation of the pixel noise in grey levels (of 255).
-        jitter: how far all shapes shake together, as if the camera did, in pixels.
-        quality: x264's rate factor: 0 keeps everything, 51 is worst.
-        size: width and height of the videos in pixels.
-        fps: frames a second of the videos.
-        clips_per_second: clips a second of the features.
-    """
-
-    train_videos: int = 800
-    val_videos: int = 100
-    test_videos: int = 150
-    min_events: int = 2
-    max_events: int = 4
-    colours: int = 5
-    shapes: int = 2
-    distractors: int = 1
-    min_duration: float = 14.0
-    max_duration: float = 22.0
-    min_event: float = 1.2
-    max_event: float = 3.0
-    min_pause: float = 0.2
-    even_pauses: float = 0.5
-    synonyms: bool = True
-    noise: float = 4.0
-    jitter: float = 0.0
-    quality: int = 28
-    size: int = 64
-    fps: int = 8
-    clips_per_second: float = 2.0
-
-    def __post_init__(self) -> None:
-        rules = {
-            "shapes": (self.shapes >= 1, "at least 1"),
-            "distractors": (0 <= self.distractors <= self.colours - self.shapes, "0 to colours - shapes"),
-            "colours": (1 <= self.colours <= len(_COLOURS), f"1 to {len(_COLOURS)}"),
-            "min_events": (self.min_events >= 1, "at least 1"),
-            "max_events": (self.min_events <= self.max_events <= 2 * self.shapes, "min_events to 2 * shapes"),
-            "max_event": (0 < self.min_event <= self.max_event, "at least min_event, which is above 0"),
-            "max_duration": (0 < self.min_duration <= self.max_duration, "at least min_duration, which is above 0"),
-            "min_pause": (self.min_pause >= 0, "at least 0"),
-            "even_pauses": (self.even_pauses > 0, "above 0"),
-            "size": (self.size >= 16 and self.size % 2 == 0, "even and at least 16"),
-            "quality": (0 <= self.quality <= 51, "0 to 51"),
-            "fps": (self.fps >= 1, "at least 1"),
-            "clips_per_second": (self.clips_per_second > 0, "above 0"),
-            "train_videos": (
-                min(self.train_videos, self.val_videos, self.test_videos) >= 1,
-                "at least 1, as val and test",
-            ),
-        }
-        for name, (holds, allowed) in rules.items():
-            if not holds:
-                raise ConfigError(f"moving_shapes option {name} is {getattr(self, name)}; it must be {allowed}")
 
 
 @dataclass

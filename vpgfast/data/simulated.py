@@ -14,52 +14,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
+from vpgfast.data.options import SimulatedOptions
 from vpgfast.data.text import WordVectors, tokenize
 from vpgfast.data.types import Paragraph
 from vpgfast.encoders.identity import Identity
-from vpgfast.errors import ConfigError, FeatureError
-
-
-@dataclass(frozen=True)
-class SimulatedOptions:
-    """How simulated features are made.
-
-    Attributes:
-        dim: width of a clip feature.
-        clips_per_second: clips a second.
-        min_clips: fewest clips of a video.
-        max_clips: most clips of a video.
-        background: strength of the sentence of somewhere else that clips without any sentence show.
-        min_stretch: shortest stretch of one background sentence, in seconds.
-        max_stretch: longest stretch of one background sentence, in seconds.
-        video_offset: standard deviation of the offset that all clips of a video share.
-        clip_noise: standard deviation of the noise of every clip.
-    """
-
-    dim: int = 256
-    clips_per_second: float = 2.0
-    min_clips: int = 8
-    max_clips: int = 1024
-    background: float = 0.7
-    min_stretch: float = 2.0
-    max_stretch: float = 8.0
-    video_offset: float = 0.5
-    clip_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        rules = {
-            "dim": (self.dim >= 1, "at least 1"),
-            "clips_per_second": (self.clips_per_second > 0, "above 0"),
-            "max_clips": (1 <= self.min_clips <= self.max_clips, "at least min_clips, which is at least 1"),
-            "max_stretch": (0 < self.min_stretch <= self.max_stretch, "at least min_stretch, which is above 0"),
-        }
-        for name, (holds, allowed) in rules.items():
-            if not holds:
-                raise ConfigError(f"simulated-feature option {name} is {getattr(self, name)}; it must be {allowed}")
+from vpgfast.errors import FeatureError
 
 
 class SimulatedFeatures:

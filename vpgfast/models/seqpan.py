@@ -8,7 +8,6 @@ Letters: B sentences, each with its own copy of its video; T clips; W words; d w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import NUM_CHARS, WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.configs.seqpan import ClipTimes, SeqPANConfig
 from vpgfast.models.layers import (
     AttentionPooling,
     CharCNN,
@@ -30,77 +30,10 @@ from vpgfast.models.layers import (
     masked_log_softmax,
     masked_softmax,
 )
-from vpgfast.models.method import Method, MethodConfig
+from vpgfast.models.method import Method
 
 OUTSIDE, BEGIN, INSIDE, END = range(4)
 """The region labels O, B-M, I-M and E-M of section 3.1.4."""
-
-ClipTimes = Literal["points", "extents"]
-
-
-@dataclass
-class SeqPANConfig(MethodConfig):
-    """Settings of SeqPAN; the defaults are the paper's for Charades-STA.
-
-    Attributes:
-        dim: width d of every hidden layer.
-        heads: attention heads; must divide dim.
-        conv_layers: separable convolution layers of the encoder (Eq. 1).
-        conv_kernel: their kernel in clips or words, odd.
-        attention: attention block: "sgpa", "pa" (SGPA whose self-guided head is a plain layer), or transformer blocks
-            with self attention ("se_trm"), with cross attention ("co_trm"), or with one behind the other ("seco_trm",
-            "cose_trm"); Tables 4 and 6.
-        attention_blocks: how many of them are stacked (Fig. 5).
-        similarity: similarity of a clip and a word in the context-query attention: "trilinear" (released code) or
-            "bilinear" (Eq. 16 as printed).
-        matching: "sq" labels each clip outside, begin, inside or end (Eq. 6-11); "fb" only tells foreground from
-            background; "none" leaves the module out (Table 5).
-        gumbel: sample the labels with the Gumbel-max trick (Eq. 8 and 9); off, a plain softmax weights the label
-            embeddings (Table 5, Fig. 6).
-        label_embeddings: add to each clip the embedding of its label (Eq. 10); off, the labels are only predicted and
-            trained (Table 5).
-        tau: temperature of the Gumbel-softmax (Eq. 9, Fig. 6).
-        char_cnn: append a vector made from its characters to each word's vector.
-        char_dim: width of a character embedding.
-        dropout: probability of dropping an element of the inputs and of each layer's output.
-        max_clips: videos of more clips are mean-pooled to this many.
-        max_words: longer sentences are cut to this many words.
-        clip_times: which time a clip i of T stands for: "points", the instant i / (T - 1) of the duration (text under
-            Eq. 14), or "extents", the stretch from i / T to (i + 1) / T (released code).
-        as_released: follow the released code where it differs from the paper: soft label samples without
-            straight-through, noise at test time too, boundary targets of 0.5 with 0.25 on each neighbour, start and end
-            losses summed.
-    """
-
-    method = "seqpan"
-
-    dim: int = 128
-    heads: int = 8
-    conv_layers: int = 4
-    conv_kernel: int = 7
-    attention: Literal["sgpa", "pa", "se_trm", "co_trm", "seco_trm", "cose_trm"] = "sgpa"
-    attention_blocks: int = 2
-    similarity: Literal["trilinear", "bilinear"] = "trilinear"
-    matching: Literal["sq", "fb", "none"] = "sq"
-    gumbel: bool = True
-    label_embeddings: bool = True
-    tau: float = 0.3
-    char_cnn: bool = True
-    char_dim: int = 50
-    dropout: float = 0.2
-    max_clips: int = 64
-    max_words: int = 50
-    clip_times: ClipTimes = "points"
-    as_released: bool = False
-
-    def __post_init__(self) -> None:
-        sizes = "dim heads attention_blocks char_dim conv_kernel max_clips max_words"
-        self.require(sizes, "be at least 1", lambda value: value >= 1)
-        self.require("dim", f"be a multiple of heads = {self.heads}", lambda dim: dim % self.heads == 0)
-        self.require("conv_layers", "be 0 or more", lambda value: value >= 0)
-        self.require("conv_kernel", "be odd", lambda value: value % 2 == 1)
-        self.require("tau", "be above 0", lambda value: value > 0)
-        self.require("dropout", "lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
 class Scores(NamedTuple):

@@ -14,17 +14,10 @@ import numpy as np
 import torch
 
 from vpgfast.data.types import Paragraph
-from vpgfast.metrics import (
-    MetricRules,
-    RankedSpans,
-    align,
-    format_table,
-    in_order,
-    metric_names,
-    random_spans,
-    score,
-    uniform_split,
-)
+from vpgfast.metrics.baselines import in_order, random_spans, uniform_split
+from vpgfast.metrics.rules import MetricRules, metric_names
+from vpgfast.metrics.spans import RankedSpans, score
+from vpgfast.metrics.table import align, format_table
 from vpgfast.ops import temporal_nms
 
 VIDEO_DEPTHS = (1, 5, 10, 100)
@@ -35,7 +28,7 @@ WINDOWS, WINDOW_NMS = 10, 0.5
 """Windows of a sentence that the released code of DMR-JRG counts, and the IoU above which a worse one is dropped."""
 MEDIAN_RANK = "median rank"
 BAG_OF_WORDS = "bag of words"
-"""The baseline of :mod:`vpgfast.bag_of_words`."""
+"""The baseline of :mod:`vpgfast.metrics.bag_of_words`."""
 STRICT = "strict "
 """Before the name of a joint metric that counts the first window alone."""
 
@@ -171,7 +164,7 @@ def corpus_result(
 
     Args:
         ranks: int [P], place of each paragraph's video, see :func:`true_ranks`.
-        ranks_by_words: int [P], the same for the vectors of :mod:`vpgfast.bag_of_words`.
+        ranks_by_words: int [P], the same for the vectors of :mod:`vpgfast.metrics.bag_of_words`.
         videos: V that were ranked.
         ranked: spans predicted in the true video, of each item.
         items: the paragraphs as the method took them: whole, in pieces, or sentence by sentence.
