@@ -1,6 +1,7 @@
-# `make demo` and `make test` set up .venv by themselves; PYTHON and TORCH choose what with.
+# `make demo` and `make test` set up .venv by themselves; PYTHON and TORCH (with its TORCHVISION) choose what with.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
 BIN := .venv/bin
 
 .PHONY: demo test lint sanitize benchmarks clean
@@ -11,6 +12,8 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[triton,tensorboard,test,lint]'
+	# For the tests of one encoder, and apart from the rest: beside a CPU build of torch it breaks transformers.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/torchvision '$(TORCHVISION)'
 	touch $@
 
 demo: .venv/.ready

@@ -1,25 +1,11 @@
-"""Fixtures of the data tests: the shared real annotation files, and a small made corpus."""
+"""Fixtures of the data tests: a small made corpus."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 
 from vpgfast.data.corpus import Corpus, load_corpus
 from vpgfast.data.options import DataConfig, MovingShapesOptions
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder of the real annotation files and samples, which are not part of the project."""
-    folder = Path(os.environ.get("VPGFAST_SHARED", PROJECT.parent / "shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the real annotation files are not here ({folder}); VPGFAST_SHARED says where they are")
-    return folder
 
 
 @pytest.fixture(scope="session")
