@@ -124,7 +124,8 @@ class Encoder(ABC):
     @torch.inference_mode()
     def encode_batch(self, batch: np.ndarray) -> np.ndarray:
         """[B * rows, dim] of uint8 [B, F, H, W, 3] windows, in the precision of the network."""
-        found = self.encode_clips(torch.from_numpy(batch).to(self.device, non_blocking=True))
+        with torch.backends.cudnn.flags(allow_tf32=False):  # or a GPU and a CPU would differ in the third digit
+            found = self.encode_clips(torch.from_numpy(batch).to(self.device, non_blocking=True))
         return found.reshape(-1, found.shape[-1]).cpu().numpy()
 
     def encoded(self, rows: Sequence[np.ndarray], source: VideoClips) -> Encoded:
