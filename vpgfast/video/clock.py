@@ -53,6 +53,7 @@ class Clock:
         self.jumps: list[tuple[float, float]] = []
         self._seen = False
         self._backwards = 0
+        self._guessed = False  # the last frame's time, which had no stamp
         self._gaps: deque[float] = deque(maxlen=9)
 
     @property
@@ -65,6 +66,7 @@ class Clock:
         first, self._seen = not self._seen, True
         if stamp is None:
             self.time += 0.0 if first else self.usual_gap
+            self._guessed = True
             return self.time
         if self.start is None:
             self.start = stamp - self.time
@@ -77,6 +79,7 @@ class Clock:
             self.jumps.append((self.time + usual, gap - usual))
             self.shift -= gap - usual
             time = self.time + usual
+        self._guessed = False
         self.time = max(self.time, time)
         return self.time
 
@@ -95,7 +98,9 @@ class Clock:
         if -_DISORDER <= gap <= _LONGEST_STILL_BROADCAST:
             return False
         if gap < 0:
-            jumps = gap < -4 * self.usual_gap and self._backwards > 0  # wrong order goes back by a few frames
-            self._backwards -= jumps
-            return jumps
+            wrong_order = gap >= -4 * self.usual_gap  # that goes back by a few frames
+            if wrong_order or not (self._backwards or self._guessed):
+                return False
+            self._backwards = max(0, self._backwards - 1)
+            return True
         return gap > max(self.longest_still, 20 * self.usual_gap) and not self.heard.throughout(stamp - gap, stamp)

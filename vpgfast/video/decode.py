@@ -11,7 +11,7 @@ import av
 
 from vpgfast.errors import VideoError
 from vpgfast.video.clock import Clock, Heard
-from vpgfast.video.plan import Need, Plan
+from vpgfast.video.plan import Plan
 from vpgfast.video.source import Source, printable, reason
 
 _TRIES = 100  # errors of the demuxer in a row, after which a file is taken to have ended
@@ -57,32 +57,30 @@ class Decoder:
         return self._pictures.missing()
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, float]]:
-        stream, passing = self.source.stream, Need.DECODE
-        context = stream.codec_context
-        for packet, need in self._planned_packets():
+        for packet, is_needed in self._planned_packets():
             if self.stopped:
                 return
-            if packet is not None and packet.stream is not stream:
+            if packet is not None and packet.stream is not self.source.stream:
                 self._hear(packet)
                 continue
-            if need is Need.NOTHING:
+            if not is_needed:
                 self._note_gap(packet)
                 continue
-            if need is not passing:
-                passing, context.skip_frame = need, need.value
-            for frame in self._decode(packet, need):
+            for frame in self._decode(packet):
                 self.count += 1
                 if frame.is_corrupt:
                     self._note_damage()
+                if self.plan is not None:
+                    self.plan.came(frame)
                 self._pictures.came(frame)
                 time = self.clock.tick(self._stamp(frame))
                 self.end = time + self._shown_for(frame)
                 yield frame, time
 
-    def _planned_packets(self) -> Iterator[tuple[Any, Need]]:
+    def _planned_packets(self) -> Iterator[tuple[Any, bool]]:
         if self.plan is not None:
             return self.plan.decide(self._packets())
-        return ((packet, Need.DECODE) for packet in self._packets())
+        return ((packet, True) for packet in self._packets())
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the picture and of sound; ``None`` at the end."""
@@ -106,13 +104,14 @@ class Decoder:
                 ) from None
         yield None
 
-    def _decode(self, packet: Any, need: Need) -> Iterator[av.VideoFrame]:
+    def _decode(self, packet: Any) -> Iterator[av.VideoFrame]:
         context = self.source.stream.codec_context
         if packet is not None:
             self.packets += 1
-            if need is Need.DECODE:
-                self._pictures.sent(packet)
+            self._pictures.sent(packet)
             self._note_stamps(packet)
+            if packet.is_corrupt and self.plan is not None:  # something is missing, or two files were put together
+                self.plan.found_damage()
             try:
                 yield from self._send(packet)
             except av.FFmpegError:

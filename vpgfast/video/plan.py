@@ -1,25 +1,24 @@
 """Which packets have to be decoded so that the frames asked for come out exactly as if all were.
 
-A packet is left to the decoder to pass over if it holds a picture that no other refers to and that nobody asked for;
-packets between the last frame asked for and a key frame at or before the next one are not decoded at all. Both follow
-from the packets' own stamps, read some way ahead. Files that are not as they say (damaged, stamps out of order, clocks
-that jump) can break the reasoning, so each frame that comes out is held against the plan; where it differs, the reader
-decodes everything.
+A packet is left out if it holds a picture that nobody asked for and that no other refers to, or if a key frame comes
+before the next picture that was asked for. Both follow from the packets' own stamps and first bytes, read some way
+ahead. Files that are not as they say (damaged, stamps out of order, clocks that jump) can break the reasoning, so what
+comes out is held against the plan; where it differs, the reader decodes everything.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import av
 
+from vpgfast.video.bitstream import Bitstream
 from vpgfast.video.clock import Clock
 from vpgfast.video.source import Source
 
@@ -27,19 +26,10 @@ SAME = 1e-6  # seconds; stamps are rounded to their clock's ticks
 _WINDOW = (1000, 2**24)  # most packets and bytes read ahead
 _KEPT = 64  # stamps, some of them of pictures that have left the window
 _LONG = 10.0  # seconds; a gap or a step back is left to the clock to judge
-_PASS_OVER = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")  # decoders that pass over single pictures exactly
 
 
 class NotAsPlanned(Exception):
     """What was left out may have been needed for what decoding everything would give."""
-
-
-class Need(enum.Enum):
-    """What is to be done with a packet."""
-
-    DECODE = "DEFAULT"  # the values are FFmpeg's skip_frame
-    REFERENCE = "NONREF"  # only if other pictures refer to it
-    NOTHING = "ALL"
 
 
 class Instants:
@@ -69,6 +59,7 @@ class _Waiting:
     stamp: int | None  # of its picture; None: to be decoded without more ado
     asked: bool | None = None  # None: not known yet
     clean: bool = False  # nothing from here on refers to what was before
+    disposable: bool | None = None  # no other picture refers to it; None: not looked yet
 
 
 class Plan:
@@ -82,14 +73,9 @@ class Plan:
     def __init__(self, source: Source, instants: Instants) -> None:
         self.source, self.instants = source, instants
         context = source.stream.codec_context
-        self._codec = "vp9" if context.name == "libvpx-vp9" else context.name
-        self._pass_over = self._codec in _PASS_OVER
-        if self._codec == "hevc":  # there a picture may be left out only if it is not in a lower temporal layer
-            self._pass_over = _hevc_layers(context.extradata) == 1
-        self._alone = bool(context.codec.intra_only)
-        self._is_clean = _clean_key(self._codec, context.extradata)
+        self._bitstream = Bitstream(context.name, context.extradata, bool(context.codec.intra_only))
         self._active = (
-            (self._pass_over or self._alone or self._is_clean is not None)
+            (self._bitstream.has_disposable or self._bitstream.has_clean_keys)
             and source.start is not None
             and not source.guessed_rate
             and source.container.format.name != "avi"  # its stamps tell only the order of decoding
@@ -100,21 +86,35 @@ class Plan:
         self._is_started = False
         self._last_dts: int | None = None
         self._planned: dict[int, tuple[int, float]] = {}  # stamp -> range of k for which the picture is on show
+        self._to_come: set[int] = set()
         self._left_out = False
 
-    def decide(self, packets: Iterator[Any]) -> Iterator[tuple[Any, Need]]:
-        """Every packet with what is to be done with it, in order; packets of other streams pass at once."""
+    def decide(self, packets: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+        """Every packet, and whether it is to be decoded; in order, packets of other streams at once."""
         for packet in packets:
-            if packet is None or packet.stream is not self.source.stream:
-                if packet is not None:
-                    yield packet, Need.DECODE
+            if packet is None:
+                break
+            if packet.stream is not self.source.stream:
+                yield packet, True
                 continue
             self._read(packet)
-            while self._ahead and (need := self._need(ended=False)) is not None:
-                yield self._take(need)
+            while self._ahead and (needed := self._is_needed(ended=False)) is not None:
+                yield self._take(needed)
         while self._ahead:
-            yield self._take(self._need(ended=True) or Need.DECODE)
-        yield None, Need.DECODE
+            yield self._take(self._is_needed(ended=True) is not False)
+        yield None, True
+
+    def came(self, frame: av.VideoFrame) -> None:
+        """A frame has come out of the decoder.
+
+        Raises:
+            NotAsPlanned: one that was to come before it has not.
+        """
+        if frame.pts is not None and (self._active or self._left_out):
+            self._to_come.discard(frame.pts)
+            if any(stamp < frame.pts for stamp in self._to_come):
+                self._to_come.clear()
+                self.found_damage()
 
     def check(self, k: int, frame: av.VideoFrame, clock: Clock) -> None:
         """Hold a frame that is about to be given for instant k against the plan.
@@ -142,44 +142,43 @@ class Plan:
 
     def _read(self, packet: Any) -> None:
         base = self.source.stream.time_base
-        if self._active and (packet.pts is None or packet.dts is None or packet.is_corrupt):
-            self._active = False
-        elif self._active:
-            step = 0.0 if self._last_dts is None else float((packet.dts - self._last_dts) * base)
-            self._active = 0 <= step <= _LONG and packet.pts >= packet.dts
+        starting = self._last_dts is None and packet.dts is None  # Matroska knows none for the first few
+        if self._active and not starting:
+            if packet.pts is None or packet.dts is None or packet.pts < packet.dts:
+                self._active = False
+            elif self._last_dts is not None:
+                self._active = 0 <= (packet.dts - self._last_dts) * base <= _LONG
         self._last_dts = packet.dts
-        plain = self._active and not packet.is_discard
-        waiting = _Waiting(packet, packet.pts if plain else None)
+        plain = self._active and packet.pts is not None and not packet.is_discard
+        waiting = _Waiting(packet, packet.pts if plain and not starting else None)
         if plain:
             insort(self._stamps, packet.pts)
-            waiting.clean = packet.is_keyframe and self._is_clean is not None and self._is_clean(packet)
+            waiting.clean = self._bitstream.is_clean_key(packet)
         self._ahead.append(waiting)
         self._bytes += packet.size
 
-    def _need(self, ended: bool) -> Need | None:
-        """Of the first packet of the window; ``None`` if more must be read to tell."""
+    def _is_needed(self, ended: bool) -> bool | None:
+        """Whether the first packet of the window is to be decoded; ``None`` if more must be read to tell."""
         full = len(self._ahead) > _WINDOW[0] or self._bytes > _WINDOW[1]
         head = self._ahead[0]
-        if head.stamp is None or not self._active or full or (asked := self._is_asked(head, ended)):
-            return Need.DECODE
-        if asked is None:
-            return None
-        if self._alone:
-            return Need.NOTHING
-        if self._is_clean is None:
-            return self._as_reference()
+        if head.stamp is None or not self._active or full:
+            return True
+        asked = self._is_asked(head, ended)
+        if asked is not False:
+            return asked
+        if head.disposable is None:
+            head.disposable = self._bitstream.is_disposable(head.packet)
+        if head.disposable:
+            return False
+        if not self._bitstream.has_clean_keys:
+            return True
         for later in islice(self._ahead, 1, None):
             if later.clean:
-                return Need.NOTHING
+                return False
             asked = later.stamp is None or self._is_asked(later, ended)
-            if asked:
-                return self._as_reference()
-            if asked is None:
-                return None
-        return self._as_reference() if ended else None
-
-    def _as_reference(self) -> Need:
-        return Need.REFERENCE if self._pass_over else Need.DECODE
+            if asked is not False:
+                return asked
+        return True if ended else None
 
     def _is_asked(self, one: _Waiting, ended: bool) -> bool | None:
         if one.asked is None and one.stamp is not None:
@@ -205,55 +204,23 @@ class Plan:
         base = self.source.stream.time_base
         return stamp * base.numerator / base.denominator - (self.source.start or 0.0)
 
-    def _take(self, need: Need) -> tuple[Any, Need]:
+    def _take(self, needed: bool) -> tuple[Any, bool]:
         """The first packet of the window leaves it."""
         one = self._ahead.popleft()
         self._bytes -= one.packet.size
-        if need is Need.DECODE and one.packet.pts is not None:
-            asked = one.asked and self._active and one.stamp is not None
+        if not needed:
+            self._left_out = True
+        elif one.packet.pts is not None:
             place = bisect_right(self._stamps, one.packet.pts)
             following = self._stamps[place] if place < len(self._stamps) else None
-            self._planned[one.packet.pts] = self._range(one.packet.pts, following) if asked else (0, math.inf)
-        self._left_out |= need is not Need.DECODE
+            is_known = one.asked and self._active and one.stamp is not None
+            self._planned[one.packet.pts] = self._range(one.packet.pts, following) if is_known else (0, math.inf)
+            if not one.packet.is_discard:
+                self._to_come.add(one.packet.pts)
         if len(self._stamps) > _KEPT:
             lowest = min((other.stamp for other in self._ahead if other.stamp is not None), default=None)
             keep = 0 if lowest is None else bisect_left(self._stamps, lowest) - 1
             if keep > 0:
                 self._is_started = True
                 del self._stamps[:keep]
-        return one.packet, need
-
-
-def _clean_key(codec: str, extradata: bytes | None) -> Callable[[Any], bool] | None:
-    """Tells of a key packet whether nothing from it on refers to what was before; ``None`` where that can't be told."""
-    if codec == "vp9":
-        return _is_vp9_key
-    record = extradata or b""
-    configured = record[:1] == b"\1"  # mp4 and Matroska: lengths in front of units
-    if codec == "h264" and not (configured and (len(record) < 5 or record[4] & 3 != 3)):
-        return lambda packet: 5 in _units(bytes(packet), configured, 0, 31)
-    if codec == "hevc" and not (configured and (len(record) < 23 or record[21] & 3 != 3)):
-        return lambda packet: bool({19, 20} & set(_units(bytes(packet), configured, 1, 63)))
-    return None
-
-
-def _units(data: bytes, lengths: bool, shift: int, mask: int) -> Iterator[int]:
-    """Kinds of a packet's units, which follow lengths of four bytes, or start codes."""
-    place = 4 if lengths else data.find(b"\0\0\1") + 3
-    while 3 <= place < len(data):
-        yield data[place] >> shift & mask
-        if lengths:
-            place += int.from_bytes(data[place - 4 : place], "big") + 4
-        else:
-            place = data.find(b"\0\0\1", place) + 3
-
-
-def _is_vp9_key(packet: Any) -> bool:
-    """Frame marker 2, profiles 0 to 2, not a picture that is shown again, a key frame."""
-    first = bytes(packet)[0]
-    return first >> 6 == 2 and first >> 4 & 3 != 3 and not first & 0b1100
-
-
-def _hevc_layers(extradata: bytes | None) -> int | None:
-    """Temporal layers, as the configuration record of mp4 and Matroska says."""
-    return extradata[21] >> 3 & 7 if extradata and len(extradata) > 22 and extradata[0] == 1 else None
+        return one.packet, needed
