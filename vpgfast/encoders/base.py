@@ -10,6 +10,7 @@ import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -124,7 +125,8 @@ class Encoder(ABC):
     @torch.inference_mode()
     def encode_batch(self, batch: np.ndarray) -> np.ndarray:
         """[B * rows, dim] of uint8 [B, F, H, W, 3] windows, in the precision of the network."""
-        with torch.backends.cudnn.flags(allow_tf32=False):  # or a GPU and a CPU would differ in the third digit
+        on_gpu = self.device.type == "cuda"  # where TF32 would make features differ from a CPU's in the third digit
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if on_gpu else nullcontext():
             found = self.encode_clips(torch.from_numpy(batch).to(self.device, non_blocking=True))
         return found.reshape(-1, found.shape[-1]).cpu().numpy()
 
