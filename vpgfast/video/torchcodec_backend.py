@@ -32,7 +32,11 @@ def why_not() -> str | None:
     try:
         from torchcodec.decoders import VideoDecoder  # noqa: F401
     except ModuleNotFoundError as error:
-        return "is not installed (pip install torchcodec)" if error.name == "torchcodec" else f"does not load: {error}"
+        return (
+            "is not installed (pip install torchcodec)"
+            if str(error.name).startswith("torchcodec")
+            else f"does not load: {error}"
+        )
     except Exception as error:  # it loads FFmpeg's libraries, which can fail in its own ways
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"does not load: {lines[0] if lines else type(error).__name__}"
@@ -91,13 +95,14 @@ class Scan:
                         self.heard.add(float(packet.dts * packet.time_base), float(
                             (packet.dts + (packet.duration or 0)) * packet.time_base))  # fmt: skip
                     continue
-                if packet.pts is None or packet.dts is None or packet.is_discard or packet.is_corrupt:
+                without_stamp = packet.pts is None or (packet.dts is None and last_dts is not None)
+                if without_stamp or packet.is_discard or packet.is_corrupt:
                     raise NotForTorchcodec("some of its packets are cut off, damaged or without stamps")
                 if last_dts is not None:
                     if packet.dts < last_dts:
                         raise NotForTorchcodec("its stamps go back")
                     self.clock.note_gap(float((packet.dts - last_dts) * base))
-                last_dts = packet.dts
+                last_dts = packet.dts  # Matroska knows none for the first few
                 stamps.append(packet.pts)
                 durations.append(packet.duration or 0)
         except av.FFmpegError as error:
