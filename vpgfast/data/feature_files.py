@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -48,9 +49,9 @@ class Source:
     @classmethod
     def of(cls, path: Path) -> Source:
         """Of a file, or of a folder of frames (its own time, and the sum of its files' sizes)."""
-        stat = path.stat()
-        size = sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else stat.st_size
-        return cls(size, stat.st_mtime_ns)
+        status = path.stat()
+        folder = stat.S_ISDIR(status.st_mode)
+        return cls(sum(f.stat().st_size for f in path.iterdir()) if folder else status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def _asked(arguments: argparse.Namespace, weights: str | None) -> str:
 def _nothing_to_do(state: Stored, asked: str, sources: dict[str, Source], output: Path) -> bool:
     unfinished = parts_folder(output) != output and parts_folder(output).exists()
     same = bool(state.abouts) and all(about.get("asked") == asked for about in state.abouts)
-    return same and not unfinished and all(state.done.get(name) == source for name, source in sources.items())
+    done = state.done
+    return same and not unfinished and all(done.get(name) == source for name, source in sources.items())
 
 
 def _extract(
