@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vpgfast.index import SHARD, VideoEntry, VideoIndex
+from vpgfast.search.index import SHARD, VideoEntry, VideoIndex
 
 from .measure import ROOT, commit, device_name
 

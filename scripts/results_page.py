@@ -13,8 +13,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from vpgfast.ablate import PAGE, PICTURE, RESULT
-from vpgfast.ablation import markdown
+from vpgfast.ablate.results import markdown
+from vpgfast.ablate.run import PAGE, PICTURE, RESULT
 from vpgfast.metrics.corpus import CorpusResult
 from vpgfast.metrics.table import format_table
 

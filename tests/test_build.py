@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "_build", "csrc", "triton_kernels", "vpgfast")
+
+
+def test_every_package_is_in_the_metadata() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "vpgfast").rglob("__init__.py")}
+    assert listed == there | {"vpgfast.triton_kernels"}
 
 
 @pytest.fixture

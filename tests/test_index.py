@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpgfast import index as module
 from vpgfast.errors import ConfigError, SearchIndexError, UserError
-from vpgfast.index import VideoEntry, VideoIndex
+from vpgfast.search import index as module
+from vpgfast.search.index import VideoEntry, VideoIndex
 
 WIDTH = 16
 SOURCE = {"kind": "hdf5", "path": "features.h5", "key": "{video_id}"}

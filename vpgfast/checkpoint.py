@@ -7,13 +7,13 @@ at all.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-import os
 import pickle
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from vpgfast.config import TrainConfig, from_dict
 from vpgfast.data.text import WordVectors
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import CheckpointError
+from vpgfast.files import MODEL_FILE, write_file
 from vpgfast.models.method import Method
 from vpgfast.models.registry import METHODS, get_method
 
-MODEL_FILE = "best.safetensors"
-STATE_FILE = "training_state.pt"
 _FORMAT = "1"
 _WEIGHTS = "weights."  # prefix of the model's own tensors in the file
 _VECTORS = "word_vectors"
@@ -63,33 +63,6 @@ class Checkpoint:
     weights: dict[str, Tensor]
     epoch: int
     score: float
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name in the same folder, to the disk, then moved into place.
-
-    Raises:
-        CheckpointError: it can't be written (disk full, no permission); what was at ``path`` before is untouched and no
-            temporary file stays.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same name: what a kill leaves is overwritten
-    try:
-        with temporary.open("wb") as file:
-            _write(file, data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        before = "; the file before it is untouched" if path.exists() else ""
-        raise CheckpointError(f"can't write {path}: {error.strerror or error}{before}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write(file: io.BufferedWriter, data: bytes) -> None:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -166,6 +139,26 @@ def build_model(checkpoint: Checkpoint, config: Any, path: Path) -> Method:
     model = get_method(checkpoint.method)(config, checkpoint.feature_dim, checkpoint.word_vectors)
     load_weights(model, checkpoint.weights, path)
     return model.eval()
+
+
+def settings_of(checkpoint: Checkpoint, path: Path, argv: Sequence[str]) -> TrainConfig:
+    """The settings of the run that made a checkpoint, changed by ``argv``.
+
+    Raises:
+        CheckpointError: ``argv`` asks for another method than the checkpoint's.
+        ConfigError: as :func:`vpgfast.config.parse_train`.
+    """
+    if checkpoint.method not in METHODS:
+        raise CheckpointError(
+            f"checkpoint {path}: made by method {checkpoint.method!r}, known here are {', '.join(METHODS)}"
+        )
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--method", default=checkpoint.method)
+    method = asked.parse_known_args(argv)[0].method
+    if method != checkpoint.method:
+        raise CheckpointError(f"checkpoint {path}: made by method {checkpoint.method!r}, not by {method!r}")
+    config = from_dict(checkpoint.settings, f"checkpoint {path}", argv, "python -m vpgfast.evaluate")
+    return replace(config, output=None)
 
 
 def load_weights(model: Method, weights: Mapping[str, Tensor], path: Path) -> None:

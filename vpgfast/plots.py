@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from vpgfast.checkpoint import write_file
 from vpgfast.data.types import Paragraph
+from vpgfast.files import write_file
 from vpgfast.metrics.spans import RankedSpans, interval_iou
 
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"

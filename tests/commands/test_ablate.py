@@ -19,22 +19,23 @@ import pytest
 import yaml
 
 from vpgfast import ablate
-from vpgfast.ablation import (
+from vpgfast.ablate import plan, runs
+from vpgfast.ablate.results import (
     HOLDS,
     REVERSED,
     UNDECIDED,
-    choose,
     claim_text,
     markdown,
     mean_and_spread,
-    read_tables,
     summarize_table,
     table_text,
     verdict,
 )
-from vpgfast.checkpoint import STATE_FILE, load_state
+from vpgfast.ablate.tables import choose, read_tables
+from vpgfast.checkpoint import load_state
 from vpgfast.config import parse_train
 from vpgfast.errors import ConfigError
+from vpgfast.files import STATE_FILE
 from vpgfast.plots import draw_ablation
 
 ROOT = Path(__file__).parents[2]
@@ -146,8 +147,8 @@ def test_choose_by_title_or_its_beginning(tables_file: Path) -> None:
 # --- the plan
 
 
-def plan_of(path: Path, *settings: str, seeds: Sequence[int] = (0, 1)) -> ablate.Plan:
-    return ablate.make_plan(read_tables(path), ["--method", "tiny", *settings], seeds, Path("out"), str(path))
+def plan_of(path: Path, *settings: str, seeds: Sequence[int] = (0, 1)) -> plan.Plan:
+    return plan.make_plan(read_tables(path), ["--method", "tiny", *settings], seeds, Path("out"), str(path))
 
 
 def test_equal_settings_are_one_run(tables_file: Path) -> None:
@@ -202,9 +203,9 @@ def test_every_row_is_checked_first(tmp_path: Path, old: str, new: str, message:
 
 
 @functools.cache
-def shipped_plan(path: Path) -> ablate.Plan:
+def shipped_plan(path: Path) -> plan.Plan:
     config = path.with_name("moving_shapes.yaml")
-    return ablate.make_plan(read_tables(path), ["--config", str(config)], [0], Path("out"), str(path))
+    return plan.make_plan(read_tables(path), ["--config", str(config)], [0], Path("out"), str(path))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
@@ -420,18 +421,18 @@ def test_another_run_in_the_folder(
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(ConfigError, match="out: File exists"), ablate.locked(tmp_path / "out"):
+    with pytest.raises(ConfigError, match="out: File exists"), runs.locked(tmp_path / "out"):
         pass
 
 
 def test_two_commands_in_one_folder(tmp_path: Path) -> None:
     with (
-        ablate.locked(tmp_path),
+        runs.locked(tmp_path),
         pytest.raises(ConfigError, match="in use by another ablate command"),
-        ablate.locked(tmp_path),
+        runs.locked(tmp_path),
     ):
         pass
-    with ablate.locked(tmp_path):
+    with runs.locked(tmp_path):
         pass
 
 
@@ -491,12 +492,12 @@ def test_interrupted_and_failing_runs(
     file, out, marker = write(tmp_path, yaml.safe_dump(content)), tmp_path / "out", tmp_path / "waiting"
     finished = out / "t-short" / "seed-0" / "metrics.json"
     args = [*train_args, "--tables", str(file), "--seeds=1", "--workers=2", "--output", str(out)]
-    monkeypatch.setattr(ablate, "TRAIN", (sys.executable, str(TINY), "train"))
+    monkeypatch.setattr(runs, "TRAIN", (sys.executable, str(TINY), "train"))
 
     (steps,) = map(int, re.findall(r"(\d+) steps an epoch", (run / "log.txt").read_text()))
     with monkeypatch.context() as first:
         first.setenv("TINY_PAUSE", f"{steps + 1}:{marker}")
-        first.setattr(ablate, "time", Interrupt(marker, finished))
+        first.setattr(runs, "time", Interrupt(marker, finished))
         assert ablate.main([*args, "--only", "T"]) == 130
     assert load_state(out / "t-long" / "seed-0" / STATE_FILE)["epoch"] == 1
     assert not (out / "t-long" / "seed-0" / "metrics.json").exists()
@@ -522,7 +523,7 @@ def test_threads_of_a_run(given: str | None, expected: int, monkeypatch: pytest.
     """An equal share of the cores, unless the environment says otherwise."""
     threads = []
 
-    def start(run: ablate.Run, environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+    def start(run: plan.Run, environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
         threads.append(environment["OMP_NUM_THREADS"])
         return subprocess.Popen([sys.executable, "-c", ""])
 
@@ -530,7 +531,7 @@ def test_threads_of_a_run(given: str | None, expected: int, monkeypatch: pytest.
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    monkeypatch.setattr(ablate, "_start", start)
+    monkeypatch.setattr(runs, "_start", start)
     plan = shipped_plan(ROOT / "configs" / "wsra" / "ablations.yaml")
-    ablate.run_all(plan.runs[:2], 2, 0)
+    runs.run_all(plan.runs[:2], 2, 0)
     assert threads == [str(expected)] * 2

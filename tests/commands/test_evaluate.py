@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from vpgfast import evaluate
-from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
+from vpgfast.checkpoint import load_checkpoint, save_checkpoint
+from vpgfast.files import MODEL_FILE
 from vpgfast.models.registry import METHODS
 
 

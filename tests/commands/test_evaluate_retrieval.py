@@ -11,10 +11,13 @@ import tiny_search
 import torch
 
 from vpgfast import evaluate, train
+from vpgfast import fabric as fabric_module
 from vpgfast.checkpoint import build_model, load_checkpoint
 from vpgfast.config import from_dict
 from vpgfast.data.corpus import load_corpus
-from vpgfast.embed import embed_clips, embed_texts
+from vpgfast.evaluate.report import table_from
+from vpgfast.evaluate.split import evaluate_split
+from vpgfast.models.embed import embed_clips, embed_texts
 from vpgfast.models.registry import METHODS
 
 
@@ -51,11 +54,11 @@ def test_table_and_json(
     assert train.main(shown) == 0
     assert printed.split("\ntrue and predicted")[0] in capsys.readouterr().out
     older = {key: value for key, value in first.items() if key != "retrieval"}
-    text = evaluate.table_from(older, from_dict(load_checkpoint(search_run).settings, "test"))
+    text = table_from(older, from_dict(load_checkpoint(search_run).settings, "test"))
     assert "tiny_search, sentences swapped" in text
     assert "chance" not in text
     del found["baselines"]["bag of words"]
-    text = evaluate.table_from(first, from_dict(load_checkpoint(search_run).settings, "test"))
+    text = table_from(first, from_dict(load_checkpoint(search_run).settings, "test"))
     assert "\nchance " in text
     assert "bag of words" not in text
 
@@ -64,10 +67,10 @@ def test_ranks_are_the_models_own(search_run: Path) -> None:
     """The metrics of the training split, recomputed one video and one paragraph at a time."""
     checkpoint = load_checkpoint(search_run)
     config = from_dict(checkpoint.settings, "test", ["--model.dropout=0", "--batch_size=7"])
-    corpus, fabric = load_corpus(config.data), evaluate.make_fabric(config)
+    corpus, fabric = load_corpus(config.data), fabric_module.make_fabric(config)
     model = build_model(checkpoint, config.model, search_run)
     needs, cpu = model.needs(config.model), torch.device("cpu")
-    evaluation = evaluate.evaluate_split(fabric, model, config, corpus, checkpoint.word_vectors, "train")
+    evaluation = evaluate_split(fabric, model, config, corpus, checkpoint.word_vectors, "train")
     assert evaluation.retrieval is not None
     paragraphs = corpus.splits["train"]
     videos = [embed_clips(model, [corpus.features[p.video_id]], needs, cpu)[0] for p in paragraphs]
@@ -109,7 +112,7 @@ def test_processes_share_the_work(share: int, monkeypatch: pytest.MonkeyPatch) -
     shares: dict[int, list[np.ndarray]] = {}
 
     def run(rank: int) -> list[np.ndarray]:
-        return evaluate.in_shares(Process(rank), batches, lambda rows: np.array(rows) + 10, "")  # type: ignore[arg-type]
+        return fabric_module.in_shares(Process(rank), batches, lambda rows: np.array(rows) + 10, "")  # type: ignore[arg-type]
 
     class Meeting(Exception):
         """Where every process waits for the others."""
@@ -120,7 +123,7 @@ def test_processes_share_the_work(share: int, monkeypatch: pytest.MonkeyPatch) -
             raise Meeting
         return [shares[rank] for rank in range(share)]
 
-    monkeypatch.setattr(evaluate, "gather", meet)
+    monkeypatch.setattr(fabric_module, "gather", meet)
     for rank in range(share - 1):
         with pytest.raises(Meeting):
             run(rank)

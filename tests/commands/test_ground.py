@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from vpgfast import evaluate, ground, train
-from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
+from vpgfast.checkpoint import load_checkpoint, save_checkpoint
+from vpgfast.files import MODEL_FILE
 
 SENTENCE = "A red circle moves left."
 

@@ -13,7 +13,9 @@ from language_models import make_gpt2
 from safetensors.torch import load_file
 
 from vpgfast import evaluate, ground, train
-from vpgfast.checkpoint import MODEL_FILE, STATE_FILE, load_checkpoint, load_state
+from vpgfast.checkpoint import load_checkpoint, load_state
+from vpgfast.files import MODEL_FILE, STATE_FILE
+from vpgfast.train import run as training
 
 SENTENCE = "A purple zebra, never seen, moves left."
 
@@ -45,7 +47,7 @@ def test_resumed_equals_uninterrupted(
     trained: Path, args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second epoch; what is then read again comes in other company, and still bit for bit the same."""
-    honest, calls = train.train_epoch, []
+    honest, calls = training.train_epoch, []
 
     def stop_at_the_second(*given):
         calls.append(given)
@@ -53,10 +55,10 @@ def test_resumed_equals_uninterrupted(
             raise KeyboardInterrupt
         return honest(*given)
 
-    monkeypatch.setattr(train, "train_epoch", stop_at_the_second)
+    monkeypatch.setattr(training, "train_epoch", stop_at_the_second)
     args = [*args, "--output", str(tmp_path / "r")]
     assert train.main(args) == 130
-    monkeypatch.setattr(train, "train_epoch", honest)
+    monkeypatch.setattr(training, "train_epoch", honest)
     assert train.main([*args, "--resume"]) == 0
     states = [load_state(path / STATE_FILE) for path in (trained, tmp_path / "r")]
     for key in ("weights", "optimizer", "random", "history"):

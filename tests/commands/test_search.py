@@ -14,11 +14,13 @@ import tiny
 import tiny_search
 
 from vpgfast import ground, search, train
-from vpgfast.checkpoint import MODEL_FILE, load_checkpoint, save_checkpoint
+from vpgfast.checkpoint import load_checkpoint, save_checkpoint, settings_of
 from vpgfast.data.moving_shapes import make_moving_shapes
-from vpgfast.evaluate import settings_of
-from vpgfast.index import VideoIndex
+from vpgfast.files import MODEL_FILE
 from vpgfast.models.registry import METHODS
+from vpgfast.search import actions, indexing
+from vpgfast.search.index import VideoIndex
+from vpgfast.search.searcher import Searcher
 
 SENTENCES = ["A red circle moves left.", "It vanishes."]
 TEXT = " ".join(SENTENCES)
@@ -72,7 +74,7 @@ def index(search_run: Path, features: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that ask often."""
-    monkeypatch.setattr(search, "draw_found", lambda *arguments: None)
+    monkeypatch.setattr(actions, "draw_found", lambda *arguments: None)
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -200,16 +202,16 @@ def test_killed_index_resumes(
 ) -> None:
     """What was written before is not done again, and the result is that of an uninterrupted run."""
     made = ["index", str(search_run), str(features), "-o", str(tmp_path / "i"), "--clip-seconds=1", "--batch_size=2"]
-    real, calls = search.Searcher.embed_videos, []
+    real, calls = Searcher.embed_videos, []
 
-    def embed(self: search.Searcher, clips: list[np.ndarray]) -> np.ndarray:
+    def embed(self: Searcher, clips: list[np.ndarray]) -> np.ndarray:
         calls.append(len(clips))
         if len(calls) == 4:  # the first is a trial for the width
             raise KeyboardInterrupt
         return real(self, clips)
 
-    monkeypatch.setattr(search, "SHARD", 2)
-    monkeypatch.setattr(search.Searcher, "embed_videos", embed)
+    monkeypatch.setattr(indexing, "SHARD", 2)
+    monkeypatch.setattr(Searcher, "embed_videos", embed)
     assert search.main(made) == 130
     assert len(VideoIndex.open(tmp_path / "i")) == 4
     capsys.readouterr()

@@ -20,12 +20,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vpgfast import checkpoint, evaluate, train
-from vpgfast.checkpoint import MODEL_FILE, STATE_FILE, load_checkpoint, load_state
-from vpgfast.config import OptimConfig, TrainConfig, parse_train
+from vpgfast import evaluate, files, train
+from vpgfast.checkpoint import load_checkpoint, load_state
+from vpgfast.config import OptimConfig, TrainConfig, parse_train, to_dict
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.text import tokenize
+from vpgfast.files import MODEL_FILE, STATE_FILE
 from vpgfast.metrics.rules import MetricRules, metric_names
+from vpgfast.train import run as training
+from vpgfast.train.folder import first_difference
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
@@ -164,7 +167,7 @@ def test_labels_on_a_share_of_the_paragraphs(
 ) -> None:
     """Half of the 20 training videos, the same ones in both epochs; validation and test keep their spans."""
     epochs: list[dict[str, bool]] = []
-    honest, loss = train.train_epoch, tiny.Tiny.loss
+    honest, loss = training.train_epoch, tiny.Tiny.loss
 
     def watched_epoch(*args) -> dict[str, float]:
         epochs.append({})
@@ -176,7 +179,7 @@ def test_labels_on_a_share_of_the_paragraphs(
             assert label == (item.spans is not None) == epochs[-1].setdefault(item.video_id, label)
         return loss(self, batch)
 
-    monkeypatch.setattr(train, "train_epoch", watched_epoch)
+    monkeypatch.setattr(training, "train_epoch", watched_epoch)
     monkeypatch.setattr(tiny.Tiny, "loss", watched_loss)
     args = [*train_args, "--epochs=2", "--model.labelled_share=0.5", f"--model.level={level}"]
     assert train.main([*args, "--output", str(tmp_path / "r")]) == 0
@@ -213,14 +216,14 @@ def test_nouns_and_verbs_reach_the_method(train_args: list[str], tmp_path: Path)
 
 def test_learning_rate_schedules() -> None:
     linear, step = OptimConfig(schedule="linear"), OptimConfig(schedule="step", step_epochs=20, step_factor=0.8)
-    assert [train.lr_factor(linear, epoch, 4) for epoch in range(4)] == [1, 0.75, 0.5, 0.25]
-    assert [train.lr_factor(step, epoch, 100) for epoch in (0, 19, 20, 45)] == pytest.approx([1, 1, 0.8, 0.64])
-    assert train.lr_factor(OptimConfig(schedule="constant"), 99, 100) == 1
+    assert [training.lr_factor(linear, epoch, 4) for epoch in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [training.lr_factor(step, epoch, 100) for epoch in (0, 19, 20, 45)] == pytest.approx([1, 1, 0.8, 0.64])
+    assert training.lr_factor(OptimConfig(schedule="constant"), 99, 100) == 1
 
 
 def test_biases_and_normalisation_do_not_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Conv1d(4, 2, 3))
-    optimizer = train.make_optimizer(model, OptimConfig(weight_decay=0.5))
+    optimizer = training.make_optimizer(model, OptimConfig(weight_decay=0.5))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.5, "0.bias": 0, "1.weight": 0, "1.bias": 0, "2.weight": 0.5, "2.bias": 0,
@@ -338,7 +341,7 @@ def test_disk_full_during_a_checkpoint(
     train_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills half-way through the second epoch's training state: the first one stays and can be resumed."""
-    folder, honest, states = tmp_path / "r", checkpoint._write, []
+    folder, honest, states = tmp_path / "r", files._write, []
 
     def full_at_the_second(file, data) -> None:
         states.append(STATE_FILE in file.name)
@@ -348,7 +351,7 @@ def test_disk_full_during_a_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         honest(file, data)
 
-    monkeypatch.setattr(checkpoint, "_write", full_at_the_second)
+    monkeypatch.setattr(files, "_write", full_at_the_second)
     args = [*train_args, "--output", str(folder)]
     assert train.main(args) == 2
     message = error_line(capsys)
@@ -358,7 +361,7 @@ def test_disk_full_during_a_checkpoint(
     assert load_checkpoint(folder).method == "tiny"
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
-    monkeypatch.setattr(checkpoint, "_write", honest)
+    monkeypatch.setattr(files, "_write", honest)
     assert train.main(args) == 0
     assert load_state(folder / STATE_FILE)["epoch"] == 3
 
@@ -444,9 +447,9 @@ def test_output_that_is_a_file(train_args: list[str], tmp_path: Path, capsys: py
 
 
 def test_first_difference_ignores_what_changes_no_result() -> None:
-    config = train.to_dict(TrainConfig())
-    assert train.first_difference(config, {**config, "num_workers": 7, "output": "elsewhere"}) == ""
-    assert train.first_difference(config, {**config, "seed": 3}) == "seed: 0 there, 3 here"
+    config = to_dict(TrainConfig())
+    assert first_difference(config, {**config, "num_workers": 7, "output": "elsewhere"}) == ""
+    assert first_difference(config, {**config, "seed": 3}) == "seed: 0 there, 3 here"
 
 
 @pytest.mark.parametrize("option", ["--accelerator=abacus", "--precision=7", "--devices=many", "--strategy=luck"])

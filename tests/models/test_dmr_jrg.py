@@ -15,7 +15,7 @@ from small import with_random_weights, word_vectors
 from torch import Tensor
 
 from benchmarks.field_dmr_jrg import FieldDMRJRG
-from vpgfast.ablation import read_tables
+from vpgfast.ablate.tables import read_tables
 from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph

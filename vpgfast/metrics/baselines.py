@@ -12,6 +12,9 @@ from vpgfast.data.types import Paragraph
 from vpgfast.metrics.rules import MetricRules
 from vpgfast.metrics.spans import evaluate_spans, score, summarize
 
+EVALUATION_SEED = 0
+"""Of the random baseline and the control, whatever the run's seed: their numbers are those of the corpus."""
+
 
 def in_order(paragraphs: Sequence[Paragraph], order: Literal["time", "file"]) -> list[Paragraph]:
     """The paragraphs with their sentences by annotated start, then end ("time"), or as they are ("file")."""

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vpgfast.checkpoint import write_file
 from vpgfast.errors import ConfigError, SearchIndexError
+from vpgfast.files import write_file
 
-log = logging.getLogger("vpgfast.index")
+log = logging.getLogger(__name__)
 
 INDEX_FILE, MODEL_FILE = "index.json", "model.safetensors"
 FORMAT, VERSION = "vpgfast search index", 1

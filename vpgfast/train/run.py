@@ -1,31 +1,20 @@
-"""Train a method and evaluate it: ``python -m vpgfast.train [--config FILE] [--output FOLDER] [--optim.lr 1e-4 ...]``.
-
-Without arguments: SeqPAN on ``moving_shapes``, a corpus of small videos made on the spot. The loop below is all there
-is to training; it knows methods by their interface alone (:mod:`vpgfast.models.method`).
-"""
+"""Training: the loop below is all there is to it. It knows methods by :mod:`vpgfast.models.method` alone."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
-import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
 from vpgfast.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
     Checkpoint,
     load_checkpoint,
     load_state,
@@ -34,42 +23,29 @@ from vpgfast.checkpoint import (
     save_checkpoint,
     save_state,
     set_random_state,
-    write_file,
 )
-from vpgfast.command import command, open_log
-from vpgfast.config import OptimConfig, TrainConfig, dump_yaml, flatten, nearest, parse_train, to_dict
+from vpgfast.command import open_log
+from vpgfast.config import OptimConfig, TrainConfig, nearest, to_dict
 from vpgfast.data.batches import Loader
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.text import count_content_words
 from vpgfast.errors import ConfigError, UserError
-from vpgfast.evaluate import (
-    METRICS_FILE,
-    evaluate_split,
-    gather,
-    make_fabric,
-    mark_forward_methods,
-    predict,
-    report,
-    split_loader,
-    table_from,
-)
+from vpgfast.evaluate.report import report, table_from
+from vpgfast.evaluate.split import evaluate_split, predict, split_loader
+from vpgfast.fabric import gather, make_fabric, mark_forward_methods
+from vpgfast.files import METRICS_FILE, MODEL_FILE, STATE_FILE
 from vpgfast.metrics.rules import metric_names
 from vpgfast.metrics.spans import evaluate_spans
 from vpgfast.models.layers import weight_decay_groups
 from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_curves
+from vpgfast.train.folder import look_into
 
 log = logging.getLogger("vpgfast.train")  # __name__ is "__main__" under `python -m`
 
-CONFIG_FILE = "config.yaml"
-# Settings that change where or how fast a run goes, not what it computes; the device and precision do change it.
-_FREE = ("output", "num_workers", "pictures", "checkpoint_every", "data.cache")
 
-
-@command
-def main(argv: Sequence[str]) -> int:
-    """Command line of ``vpgfast train``."""
-    config = parse_train(argv)
+def run(config: TrainConfig) -> None:
+    """Train as the settings say, unless the output folder holds this run already."""
     if config.select_by not in metric_names(config.metrics):
         hint = nearest(config.select_by, metric_names(config.metrics))
         raise ConfigError(f"select_by: no metric {config.select_by!r}{hint}; add it by metrics.top_n or .thresholds")
@@ -81,10 +57,9 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{output} holds this finished run; --overwrite trains it again, --output FOLDER puts another one elsewhere"
         )
-        return 0
+        return
     open_log(output / "log.txt", quiet=fabric.global_rank > 0)
     train(fabric, config, output, resume=found == "unfinished")
-    return 0
 
 
 def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> None:
@@ -242,57 +217,6 @@ def out_of_patience(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
     return config.patience is not None and epoch - best_epoch >= config.patience
 
 
-def look_into(output: Path, config: TrainConfig) -> str:
-    """Whether the run's folder holds this run: "new", "unfinished" or "finished"; makes the folder and its config file.
-
-    Raises:
-        ConfigError: it holds another run, or ``--resume`` finds nothing to resume.
-    """
-    if config.overwrite and config.resume:
-        raise ConfigError("--resume and --overwrite contradict each other")
-    file = output / CONFIG_FILE
-    if config.overwrite:
-        remove_run(output)
-    # A run that failed before its first epoch has left nothing that could be lost.
-    if file.is_file() and any((output / name).is_file() for name in (STATE_FILE, MODEL_FILE, METRICS_FILE)):
-        try:
-            difference = first_difference(yaml.safe_load(file.read_text()), to_dict(config))
-        except yaml.YAMLError:
-            raise ConfigError(f"{file} is damaged; give another --output, or --overwrite") from None
-        if difference:
-            raise ConfigError(
-                f"{output} holds a run with other settings ({difference}); give another --output, or --overwrite it"
-            )
-        if (output / METRICS_FILE).is_file():
-            return "finished"
-        if (output / STATE_FILE).is_file():
-            return "unfinished"
-    if config.resume:
-        raise ConfigError(f"--resume: {output} holds no training state; leave --resume out to start there")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output folder {output}: {error.strerror}") from None
-    write_file(file, dump_yaml(config).encode())
-    return "new"
-
-
-def remove_run(output: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie in the folder."""
-    for name in (CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE, "log.txt", "spans.png", "training.png"):
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
-
-
-def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The first setting that two runs do not share, as ``key: 1 there, 2 here``; nothing if they are the same run."""
-    old, new = flatten(there), flatten(here)
-    for key in itertools.chain(new, old):
-        if key not in _FREE and (key not in old or key not in new or old[key] != new[key]):
-            return f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here"
-    return ""
-
-
 def open_tensorboard(output: Path, purge_step: int) -> Any:
     """A TensorBoard writer, or ``None`` where TensorBoard isn't installed."""
     try:
@@ -300,7 +224,3 @@ def open_tensorboard(output: Path, purge_step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(output / "tensorboard", purge_step=purge_step + 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

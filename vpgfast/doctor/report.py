@@ -1,14 +1,9 @@
-"""``python -m vpgfast.doctor``: versions, what was built, which implementation each op uses, and why no better one.
-
-Exit status 0 when every op runs on a compiled or Triton kernel on every device that torch can use, else 1.
-"""
+"""What the doctor finds."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -82,9 +77,8 @@ def _table() -> tuple[list[str], bool]:
     return lines + [f"! {note}" for note in notes], not notes
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="vpgfast doctor", description=__doc__.split("\n\n")[0].partition(": ")[2])
-    parser.parse_args(argv)
+def report() -> bool:
+    """Print it all. Whether every op runs on a kernel on every device that torch can use."""
     table, healthy = _table()
     sections = {
         "Versions": _versions(),
@@ -97,8 +91,4 @@ def main(argv: list[str] | None = None) -> int:
         for line in lines:
             print(f"  {line}")
     print("\nAll ops run on kernels." if healthy else "\nSome ops could run faster; see the lines with !")
-    return 0 if healthy else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return healthy

@@ -1,0 +1,141 @@
+"""What has to be run for the tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vpgfast.ablate.tables import Row, Table
+from vpgfast.config import TrainConfig, nearest, parse_train, to_dict
+from vpgfast.errors import ConfigError
+from vpgfast.metrics.corpus import STRICT, corpus_metric_names
+from vpgfast.metrics.rules import metric_names
+from vpgfast.models.embed import finds_videos
+
+_OURS = ("seed", "output", "pictures")  # settings of a run that this command decides
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training to be done.
+
+    Attributes:
+        name: of its settings; its folder's parent is called so.
+        config: every setting, seed and output folder included.
+        arguments: of the train command.
+    """
+
+    name: str
+    config: TrainConfig
+    arguments: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes."""
+        return self.config.output_folder()
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be run for the tables.
+
+    Attributes:
+        runs: all of them, a row's seeds together.
+        names: (title, row) -> the name of the row's runs.
+    """
+
+    runs: list[Run]
+    names: dict[tuple[str, str], str]
+
+
+def seeds_table(base: TrainConfig) -> Table:
+    """The run itself as a table of one row with all metrics (of the corpus metrics, those of one count)."""
+    return Table(
+        title="Over seeds",
+        about="",
+        corpus=base.data.corpus,
+        metrics=tuple(name for name in metrics_of(base) if STRICT not in name),
+        judged_by=base.select_by,
+        settings={},
+        rows=(Row(base.method, "", {}, {}),),
+        claims=(),
+        line=False,
+    )
+
+
+def make_plan(
+    tables: Sequence[Table], settings: Sequence[str], seeds: Sequence[int], output: Path, source: str
+) -> Plan:
+    """The runs of the tables' rows, every one of them checked; equal settings are one run, named after the first row.
+
+    Args:
+        tables: all of the file.
+        settings: arguments of the train command that all runs share.
+        seeds: of each row.
+        output: folder of everything.
+        source: the tables' file, for messages.
+
+    Raises:
+        ConfigError: a row's settings are none of the method, or its run lacks a metric of the claims; names the row.
+    """
+    runs: list[Run] = []
+    names: dict[tuple[str, str], str] = {}
+    known: dict[str, str] = {}  # settings -> name
+    for table in tables:
+        for row in table.rows:
+            where = f"{source}, table {table.title!r}, row {row.name!r}"
+            changes = {**table.settings, **row.settings}
+            for key in _OURS:
+                if key in changes:
+                    raise ConfigError(f"{where}: {key!r} is decided by the command; leave it out of the settings")
+            arguments = [*settings, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
+            try:
+                config = parse_train(arguments)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+            _check_metrics(table, config, where)
+            described = json.dumps({k: v for k, v in to_dict(config).items() if k not in _OURS}, sort_keys=True)
+            if described not in known:
+                known[described] = name = _folder_name(f"{table.title} {row.name}", known.values())
+                for seed in seeds:
+                    folder = output / name / f"seed-{seed}"
+                    ours = (f"--seed={seed}", f"--output={folder}", "--pictures=0")
+                    seeded = replace(config, seed=seed, output=folder, pictures=0)
+                    runs.append(Run(name, seeded, (*arguments, *ours)))
+            names[table.title, row.name] = known[described]
+    return Plan(runs, names)
+
+
+def _argument(value: Any) -> str:
+    """A value of YAML as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_metrics(table: Table, config: TrainConfig, where: str) -> None:
+    """Claims must be judged by metrics that the run has; the paper's other figures may stand alone."""
+    there = metrics_of(config)
+    for metric in (table.judged_by, *(claim.metric for claim in table.claims)):
+        if metric not in there:
+            raise ConfigError(f"{where}: no metric {metric!r} in this run{nearest(metric, there)}; see --metrics.*")
+
+
+def metrics_of(config: TrainConfig) -> list[str]:
+    """Names of what a run measures; of a method that finds videos the corpus metrics, too."""
+    return metric_names(config.metrics) + (corpus_metric_names(config.metrics) if finds_videos(config.method) else [])
+
+
+def _folder_name(text: str, taken: Collection[str]) -> str:
+    """``Table 3 (1)`` -> ``table-3-1``, and ``table-3-1-2`` if that is another row's."""
+    name = stem = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name

@@ -1,0 +1,88 @@
+"""Results as a table, as ``metrics.json`` and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpgfast.config import TrainConfig
+from vpgfast.data.corpus import Corpus
+from vpgfast.data.types import Paragraph
+from vpgfast.evaluate.split import Evaluation
+from vpgfast.files import METRICS_FILE, write_file
+from vpgfast.metrics.corpus import CorpusResult
+from vpgfast.metrics.spans import RankedSpans
+from vpgfast.plots import draw_spans
+
+
+def report(
+    evaluation: Evaluation, config: TrainConfig, corpus: Corpus, split: str, seconds: float, output: Path
+) -> None:
+    """Print the table, and write ``metrics.json`` and the picture of predicted against true spans.
+
+    Args:
+        seconds: what the run or the evaluation took.
+        output: folder, must exist.
+    """
+    print(evaluation.table(config.method, table_title(corpus.name, split, config)))
+    if config.pictures:
+        picture = output / "spans.png"
+        chosen = sample_evenly(evaluation.paragraphs, evaluation.ranked, config.pictures)
+        draw_spans(*chosen, picture, f"{config.method} on {corpus.name}, {split}")
+        print(f"true and predicted spans: {picture}")
+    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds)
+    print(f"metrics: {output / METRICS_FILE}")
+
+
+def table_title(corpus: str, split: str, config: TrainConfig) -> str:
+    """The line above a table: corpus and split, unit, and the rules that differ from the usual ones."""
+    rules = config.metrics
+    notes = [f"IoU {rules.comparison} m"] if rules.comparison != ">=" else []
+    notes += [f"spans in {rules.clips} clips"] if rules.clips is not None else []
+    notes += [f"spans in {rules.segment_seconds:g}-s segments"] if rules.segment_seconds is not None else []
+    notes += ["best 3 annotators"] if rules.annotators == "best3" else []
+    return f"{corpus}, {split} split, in %" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def write_metrics(
+    path: Path, evaluation: Evaluation, config: TrainConfig, corpus: str, split: str, seconds: float
+) -> None:
+    """``metrics.json``: what was run, and the numbers as fractions in [0, 1]."""
+    content = {
+        "method": config.method,
+        "corpus": corpus,
+        "split": split,
+        "seed": config.seed,
+        "seconds": round(seconds, 1),
+        "metrics": evaluation.metrics,
+        "baselines": evaluation.baselines,
+        "control": evaluation.control,
+    }
+    if evaluation.retrieval is not None:
+        content["retrieval"] = asdict(evaluation.retrieval)
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def table_from(content: Mapping[str, Any], config: TrainConfig) -> str:
+    """The table again, from what :func:`write_metrics` wrote."""
+    found = content.get("retrieval")  # only of methods that find videos
+    evaluation = Evaluation(
+        *(content["metrics"], content["baselines"], content["control"], [], []),
+        CorpusResult(**found) if found else None,
+    )
+    return evaluation.table(content["method"], table_title(content["corpus"], content["split"], config))
+
+
+def sample_evenly(
+    paragraphs: Sequence[Paragraph], ranked: RankedSpans, videos: int
+) -> tuple[list[Paragraph], list[np.ndarray]]:
+    """The items of a few videos from all over a split, with what was predicted for them."""
+    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
+    chosen = set(names[:: max(1, len(names) // videos)][:videos])
+    pairs = [(p, r) for p, r in zip(paragraphs, ranked, strict=True) if p.video_id in chosen]
+    return [p for p, _ in pairs], [r for _, r in pairs]

@@ -1,0 +1,49 @@
+"""From a checkpoint to its results on a split."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from vpgfast.checkpoint import build_model, load_checkpoint, settings_of
+from vpgfast.command import open_log
+from vpgfast.config import nearest
+from vpgfast.data.corpus import load_corpus
+from vpgfast.errors import CheckpointError, ConfigError
+from vpgfast.evaluate.report import report
+from vpgfast.evaluate.split import evaluate_split
+from vpgfast.fabric import make_fabric, mark_forward_methods
+from vpgfast.run_encoder import check_same_encoder
+
+
+def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Evaluate what the command line names; ``settings`` are arguments that change those of the checkpoint's run."""
+    open_log()
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    config = settings_of(checkpoint, arguments.checkpoint, settings)
+    folder = arguments.checkpoint if arguments.checkpoint.is_dir() else arguments.checkpoint.parent
+    output = arguments.output or folder / f"evaluate-{arguments.split}"
+
+    start = time.monotonic()
+    fabric = make_fabric(config)
+    if fabric.global_rank == 0:
+        output.mkdir(parents=True, exist_ok=True)
+    open_log(output / "log.txt", quiet=fabric.global_rank > 0)
+    corpus = load_corpus(config.data)
+    if arguments.split not in corpus.splits:
+        raise ConfigError(
+            f"--split {arguments.split}: {corpus.name} has {', '.join(corpus.splits)}"
+            f"{nearest(arguments.split, corpus.splits)}"
+        )
+    check_same_encoder(corpus.features.encoder, checkpoint, f"features of {corpus.name}")
+    if corpus.features.dim != checkpoint.feature_dim:
+        raise CheckpointError(
+            f"checkpoint {arguments.checkpoint} takes features of width {checkpoint.feature_dim} "
+            f"({checkpoint.feature_source}), {corpus.name} has {corpus.features.dim} ({corpus.features.source})"
+        )
+    module = fabric.setup_module(build_model(checkpoint, config.model, arguments.checkpoint))
+    mark_forward_methods(module, config.method)
+    evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
+    if fabric.global_rank == 0:
+        report(evaluation, config, corpus, arguments.split, time.monotonic() - start, output)

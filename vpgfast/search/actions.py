@@ -1,0 +1,246 @@
+"""What ``python -m vpgfast.search`` does, one function an action."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vpgfast.command import open_log
+from vpgfast.data.text import split_sentences, tokenize
+from vpgfast.errors import ConfigError, FeatureError, SearchIndexError, UserError
+from vpgfast.files import MODEL_FILE as RUN_MODEL_FILE
+from vpgfast.files import write_file
+from vpgfast.ground.grounding import warn_of_unknown_words
+from vpgfast.ground.query import asked_sentences
+from vpgfast.plots import draw_found
+from vpgfast.search.answers import answer
+from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash, import_faiss
+from vpgfast.search.indexing import index_videos
+from vpgfast.search.searcher import Searcher
+from vpgfast.search.sources import VideoSource, open_source, where_is
+
+log = logging.getLogger("vpgfast.search")
+
+
+def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Make an index, or go on with one that was interrupted."""
+    folder: Path = arguments.output
+    if arguments.faiss:
+        import_faiss()  # before hours of work
+    # Where and how fast a model runs is no part of what it is.
+    kept = [setting for setting in settings if setting.startswith(("--model.", "--data."))]
+    path = arguments.checkpoint / RUN_MODEL_FILE if arguments.checkpoint.is_dir() else arguments.checkpoint
+    searcher = Searcher.load(path, settings, arguments.encoder)
+    source = _open_source(arguments, folder, searcher)
+    if not source.names:
+        raise FeatureError(f"{arguments.source}: holds no video")
+    if (folder / INDEX_FILE).is_file():
+        index = VideoIndex.open(folder)
+        if file_hash(path) != index.about["model"]["sha256"] or kept != index.about["settings"]:
+            raise SearchIndexError(
+                f"index {folder}: made by another model ({index.about['model']['from']}"
+                f"{' '.join(['', *index.about['settings']])}); give another --output"
+            )
+    else:
+        features = [np.zeros((1, searcher.checkpoint.feature_dim), np.float32)]
+        width = searcher.embed_videos(features).shape[1]
+        about = {"source": searcher.checkpoint.feature_source, "width": searcher.checkpoint.feature_dim}
+        index = VideoIndex.create(folder, width, path, searcher.checkpoint.method, about, kept)
+    with index.changing():
+        _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=True))
+        if arguments.faiss:
+            _build_faiss(index, arguments.recall, None)
+
+
+def command_add(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Add videos to an index."""
+    index, searcher = _open(arguments.index, settings, arguments.encoder)
+    source = _open_source(arguments, index.folder, searcher)
+    with index.changing():
+        _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=not arguments.replace))
+
+
+def command_remove(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Take videos out."""
+    index = VideoIndex.open(arguments.index)
+    with index.changing():
+        index.remove(arguments.video)
+    print(f"{index.folder}: {len(set(arguments.video))} removed, {len(index)} videos left")
+
+
+def command_compact(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Write the index anew without what was removed."""
+    index = VideoIndex.open(arguments.index)
+    with index.changing():
+        had_faiss = index.faiss is not None
+        index.compact()
+    print(f"{index.folder}: {len(index)} videos in {len(index.shards)} shards")
+    if had_faiss:
+        print("what FAISS made was about the old shards and is gone; build-faiss makes it anew")
+
+
+def command_build_faiss(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Let FAISS make its own index of what is there now."""
+    import_faiss()
+    if arguments.queries is None:
+        index, queries = VideoIndex.open(arguments.index), None
+    else:
+        index, searcher = _open(arguments.index, settings)
+        queries = np.concatenate([searcher.embed_query(p) for p in _read_queries(arguments.queries)])
+    with index.changing():
+        _build_faiss(index, arguments.recall, queries)
+
+
+def command_info(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Say what an index holds, and look at every file of it."""
+    index = VideoIndex.open(arguments.index)
+    index.check_model()
+    sources: dict[str, int] = {}
+    gone: dict[str, int] = {}
+    for _, _, entry in tqdm(
+        index.living(), total=len(index), desc="looking at videos", unit="video", delay=2, leave=False, disable=None
+    ):
+        place = f"{entry.source['kind']} {entry.source['path']}"
+        sources[place] = sources.get(place, 0) + 1
+        if not where_is(entry, index.folder).exists():
+            gone[place] = gone.get(place, 0) + 1
+    for shard in index.shards:
+        index.vectors(shard)
+    size = sum(path.stat().st_size for path in index.folder.iterdir() if path.is_file())
+    removed = sum(map(len, index.removed.values()))
+    about = index.about
+    lines = [
+        f"{index.folder}: {len(index)} videos in {len(index.shards)} shards, {size / 2**20:.1f} MiB",
+        f"  removed       {removed}" + (" (compact drops them)" if removed else ""),
+        f"  method        {about['method']}, vectors of width {index.width}",
+        f"  model         {about['model']['from']}{' '.join(['', *about['settings']])}",
+        f"  features      {about['features']['source']}, width {about['features']['width']}",
+        *(
+            f"  videos from   {place}: {count}" + (f", of which {gone[place]} are gone" if place in gone else "")
+            for place, count in sources.items()
+        ),
+        f"  search        {_about_faiss(index)}",
+    ]
+    print("\n".join(lines))
+
+
+def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Ask an index."""
+    for name in ("top", "spans"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.text is None:
+        sentences = asked_sentences(arguments)
+    elif not tokenize(arguments.text):
+        raise UserError(f"the text to look for ({arguments.text!r}) has no word in it")
+    else:
+        sentences = split_sentences(arguments.text)
+    index, searcher = _open(arguments.index, settings, arguments.encoder)
+    warn_of_unknown_words(sentences, searcher.checkpoint.word_vectors, searcher.needs)
+    answers = answer(index, searcher, sentences, arguments.top, arguments.spans, arguments.exact)
+
+    text = "\n".join(one.as_text(rank) for rank, one in enumerate(answers, start=1))
+    print(text)
+    output: Path = arguments.output or index.folder / "query"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}") from None
+    content = {"sentences": sentences, "index": str(index.folder), "videos": [one.as_dict() for one in answers]}
+    write_file(output / "search.txt", (text + "\n").encode())
+    write_file(output / "search.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    draw_found(
+        sentences,
+        [
+            (
+                f"{rank}. {one.found.video.video_id}   ({one.found.score:.3f})",
+                one.found.video.duration,
+                None if one.grounding is None else (one.grounding.spans[:, 0], one.grounding.scores[:, 0]),
+            )
+            for rank, one in enumerate(answers, start=1)
+        ],
+        output / "search.png",
+        f"the {len(answers)} of {len(index)} videos that fit best",
+    )
+    print(f"written to {output}: search.txt, search.json, search.png")
+
+
+def _open(folder: Path, settings: list[str], encoder: str | None = None) -> tuple[VideoIndex, Searcher]:
+    index = VideoIndex.open(folder)
+    index.check_model()
+    return index, Searcher.load(index.model_file, [*index.about["settings"], *settings], encoder)
+
+
+def _open_source(arguments: argparse.Namespace, folder: Path, searcher: Searcher) -> VideoSource:
+    return open_source(
+        arguments.source,
+        folder,
+        searcher.checkpoint,
+        searcher,
+        arguments.features_key,
+        arguments.durations,
+        arguments.clip_seconds,
+    )
+
+
+def _read_queries(path: Path) -> list[list[str]]:
+    """Paragraphs of a text file, one a line, as sentences."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--queries {path}: can't be read ({error})") from None
+    paragraphs = [split_sentences(line) for line in lines if tokenize(line)]
+    if not paragraphs:
+        raise ConfigError(f"--queries {path}: holds no paragraph; write one a line")
+    return paragraphs
+
+
+def _say_added(index: VideoIndex, added: int, bad: int) -> None:
+    left_out = f", {bad} left out as unreadable" if bad else ""
+    print(f"{index.folder}: {added} added{left_out}, {len(index)} videos in {len(index.shards)} shards")
+    if index.faiss is not None:
+        covered = set(index.faiss["shards"])
+        later = sum(shard.videos for shard in index.shards if shard.name not in covered)
+        if later:
+            print(f"{later} videos came after build-faiss and are searched exactly until it is called again")
+
+
+def _build_faiss(index: VideoIndex, recall: float, queries: np.ndarray | None) -> None:
+    index.build_faiss(recall, queries)
+    print(_about_faiss(index))
+
+
+def _about_faiss(index: VideoIndex) -> str:
+    if index.faiss is None:
+        return "exact"
+    about = index.faiss
+    recall = ", ".join(f"{depth} {100 * share:.1f}%" for depth, share in about["recall"].items())
+    return (
+        f"FAISS, {about['nprobe']} of {about['lists']} lists, {about['bytes_per_video']} bytes a video; recall "
+        f"{recall} of exact search, on {about['measured_on']}"
+    )
+
+
+ACTIONS = {
+    "index": command_index,
+    "add": command_add,
+    "remove": command_remove,
+    "compact": command_compact,
+    "build-faiss": command_build_faiss,
+    "info": command_info,
+    "query": command_query,
+}
+"""What the first argument names."""
+
+
+def run(arguments: argparse.Namespace, settings: list[str]) -> None:
+    """Do what the command line asks; ``settings`` are arguments that change those of the model's run."""
+    open_log()
+    if "recall" in arguments and not 0 < arguments.recall <= 1:
+        raise ConfigError(f"--recall must be above 0 and at most 1, got {arguments.recall:g}")
+    ACTIONS[arguments.action](arguments, settings)

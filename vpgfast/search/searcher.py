@@ -1,0 +1,85 @@
+"""A model that makes vectors and grounds: what an index is made and asked with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vpgfast.cache import encoded
+from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, settings_of
+from vpgfast.config import TrainConfig
+from vpgfast.data.types import BatchNeeds, Paragraph
+from vpgfast.encoders.base import Encoded, Encoder
+from vpgfast.fabric import make_fabric
+from vpgfast.ground.grounding import Grounding, ground
+from vpgfast.models.embed import check_finds_videos, embed_clips, embed_texts
+from vpgfast.models.method import Method
+from vpgfast.models.registry import get_method
+from vpgfast.run_encoder import encoder_of
+
+
+@dataclass
+class Searcher:
+    """A model that is ready to make vectors and to ground.
+
+    Attributes:
+        checkpoint: its file's content.
+        config: settings of its run.
+        model: on ``device``, in evaluation mode.
+        needs: what it asks of a batch.
+        device: where it is.
+        encoder_spec: where the encoder of its features is, if not where it was.
+    """
+
+    checkpoint: Checkpoint
+    config: TrainConfig
+    model: Method
+    needs: BatchNeeds
+    device: torch.device
+    encoder_spec: str | None = None
+
+    @classmethod
+    def load(cls, path: Path, settings: Sequence[str], encoder: str | None = None) -> Searcher:
+        """From a checkpoint and settings of its run that are changed, and a spec for where its encoder is now.
+
+        Raises:
+            CheckpointError, ConfigError: as for ``evaluate``; or the method has no retrieval branch.
+        """
+        checkpoint = load_checkpoint(path)
+        config = settings_of(checkpoint, path, settings)
+        check_finds_videos(checkpoint.method)
+        device = make_fabric(replace(config, devices=1, strategy="auto")).device
+        model = build_model(checkpoint, config.model, path).to(device)
+        return cls(checkpoint, config, model, get_method(config.method).needs(config.model), device, encoder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Made when the first video comes. Raises as :func:`vpgfast.run_encoder.encoder_of`."""
+        return encoder_of(self.checkpoint, self.encoder_spec, self.device)
+
+    def encode(self, video: Path) -> Encoded:
+        """Clip features of a video file, from the cache where it was seen before.
+
+        Raises:
+            VideoError: it can't be read.
+        """
+        return encoded(self.encoder, video, cache=self.config.data.cache)
+
+    def embed_videos(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [B, E] of length 1 from B videos' clips [T_b, d_v]."""
+        return embed_clips(self.model, features, self.needs, self.device)
+
+    def embed_query(self, sentences: Sequence[str]) -> np.ndarray:
+        """float32 [1, E] of length 1; the query's sentences make one paragraph."""
+        paragraph = Paragraph("query", 1.0, tuple(sentences))  # its length in seconds is not known, and not read
+        vectors, width = self.checkpoint.word_vectors, self.checkpoint.feature_dim
+        return embed_texts(self.model, [paragraph], vectors, self.needs, width, self.device)
+
+    def ground(self, features: np.ndarray, duration: float, sentences: Sequence[str], spans: int) -> Grounding:
+        """When each sentence happens in a video."""
+        return ground(self.model, self.config, self.checkpoint.word_vectors, features, duration, sentences, spans)
