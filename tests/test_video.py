@@ -269,7 +269,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         path = repeated(tmp_path / f"{seconds}.mkv", seconds)
         done = subprocess.run([sys.executable, "-c", PEAK, path], stdout=subprocess.PIPE, text=True, check=True)
         count, duration, peak = map(float, done.stdout.split())
-        assert count == seconds
+        assert count == pytest.approx(seconds, abs=1)
         assert duration == pytest.approx(seconds, abs=0.5)
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 50

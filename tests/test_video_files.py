@@ -267,7 +267,7 @@ def with_streams(path: Path, *kinds: str) -> Path:
             stream.width, stream.height = sizes[kind]
             stream.pix_fmt = "yuvj420p" if kind == "cover" else "yuv420p"
             if kind == "cover":
-                stream.disposition = av.stream.Disposition.attached_pic
+                stream.disposition = av.stream.Disposition.attached_pic.value
             streams.append(stream)
         for kind, stream in zip(kinds, streams, strict=True):
             for index in range(1 if kind == "cover" else 10):

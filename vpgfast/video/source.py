@@ -49,7 +49,7 @@ class Source:
         try:
             if is_animated_webp(file):
                 file = webp_as_film(file)
-            self.container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace",
+            self.container = av.open(file, container_options={"protocol_whitelist": "none"}, metadata_errors="replace",
                                      buffer_size=_BUFFER)  # fmt: skip
         except ImportError:
             self._file.close()
