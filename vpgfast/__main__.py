@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from vpgfast.command import command
+
 COMMANDS = {
     "extract": "make features of your own videos, as all other commands read them",
     "train": "train a method and evaluate it; without arguments SeqPAN on a corpus made here",
@@ -25,9 +27,10 @@ def usage() -> str:
     return "\n".join(["usage: vpgfast COMMAND ...", "", *lines, "", "vpgfast COMMAND --help says more."])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Run the command that the first argument names."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2

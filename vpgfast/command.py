@@ -1,16 +1,17 @@
-"""What every command shares: one-line errors, exit codes, and the log."""
+"""What every command shares: one-line errors, exit codes, what happens under ``| head``, and the log."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import logging
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import TextIO
 
 from vpgfast.errors import UserError
 
@@ -18,6 +19,8 @@ FAILED = 2
 """Exit code after an error that the user can mend."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+NOBODY_READS = 141
+"""Exit code where the reader of what is printed has gone, as in ``| head``; as shells have it after SIGPIPE."""
 
 log = logging.getLogger("vpgfast")
 
@@ -25,27 +28,62 @@ log = logging.getLogger("vpgfast")
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     """Make ``main(argv)`` a command: ``argv`` defaults to the command line, a :class:`UserError` is a line and code 2.
 
-    Other exceptions are bugs and keep their stack trace.
+    Where nobody reads any more what is printed, the command ends at its next word without one; so it prints results
+    after it has written them to files. Other exceptions are bugs and keep their stack trace.
     """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(sys.argv[1:] if argv is None else argv)
-        except UserError as error:
-            print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            # What is left to be printed goes out here: at the end of the program a reader that has gone is an error.
+            try:
+                code = _code(main, sys.argv[1:] if argv is None else argv)
+            except SystemExit as end:  # of argparse, after --help
+                sys.stdout.flush()
+                if end.code == 0 and _reader_has_gone(sys.stdout):  # argparse passes over a write that fails
+                    raise BrokenPipeError from None
                 raise
-            print(f"error: no space left to write {error.filename or 'to disk'}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return INTERRUPTED
-        finally:
-            close_log()
-        return FAILED
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            gone = [stream for stream in (sys.stdout, sys.stderr) if _reader_has_gone(stream)]
+            if not gone:  # a pipe of the command's own is broken
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in gone:  # or Python would complain when it writes out the rest at the end
+                os.dup2(nowhere, stream.fileno())
+            return NOBODY_READS
 
     return run
+
+
+def _code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """What ``main`` returns, or the code of the error that ended it."""
+    try:
+        return main(argv)
+    except UserError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left to write {error.filename or 'to disk'}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        close_log()
+    return FAILED
+
+
+def _reader_has_gone(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    try:
+        number = stream.fileno()
+    except OSError:  # no file of the system, as in a notebook
+        return False
+    poll = select.poll()
+    poll.register(number, 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def open_log(file: Path | None = None, *, quiet: bool = False) -> None:
@@ -78,6 +116,8 @@ class _Console(logging.Handler):
     """Lines on stderr that don't tear a progress bar; warnings say that they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # takes longer than all of --help
+
         prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         tqdm.write(prefix + record.getMessage(), file=sys.stderr)
 

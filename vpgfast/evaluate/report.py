@@ -23,19 +23,20 @@ from vpgfast.plots import draw_spans
 def report(
     evaluation: Evaluation, config: TrainConfig, corpus: Corpus, split: str, seconds: float, output: Path
 ) -> None:
-    """Print the table, and write ``metrics.json`` and the picture of predicted against true spans.
+    """Write ``metrics.json`` and the picture of predicted against true spans, and print the table.
 
     Args:
         seconds: what the run or the evaluation took.
         output: folder, must exist.
     """
-    print(evaluation.table(config.method, table_title(corpus.name, split, config)))
+    picture = output / "spans.png"
     if config.pictures:
-        picture = output / "spans.png"
         chosen = sample_evenly(evaluation.paragraphs, evaluation.ranked, config.pictures)
         draw_spans(*chosen, picture, f"{config.method} on {corpus.name}, {split}")
-        print(f"true and predicted spans: {picture}")
     write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds)
+    print(evaluation.table(config.method, table_title(corpus.name, split, config)))
+    if config.pictures:
+        print(f"true and predicted spans: {picture}")
     print(f"metrics: {output / METRICS_FILE}")
 
 

@@ -46,7 +46,6 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
         log.info("the method takes %d sentences at a time: %d are cut into pieces", needs.max_sentences, len(sentences))
     found = ground(model, config, checkpoint.word_vectors, features, duration, sentences, arguments.top)
 
-    print(found.as_text())
     name = (arguments.video or arguments.features).stem
     folder = arguments.checkpoint if arguments.checkpoint.is_dir() else arguments.checkpoint.parent
     output: Path = arguments.output or folder / f"ground-{name}"
@@ -56,6 +55,7 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     draw_ranked(
         found.sentences, found.spans, found.scores, duration, output / "grounding.png", f"{name}, {duration:.1f} s"
     )
+    print(found.as_text())
     print(f"written to {output}: grounding.txt, grounding.json, grounding.png")
 
 

@@ -52,9 +52,12 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
         about = {"source": searcher.checkpoint.feature_source, "width": searcher.checkpoint.feature_dim}
         index = VideoIndex.create(folder, width, path, searcher.checkpoint.method, about, kept)
     with index.changing():
-        _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=True))
+        added, bad = index_videos(index, searcher, source, arguments.on_bad, keep=True)
         if arguments.faiss:
-            _build_faiss(index, arguments.recall, None)
+            index.build_faiss(arguments.recall)
+    _say_added(index, added, bad)
+    if arguments.faiss:
+        print(_about_faiss(index))
 
 
 def command_add(arguments: argparse.Namespace, settings: list[str]) -> None:
@@ -145,7 +148,6 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
     answers = answer(index, searcher, sentences, arguments.top, arguments.spans, arguments.exact)
 
     text = "\n".join(one.as_text(rank) for rank, one in enumerate(answers, start=1))
-    print(text)
     output: Path = arguments.output or index.folder / "query"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -167,6 +169,7 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
         output / "search.png",
         f"the {len(answers)} of {len(index)} videos that fit best",
     )
+    print(text)
     print(f"written to {output}: search.txt, search.json, search.png")
 
 
