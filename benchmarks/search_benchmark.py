@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vpgfast.search.index import SHARD, VideoEntry, VideoIndex
+from vpgfast.search.index import VideoIndex
+from vpgfast.search.shards import SHARD, VideoEntry
 
 from .measure import ROOT, commit, device_name
 

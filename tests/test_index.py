@@ -13,7 +13,8 @@ import pytest
 
 from vpgfast.errors import ConfigError, SearchIndexError, UserError
 from vpgfast.search import index as module
-from vpgfast.search.index import VideoEntry, VideoIndex
+from vpgfast.search.index import VideoIndex
+from vpgfast.search.shards import VideoEntry
 
 WIDTH = 16
 SOURCE = {"kind": "hdf5", "path": "features.h5", "key": "{video_id}"}

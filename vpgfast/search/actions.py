@@ -19,7 +19,8 @@ from vpgfast.ground.grounding import warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.plots import draw_found
 from vpgfast.search.answers import answer
-from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash, import_faiss
+from vpgfast.search.faiss_index import import_faiss
+from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash
 from vpgfast.search.indexing import index_videos
 from vpgfast.search.searcher import Searcher
 from vpgfast.search.sources import VideoSource, open_source, where_is

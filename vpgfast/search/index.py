@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,39 +29,16 @@ from tqdm import tqdm
 
 from vpgfast.errors import ConfigError, SearchIndexError
 from vpgfast.files import write_file
+from vpgfast.search import faiss_index
+from vpgfast.search.shards import SHARD, Shard, ShardVideos, VideoEntry, first_line, reading
 
 log = logging.getLogger(__name__)
 
 INDEX_FILE, MODEL_FILE = "index.json", "model.safetensors"
 FORMAT, VERSION = "vpgfast search index", 1
-SHARD = 16_384
-"""Videos a shard at most: 16 MiB of vectors at width 256."""
 _LOCK = ".lock"
 _ROW = 0xFFFFFFFF  # a place is (number of the shard << 32) + row
 _BLOCK = 65_536  # products of a query that are in memory at once
-
-FEWEST_FOR_FAISS = 1_000
-RECALL_DEPTHS = (1, 10, 100)
-_TUNED_AT = (1, 10)  # depths whose recall chooses how many lists are probed
-_DEEPER = 10  # FAISS is asked for so many times more videos than wanted; their order is that of the exact products
-
-
-@dataclass(frozen=True, slots=True)
-class VideoEntry:
-    """A video as an index knows it.
-
-    Attributes:
-        video_id: its name.
-        duration: seconds.
-        source: what it comes from: ``{"kind": "hdf5" | "folder" | "videos", "path": ..., "key": ...}``; a relative path
-            starts at the index's folder.
-        file: below ``path``, of kind "videos".
-    """
-
-    video_id: str
-    duration: float
-    source: dict[str, Any]
-    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,58 +47,6 @@ class Found:
 
     video: VideoEntry
     score: float
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One pair of files; ``name`` is their number."""
-
-    name: str
-    videos: int
-
-
-class ShardVideos:
-    """What the rows of a shard are, by its memory-mapped ``videos-*.json``, which has a line a video.
-
-    One video is read from its own line, all are read together: a search needs a few of each shard, and to parse the
-    others took most of its time.
-
-    Args:
-        path: of the file.
-        videos: how many it has to hold.
-
-    Raises:
-        SearchIndexError: the file is missing or damaged, perhaps only in the line that is read.
-    """
-
-    def __init__(self, path: Path, videos: int) -> None:
-        self.path = path
-        with _reading(path):
-            self._text = np.asarray(np.memmap(path, np.uint8, "r"))
-            self._ends = np.flatnonzero(self._text == ord("\n")).astype(np.uint32)  # of the lines
-            self._sources = json.loads(self._line(0)[:-1] + b"}")["sources"]
-            found = len(self) if self._line(-1) == b"]}" else "an unknown number of"
-            if found != videos:
-                raise ValueError(f"{found} videos, not {videos}")
-
-    def _line(self, number: int) -> bytes:
-        start = self._ends[number - 1] + 1 if number else 0
-        return self._text[start : self._ends[number]].tobytes()
-
-    def _entry(self, row: dict[str, Any]) -> VideoEntry:
-        return VideoEntry(row["video_id"], float(row["duration"]), self._sources[row["source"]], row.get("file"))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 3  # lines before and after
-
-    def __getitem__(self, row: int) -> VideoEntry:
-        with _reading(self.path):
-            return self._entry(json.loads(self._line(row + 2).rstrip(b",")))
-
-    def __iter__(self) -> Iterator[VideoEntry]:
-        with _reading(self.path):
-            entries = [self._entry(row) for row in json.loads(self._text.tobytes())["videos"]]
-        return iter(entries)
 
 
 class VideoIndex:
@@ -190,7 +114,7 @@ class VideoIndex:
             "faiss": None,
         }
         index = cls(folder, about)
-        index._commit(about)
+        index.commit(about)
         return index
 
     @classmethod
@@ -240,7 +164,7 @@ class VideoIndex:
         """
         if shard.name not in self._vectors:
             path = self.folder / f"vectors-{shard.name}.npy"
-            with _reading(path):
+            with reading(path):
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
                 if array.shape != (shard.videos, self.width) or array.dtype != np.float32:
                     expected = f"float32 {[shard.videos, self.width]}"
@@ -310,7 +234,7 @@ class VideoIndex:
         names.update((entry.video_id, start + row) for row, entry in enumerate(entries))
         listed = [*self.about["shards"], {"name": shard.name, "videos": shard.videos}]
         removed = self._with_removed(places)
-        self._commit({**self.about, "next": self.about["next"] + 1, "shards": listed, "removed": removed})
+        self.commit({**self.about, "next": self.about["next"] + 1, "shards": listed, "removed": removed})
 
     def remove(self, names: Sequence[str]) -> None:
         """Take videos out: their rows stay in the files and are passed over. For use in :meth:`changing`.
@@ -326,7 +250,7 @@ class VideoIndex:
                 + (f" and {len(missing) - 3} more of those named" if len(missing) > 3 else "")
                 + "; nothing was removed"
             )
-        self._commit({**self.about, "removed": self._with_removed([there.pop(name) for name in dict.fromkeys(names)])})
+        self.commit({**self.about, "removed": self._with_removed([there.pop(name) for name in dict.fromkeys(names)])})
 
     def _with_removed(self, places: Sequence[int]) -> dict[str, list[int]]:
         removed = {name: set(rows) for name, rows in self.removed.items()}
@@ -356,7 +280,7 @@ class VideoIndex:
         progress.close()
         self._names = None
         listed = [{"name": shard.name, "videos": shard.videos} for shard in shards]
-        self._commit({**self.about, "next": number + len(shards), "shards": listed, "removed": {}, "faiss": None})
+        self.commit({**self.about, "next": number + len(shards), "shards": listed, "removed": {}, "faiss": None})
 
     def _write_shard(self, number: int, vectors: np.ndarray, entries: Sequence[VideoEntry]) -> Shard:
         if vectors.shape != (len(entries), self.width) or vectors.dtype != np.float32:
@@ -377,7 +301,7 @@ class VideoIndex:
         write_file(self.folder / f"videos-{shard.name}.json", text.encode())
         return shard
 
-    def _commit(self, about: dict[str, Any]) -> None:
+    def commit(self, about: dict[str, Any]) -> None:
         """Make a change count, and drop the files that no longer do."""
         write_file(self.folder / INDEX_FILE, (json.dumps(about, indent=1) + "\n").encode())
         self._take(about)
@@ -410,7 +334,7 @@ class VideoIndex:
         Returns:
             Of each query the videos, best first.
         """
-        scores, places = self._search(queries, top, None if exact else self._open_faiss())
+        scores, places = self.ranked(queries, top, None if exact else self._open_faiss())
         found = []
         for row, marks in zip(places, scores, strict=True):
             found.append(
@@ -421,8 +345,8 @@ class VideoIndex:
             )
         return found
 
-    def _search(
-        self, queries: np.ndarray, top: int, faiss_index: Any, nprobe: int | None = None
+    def ranked(
+        self, queries: np.ndarray, top: int, opened: Any, nprobe: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [Q, k] and places int64 [Q, k], k = min(top, videos)."""
         if queries.ndim != 2 or queries.shape[1] != self.width:
@@ -431,10 +355,12 @@ class VideoIndex:
             raise SearchIndexError(f"index {self.folder}: holds no video; add some")
         best = _Best(len(queries), min(top, len(self)))
         covered: set[str] = set()
-        if faiss_index is not None and self.faiss is not None:
+        if opened is not None and self.faiss is not None:
             covered = set(self.faiss["shards"])
-            for i, places in enumerate(self._candidates(queries, top, faiss_index, nprobe or self.faiss["nprobe"])):
-                products = self._gather(places) @ queries[i]
+            for i, places in enumerate(
+                faiss_index.candidates(self, queries, top, opened, nprobe or self.faiss["nprobe"])
+            ):
+                products = self.gather(places) @ queries[i]
                 best.take(products[None], places, slice(i, i + 1))
         for number, shard in enumerate(self.shards):
             if shard.name in covered:
@@ -449,10 +375,10 @@ class VideoIndex:
         scores, places = best.result()
         lacking = (places < 0).any(axis=1)
         if lacking.any():  # the lists that FAISS looked through hold fewer than were asked for
-            scores[lacking], places[lacking] = self._search(queries[lacking], top, None)
+            scores[lacking], places[lacking] = self.ranked(queries[lacking], top, None)
         return scores, places
 
-    def _gather(self, places: np.ndarray) -> np.ndarray:
+    def gather(self, places: np.ndarray) -> np.ndarray:
         """float32 [n, E] of places, read from the mapped files."""
         rows = np.empty((len(places), self.width), np.float32)
         for number in np.unique(places >> 32).tolist():
@@ -463,120 +389,10 @@ class VideoIndex:
     # --- FAISS
 
     def build_faiss(self, recall: float = 0.95, queries: np.ndarray | None = None, seed: int = 0) -> None:
-        """Make an IVF-PQ index of all shards, and measure it against exact search. For use in :meth:`changing`.
+        """Let FAISS index all shards, see :func:`vpgfast.search.faiss_index.build`. For use in :meth:`changing`."""
+        faiss_index.build(self, recall, queries, seed)
 
-        Lists are four times the square root of the number of videos; a vector is kept as one byte for every four
-        elements. As few lists are probed as reach the recall that is asked for, at depths 1 and 10.
-
-        Args:
-            recall: share of the best video, and of the 10 best, that the search has to find.
-            queries: float32 [Q, E], queries to measure on. ``None`` takes the vectors of videos that training
-                does not see (up to 500), which are to find their neighbours and not themselves. Paragraphs are
-                farther from what they are to find, and so harder to search for.
-            seed: of the choice of videos to train and to measure on.
-
-        Raises:
-            ConfigError: FAISS is not installed, or there are too few videos to train it.
-        """
-        faiss = import_faiss()
-        if len(self) < FEWEST_FOR_FAISS:
-            raise ConfigError(
-                f"index {self.folder}: {len(self)} videos; FAISS needs {FEWEST_FOR_FAISS} to be trained, and exact "
-                "search of so few takes no time"
-            )
-        rows = [(number << 32) + np.arange(shard.videos) for number, shard in enumerate(self.shards)]
-        places = np.concatenate(rows)[self._alive(self.shards)]
-        shuffled = np.random.default_rng(seed).permutation(places)
-        held_out = shuffled[: min(500, len(places) // 10)]
-        lists = max(1, min(int(4 * len(places) ** 0.5), len(places) // 39))  # FAISS asks for 39 points a centroid
-        trained_on = np.sort(shuffled[len(held_out) :][: max(64 * lists, 65_536)])
-        parts = max(m for m in range(1, max(1, self.width // 4) + 1) if self.width % m == 0)
-        made = faiss.IndexIVFPQ(faiss.IndexFlatIP(self.width), self.width, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
-        made.cp.min_points_per_centroid = made.pq.cp.min_points_per_centroid = 1  # few videos are no warning
-        log.info("training FAISS on %d videos: %d lists, %d bytes a video", len(trained_on), lists, parts)
-        made.train(self._gather(trained_on))
-        for shard in tqdm(self.shards, desc="adding to FAISS", unit="shard", delay=2, leave=False, disable=None):
-            made.add(self.vectors(shard))  # removed ones too, so that a number is a place; they are passed over
-        number = self.about["next"]
-        name = f"faiss-{number:05d}.index"
-        _write_faiss(made, self.folder / name)
-        del made
-
-        about = {
-            "file": name,
-            "bytes": (self.folder / name).stat().st_size,
-            "shards": [shard.name for shard in self.shards],
-            "lists": lists,
-            "bytes_per_video": parts,
-            "nprobe": 1,
-            "measured_on": f"{len(held_out)} videos that training did not see"
-            if queries is None
-            else f"{len(queries)} given queries",
-            "recall": {},
-        }
-        before, self.faiss = self.faiss, about
-        try:
-            opened = _map_faiss(self.folder / name)
-            own = held_out if queries is None else None
-            asked = self._gather(held_out) if queries is None else queries
-            about["nprobe"], about["recall"] = self._tune(opened, asked, own, lists, recall)
-        finally:
-            self.faiss = before
-        self._commit({**self.about, "next": number + 1, "faiss": about})
-
-    def _tune(
-        self, faiss_index: Any, queries: np.ndarray, own: np.ndarray | None, lists: int, target: float
-    ) -> tuple[int, dict[str, float]]:
-        """How many lists to probe, and the recall at each depth. ``own``: the places of the queries themselves."""
-        itself = 0 if own is None else 1
-        truth = _without(self._search(queries, max(RECALL_DEPTHS) + itself, None)[1], own)
-
-        def recall(depth: int, nprobe: int) -> float:
-            """Of searches for so many videos; a search for more looks deeper."""
-            found = _without(self._search(queries, depth + itself, faiss_index, nprobe)[1], own)
-            shares = [np.isin(true, row).mean() for row, true in zip(found, truth[:, :depth], strict=True)]
-            return float(np.mean(shares))
-
-        half_steps = {round(2 ** (i / 2)) for i in range(2 * lists.bit_length())}  # 1, 2, 3, 4, 6, 8, 11, ...
-        tries = [*sorted(n for n in half_steps if n < lists), lists]
-        for nprobe in tqdm(tries, desc="measuring recall", delay=2, leave=False, disable=None):
-            reached = min(recall(depth, nprobe) for depth in _TUNED_AT)
-            if reached >= target:
-                break
-        else:
-            log.warning("FAISS reaches a recall of %.1f%%, not of %.1f%%", 100 * reached, 100 * target)
-        return nprobe, {f"@{depth}": recall(depth, nprobe) for depth in RECALL_DEPTHS}
-
-    def _candidates(self, queries: np.ndarray, top: int, faiss_index: Any, nprobe: int) -> list[np.ndarray]:
-        """Places of the living videos that FAISS takes for the best ones, of each query; more than were asked for."""
-        import faiss
-
-        assert self.faiss is not None
-        shards = self._covered()
-        parameters = faiss.SearchParametersIVF(nprobe=nprobe)
-        if any(shard.name in self.removed for shard in shards):
-            bits = np.packbits(self._alive(shards), bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)  # both have to outlive the search
-            parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
-        deep = min(max(_DEEPER * top, 100), faiss_index.ntotal)
-        _, numbers = faiss_index.search(np.ascontiguousarray(queries), deep, params=parameters)
-        number = {shard.name: i for i, shard in enumerate(self.shards)}
-        ends = np.cumsum([shard.videos for shard in shards])
-        starts = ends - [shard.videos for shard in shards]
-        at = np.array([number[shard.name] for shard in shards], np.int64)
-        candidates = []
-        for row in numbers:
-            found = row[row >= 0]
-            which = np.searchsorted(ends, found, side="right")
-            candidates.append((at[which] << 32) + found - starts[which])
-        return candidates
-
-    def _covered(self) -> list[Shard]:
-        by_name = {shard.name: shard for shard in self.shards}
-        assert self.faiss is not None
-        return [by_name[name] for name in self.faiss["shards"]]
-
-    def _alive(self, shards: Sequence[Shard]) -> np.ndarray:
+    def alive(self, shards: Sequence[Shard]) -> np.ndarray:
         """bool, of every row of these shards in order."""
         masks = []
         for shard in shards:
@@ -592,17 +408,17 @@ class VideoIndex:
         if self._faiss is None:
             path = self.folder / self.faiss["file"]
             try:
-                import_faiss()
+                faiss_index.import_faiss()
             except ConfigError as error:
                 log.warning("%s; searching exactly", error)
                 return None
             try:  # a file that was cut short would end the process when its end is read
                 if path.stat().st_size != self.faiss["bytes"]:
                     raise RuntimeError(f"{path.stat().st_size} bytes, not {self.faiss['bytes']}")
-                self._faiss = (path.name, _map_faiss(path))
+                self._faiss = (path.name, faiss_index.map_faiss(path))
             except (OSError, RuntimeError) as error:
                 raise SearchIndexError(
-                    f"index {self.folder}: {path.name} is damaged or missing ({_first_line(error)}); make it anew with "
+                    f"index {self.folder}: {path.name} is damaged or missing ({first_line(error)}); make it anew with "
                     "build-faiss, or search with --exact"
                 ) from None
         return self._faiss[1]
@@ -629,15 +445,6 @@ class _Best:
         """Best first; equal ones in the order of the index."""
         order = np.stack([np.lexsort(pair) for pair in zip(self.places, -self.scores, strict=True)])
         return np.take_along_axis(self.scores, order, axis=1), np.take_along_axis(self.places, order, axis=1)
-
-
-def _without(places: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-    """Each row without its own place, or without its last one where it lacks that: [Q, k + 1] -> [Q, k]."""
-    if own is None:
-        return places
-    keep = places != own[:, None]
-    keep[keep.all(axis=1), -1] = False
-    return places[keep].reshape(len(places), -1)
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -672,48 +479,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def import_faiss() -> Any:
-    """The module. Raises :class:`ConfigError` where it isn't installed."""
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError("FAISS is not installed; pip install 'vpgfast[faiss]'") from None
-    return faiss
-
-
-def _write_faiss(made: Any, path: Path) -> None:
-    """Whole or not at all."""
-    import faiss
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        faiss.write_index(made, os.fspath(temporary))
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise SearchIndexError(f"can't write {path}: {_first_line(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Around the reading of a file of an index, which says what to do where the file is not what it should be."""
-    try:
-        yield
-    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
-        raise SearchIndexError(
-            f"index {path.parent}: {path.name} is damaged or missing ({_first_line(error)}); put back a copy of the "
-            "file, or make the index anew"
-        ) from None
-
-
-def _first_line(what: object) -> str:
-    return "the file is gone" if isinstance(what, FileNotFoundError) else str(what).split("\n")[0]
-
-
-def _map_faiss(path: Path) -> Any:
-    import faiss
-
-    return faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from vpgfast.errors import FeatureError, VideoError
 from vpgfast.search.command import SECONDS_BETWEEN_SHARDS
-from vpgfast.search.index import SHARD, VideoEntry, VideoIndex
+from vpgfast.search.index import VideoIndex
 from vpgfast.search.searcher import Searcher
+from vpgfast.search.shards import SHARD, VideoEntry
 from vpgfast.search.sources import VideoSource
 
 log = logging.getLogger("vpgfast.search")

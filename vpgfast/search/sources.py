@@ -18,7 +18,7 @@ from vpgfast.data.video_folders import named_like_video, named_videos
 from vpgfast.encoders.base import Encoded, Encoder
 from vpgfast.errors import CheckpointError, ConfigError, FeatureError
 from vpgfast.run_encoder import check_same_encoder
-from vpgfast.search.index import VideoEntry
+from vpgfast.search.shards import VideoEntry
 
 
 class EncodesVideos(Protocol):
