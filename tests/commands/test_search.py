@@ -13,12 +13,12 @@ import pytest
 import tiny
 import tiny_search
 
-from vpgfast import ground, search, train
+from vpgfast import ground, plots, search, train
 from vpgfast.checkpoint import load_checkpoint, save_checkpoint, settings_of
 from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.files import MODEL_FILE
 from vpgfast.models.registry import METHODS
-from vpgfast.search import actions, indexing
+from vpgfast.search import indexing
 from vpgfast.search.index import VideoIndex
 from vpgfast.search.searcher import Searcher
 
@@ -74,7 +74,7 @@ def index(search_run: Path, features: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that ask often."""
-    monkeypatch.setattr(actions, "draw_found", lambda *arguments: None)
+    monkeypatch.setattr(plots, "draw_found", lambda *arguments: None)
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vpgfast.__main__ import COMMANDS
@@ -65,3 +67,20 @@ def test_what_is_imported_is_seen() -> None:
     """So that the tests above can fail."""
     seen = imported("vpgfast", "--help", before="vpgfast.train.run")
     assert {"torch", "lightning_fabric", "numpy", "h5py"} <= seen
+
+
+def test_ground_imports_what_it_uses(run: Path, tmp_path: Path) -> None:
+    """Features given, no language model, one process: so nothing that decodes, reads language or spreads out."""
+    features = tmp_path / "clips.npy"
+    np.save(features, np.ones((8, 144), np.float32))
+    arguments = [str(run), "--features", str(features), "--duration=10", "--sentence=it moves", f"--output={tmp_path}"]
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tiny; tiny.register();"
+        f"from vpgfast import ground; code = ground.main({arguments});"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = HEAVY & set(done.stderr.split())
+    assert seen <= {"torch", "numpy", "safetensors", "matplotlib", "h5py"}
+    assert "torch" in seen

@@ -21,8 +21,6 @@ from vpgfast.files import write_file
 from vpgfast.ground.grounding import ground, warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
-from vpgfast.plots import draw_ranked
-from vpgfast.run_encoder import encoder_of
 
 log = logging.getLogger("vpgfast.ground")
 
@@ -52,6 +50,9 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_file(output / "grounding.txt", (found.as_text() + "\n").encode())
     write_file(output / "grounding.json", (json.dumps({"video": name, **found.as_dict()}, indent=2) + "\n").encode())
+
+    from vpgfast.plots import draw_ranked  # and matplotlib with it, which takes longer than short answers
+
     draw_ranked(
         found.sentences, found.spans, found.scores, duration, output / "grounding.png", f"{name}, {duration:.1f} s"
     )
@@ -64,6 +65,8 @@ def _features(arguments: argparse.Namespace, checkpoint: Checkpoint, config: Tra
     if arguments.video is not None:
         if arguments.duration is not None:
             raise UserError("--duration goes with --features; a video tells its own")
+        from vpgfast.run_encoder import encoder_of  # and PyAV with it
+
         encoder = encoder_of(checkpoint, arguments.encoder)
         video = encoded(encoder, arguments.video, arguments.stream, config.data.cache)
         features, duration, where = video.features, video.duration, str(arguments.video)

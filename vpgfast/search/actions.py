@@ -17,7 +17,6 @@ from vpgfast.files import MODEL_FILE as RUN_MODEL_FILE
 from vpgfast.files import write_file
 from vpgfast.ground.grounding import warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
-from vpgfast.plots import draw_found
 from vpgfast.search.answers import answer
 from vpgfast.search.faiss_index import import_faiss
 from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash
@@ -157,6 +156,9 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
     content = {"sentences": sentences, "index": str(index.folder), "videos": [one.as_dict() for one in answers]}
     write_file(output / "search.txt", (text + "\n").encode())
     write_file(output / "search.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    from vpgfast.plots import draw_found  # and matplotlib with it, which takes longer than short answers
+
     draw_found(
         sentences,
         [
