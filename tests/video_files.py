@@ -88,8 +88,8 @@ def write(
         stream.codec_context.time_base = TICK if times is not None else Fraction(1, rate)
         packets: list[Any] = []
         if sound is not None:
-            tone = file.add_stream("mp2" if path.suffix in (".ts", ".mpg") else "aac", rate=32000, layout="mono")
-            packets += _tone(tone, *sound)
+            sounding = file.add_stream("mp2" if path.suffix in (".ts", ".mpg") else "aac", rate=32000, layout="mono")
+            packets += tone(sounding, *sound)
         for index, picture in enumerate(frames):
             frame = picture if isinstance(picture, av.VideoFrame) else av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.time_base = TICK if times is not None else Fraction(1, rate)
@@ -111,7 +111,8 @@ def write(
     return path
 
 
-def _tone(stream: Any, start: float, end: float) -> list[Any]:
+def tone(stream: Any, start: float, end: float) -> list[Any]:
+    """Packets of a tone between two seconds."""
     packets, size = [], 1152
     for index in range(int((end - start) * 32000 / size)):
         wave = (np.sin(np.arange(size) / 10) * 3000).astype(np.int16)[None]
