@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 
 from vpgfast import doctor, ops
 from vpgfast.ops import _registry
+from vpgfast.video import torchcodec_backend
 
 
 def test_lists_every_op_with_its_implementation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,3 +32,11 @@ def test_names_a_backend_that_was_chosen(capsys: pytest.CaptureFixture[str]) -> 
     with ops.backend("reference"):
         assert doctor.main([]) == 1
     assert "unset VPGFAST_BACKEND" in capsys.readouterr().out
+
+
+def test_says_what_decodes_videos(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchcodec_backend, "why_not", lambda: "is not installed (pip install torchcodec)")
+    doctor.main([])
+    printed = capsys.readouterr().out
+    assert f"decoder: PyAV {importlib.metadata.version('av')} with FFmpeg" in printed
+    assert "torchcodec (not needed): is not installed (pip install torchcodec)" in printed

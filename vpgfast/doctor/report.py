@@ -6,10 +6,12 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
+import av
 import torch
 
 from vpgfast import __version__, ops
 from vpgfast.ops._registry import DEVICES, LIBRARY, MISSING, OPS, PACKAGE, build_info, implementation
+from vpgfast.video import torchcodec_backend
 
 PACKAGES = ("torch", "numpy", "h5py", "av", "lightning-fabric", "jsonargparse", "safetensors", "matplotlib")
 EXTRAS = {"tensorboard": "tensorboard", "triton": "triton"}
@@ -49,6 +51,18 @@ def _libraries() -> list[str]:
     return lines
 
 
+def _video() -> list[str]:
+    """What decodes videos, and why."""
+    libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    ffmpeg = getattr(av, "ffmpeg_version_info", None) or f"libavcodec {libavcodec}"
+    missing = torchcodec_backend.why_not()
+    found = missing or f'{_version("torchcodec")} loads, and backend="torchcodec" uses it'
+    return [
+        f"decoder: PyAV {_version('av')} with FFmpeg {ffmpeg}, because it reads every file and is as fast on a CPU",
+        f"torchcodec (not needed): {found}",
+    ]
+
+
 def _better(device: str, chosen: str, has_triton: bool) -> str:
     """What would be better than the implementation chosen, and the command that gives it; empty if nothing would."""
     if chosen in ("cpp", "cuda"):
@@ -84,6 +98,7 @@ def report() -> bool:
         "Versions": _versions(),
         "Kernel libraries": _libraries(),
         f"Ops (backend choice: {ops.get_backend()})": table,
+        "Video": _video(),
         "Extras": [f"{extra}: {_version(package)}" for extra, package in EXTRAS.items()],
     }
     for title, lines in sections.items():
