@@ -301,7 +301,15 @@ def _parse_args(parser: ArgumentParser, argv: Sequence[str]) -> Any:
         if unknown:
             hint = nearest(unknown[1], _keys(parser))
             raise ConfigError(f"unknown argument '--{unknown[1]}'{hint.replace(chr(39), chr(39) + '--', 1)}") from None
-        raise ConfigError(f"the command line: {_one_line(error)}") from None
+        message = _one_line(error)
+        section = re.match(r"(\S+): Unable to load config ('[^']*')", message)
+        if section:  # --data.annotations FILE, where --data.annotations.train FILE is meant
+            first = next(key for key in _keys(parser) if key.startswith(f"{section[1]}."))
+            raise ConfigError(
+                f"the command line: --{section[1]} takes a YAML file of all its settings, which {section[2]} is not; "
+                f"give them one by one, as in --{first}"
+            ) from None
+        raise ConfigError(f"the command line: {message}") from None
 
 
 def _one_line(error: ArgumentError) -> str:

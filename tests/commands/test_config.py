@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from vpgfast.config import TrainConfig, dump_yaml, flatten, from_dict, nearest, parse_train, to_dict
+from vpgfast.data.options import OwnAnnotations
 from vpgfast.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,18 @@ def test_method_decides_what_the_model_settings_are() -> None:
         parse_train(["--method", "seqpan", "--model.width", "3"])
 
 
+def test_annotations_of_ones_own(tmp_path: Path) -> None:
+    """Files by split, from a file and from the command line."""
+    file = tmp_path / "own.yaml"
+    file.write_text("data:\n  corpus: own\n  annotations:\n    train: a.csv\n    val: v.csv\n")
+    args = ["--data.annotations.test", "t.tsv", "--data.annotations.val=null"]
+    config = parse_train(["--config", str(file), *args])
+    assert config.data.annotations == OwnAnnotations(train=Path("a.csv"), val=None, test=Path("t.tsv"))
+    assert parse_train(["--data.corpus=own", "--data.annotations.train=a.csv", *args]).data == config.data
+    assert from_dict(to_dict(config), "test") == config
+    assert to_dict(config)["data"]["annotations"] == {"train": "a.csv", "val": None, "test": "t.tsv"}
+
+
 def test_settings_survive_yaml_and_dict() -> None:
     config = parse_train(["--method=tiny", "--output=here", "--metrics.thresholds=[0.1,0.5]", "--patience=null"])
     assert from_dict(to_dict(config), "test") == config
@@ -59,6 +72,7 @@ def test_what_to_do_now_is_no_setting() -> None:
         ("model:\n  widht: 1", "unknown key 'model.widht' (did you mean 'model.width'?)"),
         ("data:\n  moving_shapes:\n    nois: 1", "unknown key 'data.moving_shapes.nois'"),
         ("qwertyuiop: 1", "unknown key 'qwertyuiop'"),
+        ("data:\n  annotations: a.csv", "'data.annotations' is a section of settings, found 'a.csv'"),
         ("optim: 3", "'optim' is a section of settings, found 3"),
         ("optim:\n  lr: fast", "optim.lr: expected float, got fast"),
         ("epochs: 1.5", "epochs: expected int, got 1.5"),
@@ -98,6 +112,9 @@ def test_missing_file() -> None:
         (["--top_n=3"], "top_n is 3, but metrics.top_n asks for the best 5"),
         (["--metrics.clips=3", "--metrics.segment_seconds=5"], "give clips or segment_seconds, not both"),
         (["--seed"], "expected one argument"),
+        (["--data.annotations.trian=a.csv"], "(did you mean '--data.annotations.train'?)"),
+        (["--data.annotations=a.csv"], "give them one by one, as in --data.annotations.train"),
+        (["--data", "none.yaml"], "--data takes a YAML file of all its settings, which 'none.yaml' is not"),
         (["--config"], "expected one argument"),
     ],
 )
