@@ -20,7 +20,7 @@ from test_video import shown, times
 from video_files import clip, numbered, numbers, quarters, tone, turn, write
 
 from vpgfast.errors import VideoError
-from vpgfast.video import Picture, Video
+from vpgfast.video import Picture, Video, source
 
 
 @pytest.fixture(autouse=True)
@@ -553,3 +553,74 @@ def test_turned_and_cut(tmp_path):
     found = [n for pixels in back for n in numbers([type(chunks[0])(pixels, chunks[0].times)])]
     assert found == list(range(0, 5 * len(found), 5))
     assert any("was it fetched whole?" in problem for problem in video.problems)
+
+
+def test_files_damaged_at_random(tmp_path):
+    """Whatever happens to a file, it gives frames or one line that says why not, and ends."""
+    sources = [
+        clip(tmp_path / "a.mp4", 30, bf="2", g="10", sound=(0, 3)), clip(tmp_path / "b.mkv", 30, g="10", sound=(0, 3)),
+        clip(tmp_path / "c.ts", 30, g="10", sound=(0, 3)), clip(tmp_path / "d.avi", 30, codec="mpeg4"),
+        clip(tmp_path / "e.webm", 30, codec="libvpx-vp9"), clip(tmp_path / "f.flv", 30),
+        clip(tmp_path / "g.gif", 30, codec="gif", pix_fmt="rgb8"), clip(tmp_path / "h.h264", 30),
+    ]  # fmt: skip
+    images = [Image.fromarray(numbered(i)) for i in range(4)]
+    images[0].save(tmp_path / "i.webp", save_all=True, append_images=images[1:])
+    sources.append(tmp_path / "i.webp")
+    rng = np.random.default_rng(0)
+    read, messages = 0, []
+    for case in range(180):
+        whole = sources[case % len(sources)]
+        data = bytearray(whole.read_bytes())
+        place = int(rng.integers(len(data)))
+        match case // len(sources) % 5:
+            case 0:
+                del data[place:]
+            case 1:
+                for at in rng.integers(len(data), size=20):
+                    data[at] = rng.integers(256)
+            case 2:
+                del data[place : place + int(rng.integers(1, 3000))]
+            case 3:
+                at = place % 600
+                data[at : at + 4] = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4))[int(rng.integers(3))]
+            case 4:
+                data[place:place] = data[:place]
+        path = tmp_path / f"damaged{whole.suffix}"
+        path.write_bytes(data)
+        try:
+            video = Video(path)
+            count = 0
+            for chunk in video.frames((None, 2.0, 0.3)[case % 3], Picture(size=(8, 8))):
+                count += len(chunk.times)
+                assert count < 10_000, f"case {case} runs on"
+                assert (np.diff(chunk.times) >= 0).all()
+            assert 0 <= video.duration < 4000
+            read += 1
+        except VideoError as error:
+            messages.append(str(error))
+    assert not any("\n" in message for message in messages)
+    assert read > 60
+
+
+def test_read_errors(tmp_path, monkeypatch):
+    """A disk or a network that fails in the middle is not taken for the end of the file."""
+    path = noisy(tmp_path / "v.mkv")
+    video = Video(path)
+    opened = source.open_file
+
+    def failing(path):
+        file = opened(path)
+
+        class Failing:
+            name, seek, tell, close = file.name, file.seek, file.tell, file.close
+
+            def read(self, size):
+                if file.tell() > path.stat().st_size * 0.5:
+                    raise OSError(5, "Input/output error")
+                return file.read(min(size, 4096))
+
+        return Failing()
+
+    monkeypatch.setattr(source, "open_file", failing)
+    with pytest.raises(VideoError, match=r"v\.mkv: can't be read after \d+ frames \(Input/output error\)"):
+        list(video.frames(2.0))

@@ -98,6 +98,8 @@ class Decoder:
                 errors += 1
                 if errors == 1:
                     self._note_damage()
+            except IndexError:  # PyAV's, for a packet of a stream that comes up only now
+                errors += 1
             except OSError as error:
                 raise VideoError(
                     f"video {printable(self.source.path)}: can't be read after {self.count} frames ({reason(error)})"

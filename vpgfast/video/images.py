@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def exif_turn(path: Path) -> Turn | None:
     try:
         from PIL import Image
 
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # about other tags than this one
             return _TURNS.get(image.getexif().get(_ORIENTATION, 1), Turn())
     except Exception:  # an extra source of something minor: nothing in it may stop the reader
         return None
@@ -40,7 +42,7 @@ def is_animated_webp(file: Any) -> bool:
     """Whether a file's first bytes say so; it stays at its start."""
     head = file.read(21)
     file.seek(0)
-    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 def webp_as_film(file: Any) -> io.BytesIO:
@@ -48,17 +50,24 @@ def webp_as_film(file: Any) -> io.BytesIO:
 
     Raises:
         ImportError: Pillow is not installed.
-        ValueError, OSError: it is damaged.
+        ValueError: it is damaged.
     """
     from PIL import Image
 
+    try:
+        return _as_film(Image.open(file))
+    except Exception as error:  # Pillow's readers raise what they come across
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _as_film(opened: Any) -> io.BytesIO:
     film, time = io.BytesIO(), 0
-    with Image.open(file) as image, av.open(film, "w", format="mov") as container:
+    with opened as image, av.open(film, "w", format="mov") as container:
         stream: Any = container.add_stream("png", rate=1000, options={"compression_level": "1"})
         stream.width, stream.height = image.size
         stream.pix_fmt = "rgb24"
         stream.codec_context.time_base = _MILLISECOND
-        for index in range(image.n_frames):  # type: ignore[attr-defined]
+        for index in range(image.n_frames):
             image.seek(index)
             frame = av.VideoFrame.from_ndarray(np.asarray(image.convert("RGB")), format="rgb24")
             frame.pts, frame.time_base = time, _MILLISECOND

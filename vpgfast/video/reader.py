@@ -182,7 +182,7 @@ class Video:
             time, by = decoder.clock.jumps[0]
             more = f" (and {len(decoder.clock.jumps) - 1} times more)" if len(decoder.clock.jumps) > 1 else ""
             self._problem(f"its clock jumps by {by:+.1f} s at {time:.1f} s{more}; closed, as if there were no jump")
-        stated, slack = self.stated_duration, max(0.5, 2 / source.rate)
+        stated, slack = self.stated_duration, max(0.5, 2 * decoder.clock.usual_gap)
         if stated is None:
             return
         closed, open_ = decoder.end, decoder.end - decoder.clock.shift  # a file may state its length either way

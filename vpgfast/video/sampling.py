@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import av
 import numpy as np
 
+from vpgfast.errors import VideoError
 from vpgfast.video import torchcodec_backend
 from vpgfast.video.decode import Decoder
 from vpgfast.video.picture import Converter
 from vpgfast.video.plan import Instants, Plan
-from vpgfast.video.source import Source
+from vpgfast.video.source import Source, printable, reason
 
 T = TypeVar("T")
 
@@ -105,7 +106,12 @@ class Chunks:
         if self._last is not None and self._last[0] is frame:
             here[:] = self._last[1]
         else:
-            self.converter.convert(frame, source.aspect, source.turn(frame), here)
+            try:
+                self.converter.convert(frame, source.aspect, source.turn(frame), here)
+            except (av.FFmpegError, ValueError) as error:
+                raise VideoError(
+                    f"video {printable(source.path)}: no RGB can be made of its {frame.format.name} ({reason(error)})"
+                ) from None
         self._last = frame, here
         self.times.append(time)
         if len(self.times) == self.size:

@@ -45,7 +45,7 @@ class Source:
 
     def __init__(self, path: Path, stream: int | None = None) -> None:
         self.path = path
-        file = self._file = _open(path)
+        file = self._file = open_file(path)
         try:
             if is_animated_webp(file):
                 file = webp_as_film(file)
@@ -159,7 +159,12 @@ def reason(error: BaseException) -> str:
     return " ".join(str(text).split())
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """The file, for FFmpeg to read.
+
+    Raises:
+        VideoError: it is missing, or nothing to read a video from.
+    """
     name = f"video {printable(path)}"
     try:
         file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 - closed by Source.close
