@@ -25,7 +25,7 @@ from vpgfast.files import METRICS_FILE, write_file
 from vpgfast.plots import draw_ablation
 from vpgfast.train.folder import look_into
 
-log = logging.getLogger("vpgfast.ablate")
+log = logging.getLogger(__name__)
 RESULT, PAGE, PICTURE = "ablation.json", "ablation.md", "ablation.png"
 
 

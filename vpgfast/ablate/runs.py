@@ -22,7 +22,7 @@ from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.data.options import DataConfig
 from vpgfast.errors import ConfigError
 
-log = logging.getLogger("vpgfast.ablate")
+log = logging.getLogger(__name__)
 TRAIN = (sys.executable, "-m", "vpgfast.train")
 OUTPUT_FILE = "output.txt"
 """In a run's folder: what its process printed."""

@@ -18,7 +18,7 @@ from vpgfast.metrics.spans import ranked_spans
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
 
-log = logging.getLogger("vpgfast.ground")
+log = logging.getLogger(__name__)
 
 
 @dataclass

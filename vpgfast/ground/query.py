@@ -10,7 +10,7 @@ from pathlib import Path
 from vpgfast.data.text import split_sentences, tokenize
 from vpgfast.errors import UserError
 
-log = logging.getLogger("vpgfast.ground")
+log = logging.getLogger(__name__)
 
 
 def asked_sentences(arguments: argparse.Namespace) -> list[str]:

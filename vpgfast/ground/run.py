@@ -22,7 +22,7 @@ from vpgfast.ground.grounding import ground, warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
 
-log = logging.getLogger("vpgfast.ground")
+log = logging.getLogger(__name__)
 
 
 def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:

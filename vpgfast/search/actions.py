@@ -24,7 +24,7 @@ from vpgfast.search.indexing import index_videos
 from vpgfast.search.searcher import Searcher
 from vpgfast.search.sources import VideoSource, open_source, where_is
 
-log = logging.getLogger("vpgfast.search")
+log = logging.getLogger(__name__)
 
 
 def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:

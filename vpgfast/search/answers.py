@@ -17,7 +17,7 @@ from vpgfast.search.index import Found, VideoIndex
 from vpgfast.search.searcher import Searcher
 from vpgfast.search.sources import features_again, where_is
 
-log = logging.getLogger("vpgfast.search")
+log = logging.getLogger(__name__)
 
 
 @dataclass

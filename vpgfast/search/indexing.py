@@ -15,7 +15,7 @@ from vpgfast.search.searcher import Searcher
 from vpgfast.search.shards import SHARD, VideoEntry
 from vpgfast.search.sources import VideoSource
 
-log = logging.getLogger("vpgfast.search")
+log = logging.getLogger(__name__)
 
 
 def index_videos(

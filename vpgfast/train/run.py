@@ -41,7 +41,7 @@ from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_curves
 from vpgfast.train.folder import look_into
 
-log = logging.getLogger("vpgfast.train")  # __name__ is "__main__" under `python -m`
+log = logging.getLogger(__name__)
 
 
 def run(config: TrainConfig) -> None:
