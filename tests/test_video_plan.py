@@ -80,7 +80,8 @@ def test_same_frames_of_a_variable_rate(tmp_path, suffix):
     stamps = np.cumsum(gaps) - gaps[0]
     path = write(tmp_path / f"v.{suffix}", moving(), stamps.tolist(), preset="medium", bf="3", g="40", sound=(0, 9))
     for fps in (0.2, 1.0, 5.0):
-        assert assert_same(path, fps).count < COUNT
+        video = assert_same(path, fps)
+        assert video.count < COUNT or fps > video.rate
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts", "mkv"])

@@ -151,10 +151,9 @@ class Decoder:
 
     def _note_gap(self, packet: Any) -> None:
         """Packets tell how the clock goes, also those that are not decoded."""
-        base = self.source.stream.time_base
-        if packet.dts is not None and base is not None:
+        if packet.dts is not None:
             if self._last_dts is not None:
-                self.clock.note_gap(float((packet.dts - self._last_dts) * base))
+                self.clock.note_gap(self.source.seconds(packet.dts - self._last_dts))
             self._last_dts = packet.dts
 
     def _hear(self, packet: Any) -> None:
@@ -163,26 +162,22 @@ class Decoder:
             self.heard.add(start, start + float((packet.duration or 0) * packet.time_base))
 
     def _stamp(self, frame: av.VideoFrame) -> float | None:
-        base = self.source.stream.time_base
-        if base is None or self.source.guessed_rate:
+        if self.source.guessed_rate:
             return None
         stamp = frame.pts
         if self._waiting and (self._by_order or stamp is None):
             if frame.dts is not None:  # packets that gave no frame, without an error, before the first key frame
-                oldest = frame.dts - _LONGEST_REORDERING * self.clock.usual_gap / base
+                oldest = frame.dts - _LONGEST_REORDERING * self.clock.usual_gap / self.source.seconds(1)
                 while len(self._waiting) > 1 and self._waiting[0] < oldest:
                     heapq.heappop(self._waiting)
             stamp = heapq.heappop(self._waiting)
         elif stamp is None:
             stamp = frame.dts
-        if stamp is None:
-            return None
-        return stamp * base.numerator / base.denominator
+        return None if stamp is None else self.source.seconds(stamp)
 
     def _shown_for(self, frame: av.VideoFrame) -> float:
         """Seconds for which the frame is on show, if it is the last."""
-        base = self.source.stream.time_base
-        stated = float(frame.duration * base) if frame.duration and base and not self.source.guessed_rate else 0.0
+        stated = self.source.seconds(frame.duration or 0) if not self.source.guessed_rate else 0.0
         return stated if 0 < stated <= self.clock.longest_still else self.clock.usual_gap
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 _FFMPEG_NAMES = {"nearest": "POINT"}
+# Several threads for one small picture wait for each other: 6 times as long for 64 x 64. PyAV before 17 has one.
+_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _MOST_PIXELS = 2**28  # of a scaled frame, 800 MB
 _SANE_ASPECT = 10  # pixels ten times as wide as high are a damaged header, not a picture
 
@@ -180,7 +182,7 @@ class Converter:
         changes = stored != (frame.height, frame.width)
         name = self.picture.interpolation
         how = _FFMPEG_NAMES.get(name, name.upper()) if changes else None
-        scaled = self._scaler.reformat(frame, stored[1], stored[0], "rgb24", interpolation=how)
+        scaled = self._scaler.reformat(frame, stored[1], stored[0], "rgb24", interpolation=how, **_ONE_THREAD)
         pixels = turn.apply(scaled.to_ndarray())
         top, left = (height - self.shape[0]) // 2, (width - self.shape[1]) // 2
         out[:] = pixels[top : top + self.shape[0], left : left + self.shape[1]]

@@ -76,6 +76,7 @@ class Plan:
         self._bitstream = Bitstream(context.name, context.extradata, bool(context.codec.intra_only))
         self._active = (
             (self._bitstream.has_disposable or self._bitstream.has_clean_keys)
+            and instants.fps < source.rate  # else every frame is asked for
             and source.start is not None
             and not source.guessed_rate
             and source.container.format.name != "avi"  # its stamps tell only the order of decoding
@@ -141,13 +142,12 @@ class Plan:
             raise NotAsPlanned
 
     def _read(self, packet: Any) -> None:
-        base = self.source.stream.time_base
         starting = self._last_dts is None and packet.dts is None  # Matroska knows none for the first few
         if self._active and not starting:
             if packet.pts is None or packet.dts is None or packet.pts < packet.dts:
                 self._active = False
             elif self._last_dts is not None:
-                self._active = 0 <= (packet.dts - self._last_dts) * base <= _LONG
+                self._active = 0 <= self.source.seconds(packet.dts - self._last_dts) <= _LONG
         self._last_dts = packet.dts
         plain = self._active and packet.pts is not None and not packet.is_discard
         waiting = _Waiting(packet, packet.pts if plain and not starting else None)
@@ -201,8 +201,7 @@ class Plan:
         return first, end
 
     def _time(self, stamp: int) -> float:
-        base = self.source.stream.time_base
-        return stamp * base.numerator / base.denominator - (self.source.start or 0.0)
+        return self.source.seconds(stamp) - (self.source.start or 0.0)
 
     def _take(self, needed: bool) -> tuple[Any, bool]:
         """The first packet of the window leaves it."""

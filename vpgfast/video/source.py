@@ -77,6 +77,8 @@ class Source:
         start = self.container.start_time
         self.start = None if start is None or self.guessed_rate else start / av.time_base
         self.stated_picture, self.stated_whole = self._stated()
+        base = self.stream.time_base
+        self._ticks = (base.numerator, base.denominator) if base else None  # reading a Fraction's parts takes long
         self._photograph: Turn | None = None
         self._own_aspect = self.stream.sample_aspect_ratio
         self._follows_codec = self._own_aspect == self.stream.codec_context.sample_aspect_ratio
@@ -90,6 +92,10 @@ class Source:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def seconds(self, ticks: int) -> float:
+        """Of a number of ticks of the stream's clock; 0 if that is not known."""
+        return ticks * self._ticks[0] / self._ticks[1] if self._ticks else 0.0
 
     @property
     def aspect(self) -> Fraction | None:

@@ -76,16 +76,15 @@ class Scan:
         self.stamps = stamps[order]
         if len(stamps) == 0 or (np.diff(self.stamps) == 0).any():
             raise NotForTorchcodec("two frames have the same stamp" if len(stamps) else "it holds no frame")
-        self.times = np.array([self.clock.tick(stamp * base.numerator / base.denominator) for stamp in self.stamps])
+        self.times = np.array([self.clock.tick(source.seconds(stamp)) for stamp in self.stamps.tolist()])
         if self.clock.jumps or self.clock.start != source.start:
             raise NotForTorchcodec("its clock jumps")
-        last = float(durations[order[-1]] * base)
+        last = source.seconds(int(durations[order[-1]]))
         self.end = self.times[-1] + (last if 0 < last <= self.clock.longest_still else self.clock.usual_gap)
         self.packets, self.count = len(stamps), 0
 
     def _read(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         stamps, durations, last_dts = [], [], None
-        base = source.stream.time_base
         try:
             for packet in source.container.demux([source.stream, *source.container.streams.audio]):
                 if not packet.size:
@@ -101,7 +100,7 @@ class Scan:
                 if last_dts is not None:
                     if packet.dts < last_dts:
                         raise NotForTorchcodec("its stamps go back")
-                    self.clock.note_gap(float((packet.dts - last_dts) * base))
+                    self.clock.note_gap(source.seconds(packet.dts - last_dts))
                 last_dts = packet.dts  # Matroska knows none for the first few
                 stamps.append(packet.pts)
                 durations.append(packet.duration or 0)
