@@ -68,7 +68,7 @@ class Torchvision(Encoder):
                 "that goes with your torch"
             ) from None
         known = list_models(family)
-        if weights not in known:
+        if weights is None or weights not in known:
             raise ConfigError(f"encoder torchvision: no video network {weights!r}; there are {', '.join(known)}")
         published = get_model_weights(weights).DEFAULT
         if options.file is None:

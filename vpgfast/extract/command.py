@@ -162,18 +162,18 @@ def _failed_list(output: Path) -> Path:
 
 
 def _report(output: Path, new: int, videos: dict[str, Path], failed: dict[str, str], dim: int) -> int:
-    """Say what there is now, and list what failed."""
-    done = read_stored(output).done
-    text = f"{output}: {len(done)} videos, {new} of them new, width {dim}"
-    others = len(done.keys() - videos.keys())
-    print(text + (f"; {others} are no longer among those named, and stay" if others else ""))
+    """List what failed, then say what there is now."""
     listed = _failed_list(output)
-    if not failed:
-        listed.unlink(missing_ok=True)
-        return 0
     try:
-        listed.write_text("".join(f"{videos[name]}\t{why}\n" for name, why in sorted(failed.items())), "utf-8")
+        listed.unlink(missing_ok=True)
+        if failed:
+            listed.write_text("".join(f"{videos[name]}\t{why}\n" for name, why in sorted(failed.items())), "utf-8")
     except OSError as error:
         raise UserError(f"{listed}: can't be written ({error.strerror}); {len(failed)} videos failed") from None
-    print(f"{len(failed)} of {len(videos)} videos failed, listed in {listed}; the same command tries them again")
-    return SOME_FAILED
+    done = read_stored(output).done
+    others = len(done.keys() - videos.keys())
+    gone = f"; {others} are no longer among those named, and stay" if others else ""
+    print(f"{output}: {len(done)} videos, {new} of them new, width {dim}{gone}")
+    if failed:
+        print(f"{len(failed)} of {len(videos)} videos failed, listed in {listed}; the same command tries them again")
+    return SOME_FAILED if failed else 0
