@@ -273,16 +273,17 @@ def test_killed_at_any_moment_it_goes_on(videos: Path, tmp_path: Path) -> None:
     subprocess.run(command(videos, tmp_path / "whole.h5"), check=True, capture_output=True)
     output, rng = tmp_path / "killed.h5", random.Random(0)
     made: set[str] = set()
-    for _ in range(25):
+    for attempt in range(12):
         process = subprocess.Popen(command(videos, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.8, 2.5))
+        # Half of the kills come once it has made something more, however busy the machine is; half at any moment.
+        while attempt % 2 and process.poll() is None and set(read_stored(output).done) <= made:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.2 if attempt % 2 else 1.5))
         process.send_signal(signal.SIGKILL)
-        code = process.wait()
+        process.wait()
         done = set(read_stored(output).done)
         assert made <= done, "features that were there are lost"
         made = done
-        if code == 0:
-            break
     assert made, "it was always killed too early to say anything"
     subprocess.run(command(videos, output), check=True, capture_output=True)
     assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
