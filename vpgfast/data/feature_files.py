@@ -172,7 +172,12 @@ class FeatureStore:
     """
 
     def __init__(
-        self, output: Path, identity: Identity, about: Mapping[str, Any], dtype: DType = "float32", rank: int | str = 0,
+        self,
+        output: Path,
+        identity: Identity,
+        about: Mapping[str, Any],
+        dtype: DType = "float32",
+        rank: int | str = 0,
     ) -> None:
         self.output, self.identity, self.dtype = output, identity, dtype
         self.about = {"encoder": asdict(identity), "dtype": dtype, **about}
