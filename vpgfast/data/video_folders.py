@@ -36,13 +36,24 @@ def named_like_flow(path: Path) -> bool:
 def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) -> list[Path]:
     """The videos below a folder, sorted; hidden files and folders are left out, other files counted in the log.
 
+    Links to folders are followed, but not to a folder that holds the link: that would be the same videos for ever.
+
     Args:
         takes: whether a file, or a folder of frames, is a video.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()
+    above = {str(folder): {os.path.realpath(folder)}}  # of each folder to come: itself and those it lies in, no links
     for place, folders, files in os.walk(folder, followlinks=True):
-        inner = [name for name in sorted(folders) if not name.startswith(".")]
+        here = above.pop(place)
+        inner: list[str] = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if real in here:
+                log.info("%s: leads back to %s, and is not followed", os.path.join(place, name), real)
+            elif not name.startswith("."):
+                inner.append(name)
+                above[os.path.join(place, name)] = here | {real}
         whole = [name for name in inner if takes(Path(place, name))]
         folders[:] = [name for name in inner if name not in whole]
         found += [Path(place, name) for name in whole]
