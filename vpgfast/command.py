@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import logging
 import os
 import re
@@ -34,6 +35,9 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
         try:
             # What is left to be printed goes out here: at the end of the program a reader that has gone is an error.
             try:
@@ -98,7 +102,7 @@ def open_log(file: Path | None = None, *, quiet: bool = False) -> None:
     log.propagate = False
     handlers: list[logging.Handler] = [_Console()]
     if file is not None and not quiet:
-        handlers.append(_LogFile(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         log.addHandler(handler)
