@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from vpgfast.data.feature_files import FeatureStore, Source, read_stored
+from vpgfast.data.feature_files import FeatureStore, Source, read_stored, unfit_names
 from vpgfast.data.video_folders import named_videos
 from vpgfast.encoders.base import load_encoder
 from vpgfast.errors import UserError
@@ -57,8 +57,10 @@ def main() -> int:
     videos = {name: path.resolve() for name, path in named_videos(arguments.videos).items()}
     output = arguments.output.resolve()
     done = read_stored(output).done
-    todo = [{"name": n, "path": str(p)} for n, p in videos.items() if not p.exists() or done.get(n) != Source.of(p)]
-    failed: dict[str, str] = {}
+    unfit = unfit_names(videos, done)
+    left = {name: path for name, path in videos.items() if name not in unfit}
+    todo = [{"name": n, "path": str(p)} for n, p in left.items() if not p.exists() or done.get(n) != Source.of(p)]
+    failed = {name: f"video {videos[name]}: {why}; rename it" for name, why in unfit.items()}
     if todo:
         ray.init(ignore_reinit_error=True)
         rows = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
@@ -68,10 +70,10 @@ def main() -> int:
             num_gpus=arguments.gpus,
             num_cpus=arguments.cpus,
         )
-        failed = {row["name"]: row["failed"] for row in rows.iter_rows() if row["failed"]}
+        failed |= {row["name"]: row["failed"] for row in rows.iter_rows() if row["failed"]}
         identity = load_encoder(arguments.encoder, arguments.preset).identity()
         FeatureStore(output, identity, {"versions": versions()}, rank="finish").finish()
-    print(f"{output}: {len(read_stored(output).done)} videos, {len(todo) - len(failed)} of them new")
+    print(f"{output}: {len(read_stored(output).done)} videos, {len(todo) - len(failed.keys() - unfit)} of them new")
     for name, why in sorted(failed.items()):
         print(f"failed: {name}: {why}")
     return 1 if failed else 0

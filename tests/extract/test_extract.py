@@ -149,6 +149,42 @@ def test_bad_videos_are_listed_and_the_rest_goes_on(
     assert not listed.exists()
 
 
+@pytest.mark.parametrize("output", ["f.h5", "f"])
+def test_names_under_which_nothing_can_be_stored_cost_their_videos_alone(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    whole, other = (videos / "a.mp4").read_bytes(), tmp_path / "other"
+    (videos / "a").mkdir()
+    other.mkdir()
+    latin = os.fsdecode(b"caf\xe9.mp4")
+    bad = {latin, "a/features.mp4", "a/times.mp4", "l" * 252 + ".ts"}
+    for name in bad | {"a/c.mp4"}:
+        (videos / name).write_bytes(whole)
+    dotted = [other / name for name in ("..mp4", ".vpgfast.mp4", ".x.mp4")]
+    for path in dotted:
+        path.write_bytes(whole)
+    good = {*LENGTHS, "a/c", "m" * 251}
+    (videos / ("m" * 251 + ".mp4")).write_bytes(whole)
+    assert extract(videos, *dotted, "-o", tmp_path / output) == 1
+    assert set(open_features(tmp_path / output).video_ids()) == good
+    printed = capsys.readouterr()
+    assert "7 of 13 videos failed" in printed.out
+    assert "a/times.mp4: features can't be stored as 'a/times' beside those of the video 'a'; rename it" in printed.err
+    listed = (tmp_path / f"{output}.failed.txt").read_bytes().splitlines()
+    failed = {os.fsdecode(line.split(b"\t")[0]) for line in listed}
+    assert failed == {*(str(videos / name) for name in bad), *map(str, dotted)}
+    assert extract(videos, "-o", tmp_path / output, "--on-bad", "stop") == 2
+    assert "rename it. Without --on-bad stop such videos are listed and left out" in capsys.readouterr().err
+
+
+def test_a_name_that_is_taken_inside_a_stored_video(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "more" / "a").mkdir(parents=True)
+    shutil.copy(videos / "a.mp4", tmp_path / "more" / "a" / "times.mp4")
+    assert extract(tmp_path / "more", "-o", tmp_path / "f.h5") == 0
+    assert extract(videos, "-o", tmp_path / "f.h5") == 1
+    assert set(open_features(tmp_path / "f.h5").video_ids()) == {*LENGTHS, "a/times"} - {"a"}
+
+
 def test_on_bad_stop(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (videos / "b.mp4").write_bytes(b"not a video")
     assert extract(videos, "-o", tmp_path / "f.h5", "--on-bad", "stop") == 2
@@ -288,6 +324,13 @@ def test_killed_at_any_moment_it_goes_on(videos: Path, tmp_path: Path) -> None:
     subprocess.run(command(videos, output), check=True, capture_output=True)
     assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "videos", "whole.h5"]
+
+
+def test_what_a_kill_leaves_half_written_is_deleted(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / ".vpgfast-0.12345.tmp").write_bytes(b"half a video")
+    assert extract(videos, "-o", tmp_path / "f") == 0
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_torchrun_writes_the_same_bits(videos: Path, tmp_path: Path) -> None:

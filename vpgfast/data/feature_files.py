@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,10 @@ HIDDEN = ".vpgfast"
 ABOUT_FILE = f"{HIDDEN}-about.json"
 """In a folder: who made the features, and how."""
 _JOURNAL, _LOCK = f"{HIDDEN}-journal", f"{HIDDEN}-lock"
+_OF_A_VIDEO = ("features", "times")
+"""In an HDF5 file, what the group of a video holds."""
+_LONGEST = 255
+"""Bytes that the name of a file may have, on all usual file systems."""
 
 DType = Literal["float32", "float16"]
 
@@ -91,6 +95,33 @@ class Stored:
     def done(self) -> dict[str, Source]:
         """All videos whose features are there."""
         return self.merged | self.parts
+
+
+def unfit_names(names: Collection[str], there: Collection[str] = ()) -> dict[str, str]:
+    """Of videos' names, those under which nothing can be stored, and why; every video that is left has a place.
+
+    HDF5 takes names in UTF-8 alone, and "." for the group itself; a video's group holds ``features`` and ``times``, so
+    beside ``a`` there is no ``a/times``; and who reads a folder passes over files that begin with a dot.
+
+    Args:
+        names: of the videos.
+        there: names of videos that are stored already.
+    """
+    found: dict[str, str] = {}
+    every = {*names, *there}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            found[name] = "its name is not in UTF-8"
+        elif any(part.startswith(".") for part in name.split("/")):
+            found[name] = f"features can't be stored under the name {name!r}, which begins with a dot"
+        elif len(last.encode()) + len(".npz") > _LONGEST:
+            found[name] = f"its name is too long: {len(last.encode())} bytes, which leaves no room for .npz"
+        elif last in _OF_A_VIDEO and folder in every:
+            found[name] = f"features can't be stored as {name!r} beside those of the video {folder!r}"
+        elif inner := next((f"{name}/{part}" for part in _OF_A_VIDEO if f"{name}/{part}" in there), None):
+            found[name] = f"features can't be stored as {name!r} beside those of the video {inner!r}, which are there"
+    return found
 
 
 def is_hdf5(output: Path) -> bool:
@@ -182,6 +213,7 @@ class FeatureStore:
         self.output, self.identity, self.dtype = output, identity, dtype
         self.about = {"encoder": asdict(identity), "dtype": dtype, **about}
         self.folder = parts_folder(output)
+        self.rank = rank
         self._journal, self._lock = f"{_JOURNAL}.{rank}.jsonl", f"{_LOCK}.{rank}"
         for other in read_stored(output).abouts:
             self._check_same(other)
@@ -232,16 +264,19 @@ class FeatureStore:
             raise FeatureError(f"--output {self.output}: can't write {name}.npz ({error.strerror})") from None
 
     def _write(self, name: str, content: bytes) -> None:
-        path = self.folder / name
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = self._temporary()
         try:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, self.folder / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _temporary(self) -> Path:
+        """Where a file is written before it is moved into place; a short name, for that of a video may be long."""
+        return self.folder / f"{HIDDEN}-{self.rank}.{os.getpid()}.tmp"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -253,6 +288,9 @@ class FeatureStore:
                 raise FeatureError(f"--output {self.output}: another extract is writing to it; wait for it") from None
             except OSError:
                 pass  # a file system without locks: nothing can be known
+            else:
+                for left in self.folder.glob(f"{HIDDEN}-{self.rank}.*.tmp"):  # by a run that was killed
+                    left.unlink(missing_ok=True)
             yield
 
     def finish(self) -> None:
@@ -268,7 +306,7 @@ class FeatureStore:
         import h5py
         from tqdm import tqdm
 
-        temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
+        temporary = self._temporary()
         title = f"writing {self.output.name}"
         try:
             with ExitStack() as stack:

@@ -10,12 +10,12 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vpgfast import __version__
 from vpgfast.command import command, open_log
-from vpgfast.data.feature_files import FeatureStore, Source, Stored, parts_folder, read_stored, source_line
+from vpgfast.data.feature_files import FeatureStore, Source, Stored, parts_folder, read_stored, source_line, unfit_names
 from vpgfast.data.video_folders import named_videos
 from vpgfast.encoders.presets import PRESETS
 from vpgfast.encoders.specs import ENCODERS, parse_spec, takes
@@ -68,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--readers must be 0 or more, got {arguments.readers}")
     family, weights, options = parse_spec(arguments.encoder)
     videos = named_videos(arguments.videos, takes(family, options))
-    sources, gone = _look_at(videos)
-    asked = _asked(arguments, weights)
     state = read_stored(arguments.output)
+    sources, gone = _look_at(videos, state.done)
+    asked = _asked(arguments, weights)
     if world == 1 and not gone and _nothing_to_do(state, asked, sources, arguments.output):
         _failed_list(arguments.output).unlink(missing_ok=True)
         print(f"{arguments.output}: {len(state.done)} videos, nothing new among {len(videos)}")
@@ -78,11 +78,13 @@ def main(argv: Sequence[str]) -> int:
     return _extract(arguments, asked, videos, sources, gone, rank, world)
 
 
-def _look_at(videos: dict[str, Path]) -> tuple[dict[str, Source], dict[str, str]]:
-    """What is there of each video, and why not for those that can't be looked at."""
+def _look_at(videos: dict[str, Path], there: Collection[str]) -> tuple[dict[str, Source], dict[str, str]]:
+    """What is there of each video, and why not for those that can't be looked at, or be stored under their name."""
     sources: dict[str, Source] = {}
-    gone: dict[str, str] = {}
+    gone = {name: f"video {videos[name]}: {why}; rename it" for name, why in unfit_names(videos, there).items()}
     for name, path in videos.items():
+        if name in gone:
+            continue
         try:
             sources[name] = Source.of(path)
         except OSError as error:
@@ -126,6 +128,10 @@ def _extract(
     from vpgfast.encoders.base import load_encoder
     from vpgfast.extract.run import Job, choose_device, encode_videos, versions
 
+    for why in gone.values() if rank == 0 else ():
+        if arguments.on_bad == "stop":
+            raise UserError(f"{why}. Without --on-bad stop such videos are listed and left out")
+        log.warning("left out: %s", why)
     device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", 0)))
     readers = arguments.readers
     if readers is None:
@@ -167,7 +173,8 @@ def _report(output: Path, new: int, videos: dict[str, Path], failed: dict[str, s
     try:
         listed.unlink(missing_ok=True)
         if failed:
-            listed.write_text("".join(f"{videos[name]}\t{why}\n" for name, why in sorted(failed.items())), "utf-8")
+            lines = "".join(f"{videos[name]}\t{why}\n" for name, why in sorted(failed.items()))
+            listed.write_text(lines, "utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"{listed}: can't be written ({error.strerror}); {len(failed)} videos failed") from None
     done = read_stored(output).done
