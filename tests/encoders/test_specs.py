@@ -149,7 +149,9 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
     assert not sprung.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"PK\x03\x04cut", b"\x80\x04\x95 cut", pickle.dumps([1])])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x04K\x01.", b"PK\x03\x04cut", b"\x80\x04\x95 cut", b"root:x:0", b"\x80\x04]."]
+)
 def test_damaged_weights(tmp_path: Path, content: bytes) -> None:
     for name in ("w.pkl", "w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(content)

@@ -24,6 +24,7 @@ from vpgfast.encoders.base import load_encoder
 from vpgfast.encoders.reading import read_all
 from vpgfast.encoders.video_clips import VideoClips
 from vpgfast.errors import UserError
+from vpgfast.extract import command as extract_command
 from vpgfast.extract import main
 
 LENGTHS = {"a": 12, "b": 25, "below/c": 7, "below/d.e": 18}
@@ -115,6 +116,25 @@ def test_only_what_is_new_or_changed_is_read(
     assert sorted(reader.video_ids()) == sorted([*LENGTHS, "new"])
     assert len(reader["a"]) == 6
     np.testing.assert_array_equal(reader["b"], before)
+
+
+def test_a_second_run_looks_at_every_file_that_the_spec_names(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the weights alone: a table of principal components decides as much."""
+    output, table = tmp_path / "f.h5", tmp_path / "pca.h5"
+    asked: list[str] = []
+
+    def nothing_to_do(state: object, found: str, *more: object) -> bool:
+        asked.append(found)
+        return True
+
+    monkeypatch.setattr(extract_command, "_nothing_to_do", nothing_to_do)
+    for content in (b"one", b"another", b"another"):
+        if not table.exists() or table.read_bytes() != content:
+            table.write_bytes(content)
+        assert main([str(videos), "-o", str(output), "--encoder", f"c3d:w.pickle,pca={table}"]) == 0
+    assert asked[0] != asked[1] == asked[2]
 
 
 def test_a_second_run_loads_no_torch(videos: Path, tmp_path: Path) -> None:
@@ -224,6 +244,8 @@ def test_a_video_cut_short(videos: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["{videos}", "{tmp}/twice", "-o", "{tmp}/x.h5"], "two videos of one name, 'a'; rename one"),
         (["{videos}", "-o", "{tmp}/x.h5", "--readers=-1"], "--readers must be 0 or more, got -1"),
         (["{videos}", "-o", "{tmp}/x.h5", "--device", "tpu9"], "--device tpu9: is not one"),
+        (["{videos}", "-o", "{tmp}/x.h5", "--device", "meta"], "--device meta: encoders run on cpu, cuda or cuda:N"),
+        (["{videos}", "-o", "{tmp}/x.h5", "--encoder", "c3d:/dev/null"], "encoder c3d: no file /dev/null; give it as"),
         (["{videos}", "-o", "{tmp}/x.h5", "--device", "cuda:99"], "--device cuda:99: torch sees no such GPU here"),
         (["{videos}", "-o", "{tmp}/x.h5", "--encoder", "pixles"], "no family 'pixles' (did you mean 'pixels'?)"),
         (["{videos}", "-o", "{tmp}/x.h5", "--preset", "marn"], "--preset marn: is of encoder c3d, not of pixels"),

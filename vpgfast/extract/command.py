@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     videos = named_videos(arguments.videos, takes(family, options))
     state = read_stored(arguments.output)
     sources, gone = _look_at(videos, state.done)
-    asked = _asked(arguments, weights)
+    asked = _asked(arguments, weights, *options.values())
     if world == 1 and not gone and _nothing_to_do(state, asked, sources, arguments.output):
         _failed_list(arguments.output).unlink(missing_ok=True)
         print(f"{arguments.output}: {len(state.done)} videos, nothing new among {len(videos)}")
@@ -92,10 +92,11 @@ def _look_at(videos: dict[str, Path], there: Collection[str]) -> tuple[dict[str,
     return sources, gone
 
 
-def _asked(arguments: argparse.Namespace, weights: str | None) -> str:
-    """What was asked for, and the state of the weights' files: where all is the same, so are the features."""
-    path = Path(weights).expanduser() if weights else None
-    files = [] if path is None or not path.exists() else [path] if path.is_file() else sorted(path.iterdir())
+def _asked(arguments: argparse.Namespace, *given: str | None) -> str:
+    """What was asked for, and the state of the files that it names (weights, tables): where all is the same, so are the
+    features."""
+    paths = [Path(one).expanduser() for one in given if one]
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     stats = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
     about = [
         arguments.encoder,
