@@ -348,6 +348,68 @@ def test_killed_at_any_moment_it_goes_on(videos: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "videos", "whole.h5"]
 
 
+def test_a_damaged_journal_costs_the_videos_of_its_lines(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract(videos, "-o", tmp_path / "f") == 0
+    journal = tmp_path / "f" / ".vpgfast-journal.0.jsonl"
+    lines = journal.read_bytes().splitlines()
+    bad = [
+        b"\xff\xfe\0",
+        b"5",
+        b"null",
+        b"[1]",
+        b'{"a": 1, "d": 2, "c": 3}',
+        b"[1, 2, 3]",
+        b'["b", 1',
+        b'["a", "b", null]',
+    ]
+    journal.write_bytes(b"\n".join([lines[0], *bad, *lines[2:], b""]))
+    capsys.readouterr()
+    assert extract(videos, "-o", tmp_path / "f") == 0
+    assert "4 videos, 1 of them new" in capsys.readouterr().out
+
+
+def test_a_damaged_part_is_made_anew(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (videos / "z.mp4").write_bytes(b"not a video")
+    assert extract(videos, "-o", tmp_path / "f.h5", "--on-bad", "stop") == 2
+    part = tmp_path / "f.h5.parts" / "b.npz"
+    part.write_bytes(part.read_bytes()[:300])
+    capsys.readouterr()
+    assert extract(videos, "-o", tmp_path / "f.h5") == 2
+    assert "b.npz was damaged (File is not a zip file), and is deleted; the same command" in capsys.readouterr().err
+    assert extract(videos, "-o", tmp_path / "f.h5") == 1
+    assert sorted(open_features(tmp_path / "f.h5").video_ids()) == sorted(LENGTHS)
+
+
+@pytest.mark.parametrize("about", ["[]", "null", "5", '"text"'])
+def test_a_damaged_description(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], about: str) -> None:
+    assert extract(videos, "-o", tmp_path / "f") == extract(videos, "-o", tmp_path / "f.h5") == 0
+    (tmp_path / "f" / ".vpgfast-about.json").write_text(about)
+    with h5py.File(tmp_path / "f.h5", "a") as file:
+        file[".vpgfast"].attrs["about"] = about
+    for output, expected in [("f", "damaged (found "), ("f.h5", "no HDF5 file of features, or cut short (found ")]:
+        assert extract(videos, "-o", tmp_path / output) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_an_error_of_one_line(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "f.h5"
+    assert extract(videos, "-o", output) == 0
+    whole = bytearray(output.read_bytes())
+    chance = random.Random(3)
+    write(videos / "new.mp4", [numbered(i) for i in range(5)])
+    for _ in range(10):
+        damaged = bytearray(whole)
+        for _ in range(len(whole) // 500):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        output.write_bytes(damaged)
+        if extract(videos, "-o", output) != 0:  # else the numbers alone were hit, of which nothing is known
+            assert f"error: --output {output}: " in capsys.readouterr().err
+
+
 def test_what_a_kill_leaves_half_written_is_deleted(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / ".vpgfast-0.12345.tmp").write_bytes(b"half a video")

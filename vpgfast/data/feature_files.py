@@ -152,12 +152,19 @@ def read_stored(output: Path) -> Stored:
         abouts.append(about)
     if (folder / ABOUT_FILE).is_file():
         try:
-            abouts.append(json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")))
+            abouts.append(_about((folder / ABOUT_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise FeatureError(f"{folder / ABOUT_FILE}: damaged ({error}); delete {folder}") from None
     elif folder.is_dir() and (foreign := next((f for f in folder.iterdir() if f.suffix in (".npy", ".npz")), None)):
         raise FeatureError(f"--output {output}: holds {foreign.name}, which was not made here; give another")
     return Stored(abouts, merged, _read_journals(folder))
+
+
+def _about(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"found {text[:20]!r}")
+    return found
 
 
 def _read_hdf5(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:
@@ -169,8 +176,8 @@ def _read_hdf5(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:
                 raise FeatureError(f"--output {path}: an HDF5 file that was not made here; give another")
             group = file[HIDDEN]
             rows = json.loads(bytes(group["sources"][()]))
-            return json.loads(group.attrs["about"]), {name: Source(*row) for name, row in rows.items()}
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            return _about(group.attrs["about"]), {name: Source(*row) for name, row in rows.items()}
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise FeatureError(f"--output {path}: no HDF5 file of features, or cut short ({reason})") from None
 
@@ -178,13 +185,14 @@ def _read_hdf5(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:
 def _read_journals(folder: Path) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for journal in sorted(folder.glob(f"{_JOURNAL}.*.jsonl")):
-        for line in journal.read_text(encoding="utf-8").splitlines():
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                name, size, mtime_ns = json.loads(line)
+                row = json.loads(line)
             except ValueError:
-                continue  # a line that a kill cut short: its video is made again
-            if (folder / f"{name}.npz").is_file():
-                found[name] = Source(size, mtime_ns)
+                continue  # a line that a kill cut short, or a disk damaged: its video is made again
+            match row:
+                case [str(name), int(size), int(mtime_ns)] if (folder / f"{name}.npz").is_file():
+                    found[name] = Source(size, mtime_ns)
     return found
 
 
@@ -302,6 +310,29 @@ class FeatureStore:
             self._merge(state)
         shutil.rmtree(self.folder)
 
+    def _copy_part(self, name: str, file: Any) -> None:
+        path = self.part(name)
+        try:
+            features, times, duration, problems = _read_part(path)
+        except Exception as error:  # what a damaged archive raises is not bounded
+            path.unlink(missing_ok=True)
+            raise FeatureError(
+                f"--output {self.output}: {path} was damaged ({error}), and is deleted; the same command makes it anew"
+            ) from None
+        group = file.create_group(name)
+        group["features"], group["times"] = features, times
+        group.attrs["duration"] = duration
+        group.attrs["problems"] = json.dumps(problems)
+
+    def _copy_merged(self, name: str, old: Any, file: Any) -> None:
+        try:
+            old.copy(name, file, name)
+        except (RuntimeError, KeyError) as error:
+            raise FeatureError(
+                f"--output {self.output}: the features of {name!r} in it are damaged ({' '.join(str(error).split())}); "
+                "give another --output, or delete it"
+            ) from None
+
     def _merge(self, state: Stored) -> None:
         import h5py
         from tqdm import tqdm
@@ -319,10 +350,10 @@ class FeatureStore:
                 group["sources"] = np.frombuffer(rows.encode(), np.uint8)
                 for video in tqdm(sorted(state.done), desc=title, unit="video", delay=2, leave=False, disable=None):
                     if video in state.parts:
-                        _copy_part(self.part(video), file.create_group(video))
+                        self._copy_part(video, file)
                     else:
                         assert old is not None
-                        old.copy(video, file, video)
+                        self._copy_merged(video, old, file)
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, self.output)
@@ -336,11 +367,10 @@ class FeatureStore:
             temporary.unlink(missing_ok=True)
 
 
-def _copy_part(path: Path, group: Any) -> None:
+def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, float, list[str]]:
     with np.load(path, allow_pickle=False) as content:
-        group["features"], group["times"] = content["features"], content["times"]
-        group.attrs["duration"] = float(content["duration"])
-        group.attrs["problems"] = json.dumps(json.loads(str(content["about"]))["problems"])
+        problems = json.loads(str(content["about"]))["problems"]
+        return content["features"], content["times"], float(content["duration"]), problems
 
 
 def source_line(identity: Identity) -> str:
