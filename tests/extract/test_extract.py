@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -408,6 +409,83 @@ def test_a_damaged_file_is_an_error_of_one_line(
         output.write_bytes(damaged)
         if extract(videos, "-o", output) != 0:  # else the numbers alone were hit, of which nothing is known
             assert f"error: --output {output}: " in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end(videos: Path, tmp_path: Path) -> None:
+    """The parts fit, the file does not: a limit on the size of files stands for the disk."""
+    for number in range(12):
+        shutil.copy(videos / "b.mp4", videos / f"b{number}.mp4")
+    limit = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000)); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    output = tmp_path / "f.h5"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *command(videos, output)[1:]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: --output {output}: can't be written (")
+    assert "Traceback" not in done.stderr
+    assert len(read_stored(output).done) == 16
+    assert extract(videos, "-o", output) == 0
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_nothing_new_where_nothing_can_be_written(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert extract(videos, "-o", tmp_path / "f.h5") == 0
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert extract(videos, "-o", tmp_path / "f.h5") == 0
+    assert "nothing new among 4" in capsys.readouterr().out
+
+
+def test_into_the_folder_that_one_is_in(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").mkdir()
+    monkeypatch.chdir(tmp_path / "f")
+    (videos / "bad.mp4").write_text("no video")
+    assert extract(videos, "-o", ".") == 1
+    assert sorted(open_features(tmp_path / "f").video_ids()) == sorted(LENGTHS)
+    assert (tmp_path / "f.failed.txt").exists()
+
+
+def test_an_output_that_another_program_writes(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "f.h5"
+    assert extract(videos, "-o", output) == 0
+    code = f"import h5py; file = h5py.File({str(output)!r}, 'r+'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert extract(videos, "-o", output) == 2
+        other.communicate(b"\n")
+    assert f"{output}: is open for writing in another program; wait for it" in capsys.readouterr().err
+    assert extract(videos, "-o", output) == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({"RANK": "one"}, "RANK is 'one', not a number"), ({"WORLD_SIZE": "2"}, "start extract by torchrun, or unset it")],
+)
+def test_an_environment_that_is_not_torchruns(
+    videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    expected: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert extract(videos, "-o", tmp_path / "f.h5") == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_what_a_kill_leaves_half_written_is_deleted(videos: Path, tmp_path: Path) -> None:

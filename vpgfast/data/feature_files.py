@@ -7,6 +7,7 @@ file, which is replaced in one step.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -178,6 +179,8 @@ def _read_hdf5(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:
             rows = json.loads(bytes(group["sources"][()]))
             return _about(group.attrs["about"]), {name: Source(*row) for name, row in rows.items()}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if getattr(error, "errno", None) == errno.EAGAIN:
+            raise FeatureError(f"--output {path}: is open for writing in another program; wait for it") from None
         reason = " ".join(str(error).split())
         raise FeatureError(f"--output {path}: no HDF5 file of features, or cut short ({reason})") from None
 
@@ -333,6 +336,15 @@ class FeatureStore:
                 "give another --output, or delete it"
             ) from None
 
+    def _check_room(self, temporary: Path, state: Stored) -> None:
+        """Raise :class:`OSError` where the HDF5 file won't fit; its library may crash when it runs out of space."""
+        room = sum(self.part(name).stat().st_size for name in state.parts)  # a little more than in the HDF5 file
+        room += self.output.stat().st_size if state.merged else 0
+        with temporary.open("wb") as file:
+            file.truncate(room)  # takes no space, but is refused where files may not be so long
+        if room > shutil.disk_usage(self.folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _merge(self, state: Stored) -> None:
         import h5py
         from tqdm import tqdm
@@ -340,6 +352,7 @@ class FeatureStore:
         temporary = self._temporary()
         title = f"writing {self.output.name}"
         try:
+            self._check_room(temporary, state)
             with ExitStack() as stack:
                 file = stack.enter_context(h5py.File(temporary, "w", libver="latest"))
                 old = stack.enter_context(h5py.File(self.output, "r")) if state.merged else None
@@ -357,8 +370,11 @@ class FeatureStore:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, self.output)
-        except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # HDF5 raises the latter where the disk is full when it closes the file
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise FeatureError(
                 f"--output {self.output}: can't be written ({reason}); the features are in {self.folder}, the same "
                 "command goes on"

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vpgfast import __version__
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Command line of ``vpgfast extract``."""
     arguments = _parser().parse_args(argv)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = (_from_torchrun(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     open_log(quiet=rank > 0)
     if arguments.readers is not None and arguments.readers < 0:
         raise UserError(f"--readers must be 0 or more, got {arguments.readers}")
@@ -72,10 +73,21 @@ def main(argv: Sequence[str]) -> int:
     sources, gone = _look_at(videos, state.done)
     asked = _asked(arguments, weights, *options.values())
     if world == 1 and not gone and _nothing_to_do(state, asked, sources, arguments.output):
-        _failed_list(arguments.output).unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, there is no such list of this run
+            _failed_list(arguments.output).unlink(missing_ok=True)
         print(f"{arguments.output}: {len(state.done)} videos, nothing new among {len(videos)}")
         return 0
     return _extract(arguments, asked, videos, sources, gone, rank, world)
+
+
+def _from_torchrun(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"the environment's {name} is {text!r}, not a number; start extract by torchrun, or unset it"
+        ) from None
 
 
 def _look_at(videos: dict[str, Path], there: Collection[str]) -> tuple[dict[str, Source], dict[str, str]]:
@@ -165,7 +177,8 @@ def _extract(
 
 
 def _failed_list(output: Path) -> Path:
-    return output.with_name(output.name + ".failed.txt")
+    named = output if output.name not in ("", "..") else Path(os.path.abspath(output))  # the folder that one is in
+    return named.with_name(named.name + ".failed.txt")
 
 
 def _report(output: Path, new: int, videos: dict[str, Path], failed: dict[str, str], dim: int) -> int:

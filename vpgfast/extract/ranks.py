@@ -33,7 +33,13 @@ class Ranks:
         if world > 1:
             from torch.distributed import PrefixStore, rendezvous
 
-            store, _, _ = next(rendezvous("env://", rank, world, timeout=timedelta(minutes=5)))
+            try:
+                store, _, _ = next(rendezvous("env://", rank, world, timeout=timedelta(minutes=5)))
+            except ValueError:
+                raise UserError(
+                    f"the environment's WORLD_SIZE is {world}, but the other processes can't be found (no MASTER_ADDR "
+                    "or MASTER_PORT); start extract by torchrun, or unset it"
+                ) from None
             self._store = PrefixStore("vpgfast.extract", store)
 
     def at(self, name: str) -> None:
