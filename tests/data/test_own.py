@@ -50,6 +50,16 @@ def test_tabs(tmp_path: Path) -> None:
     assert paragraph.sentences == ("One, two.",)
 
 
+def test_line_breaks_and_their_like(tmp_path: Path) -> None:
+    """Within quotes a line break is a blank; what only Python takes for the end of a line is part of a sentence."""
+    text = HEADER + 'v,0,1,"A dog\nruns,  \r\nfast."\r\nv,1,2,It\u2028barks\x85or\x0bsleeps.\n'
+    (paragraph,) = read(tmp_path, text)
+    assert paragraph.sentences == ("A dog runs, fast.", "It barks or sleeps.")
+    (tmp_path / "mac.csv").write_bytes((HEADER + "v,0,1,It runs.\nv,1,2,It stops.\n").replace("\n", "\r").encode())
+    (paragraph,) = own.load(tmp_path / "mac.csv", {"v": 30.0}.get)
+    assert paragraph.sentences == ("It runs.", "It stops.")
+
+
 def test_sentences_without_a_span(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read(tmp_path, "video,sentence\nv,It runs.\n")[0].spans is None
     (paragraph,) = read(tmp_path, HEADER + "v,,,It runs.\nv,1,2,It stops.\n")
@@ -82,6 +92,8 @@ def test_durations_of_the_file(tmp_path: Path) -> None:
         (HEADER + "v,1,1:2:3:4,It runs.\n", "line 2, end: '1:2:3:4' is not a number"),
         (HEADER + "v,25,45,It runs.\n", "line 2: 25 to 45 s lies beyond video 'v', which lasts 30 s"),
         (HEADER + "z,1,2,It runs.\n", "line 2: how long video 'z' lasts is not known"),
+        (HEADER + "z,1,2,It runs.\n", "(is the name right, with its folder?)"),
+        (HEADER.replace(",", ";"), "only 'video;start;end;sentence'; fields are parted by commas in .csv and by tabs"),
         (HEADER + 'v,1,2,"It runs.\n', "not CSV"),
         ("video,start,end,sentence,duration\nx,1,2,A.,9\nx,1,2,B.,8\n", "line 2: video 'x' lasts 8 and 9 s"),
     ],

@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise AnnotationError(f"{path}: unreadable ({error})") from None
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise AnnotationError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -9,6 +9,7 @@ its paragraph.
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -47,7 +48,8 @@ def load(path: Path, duration_of: Callable[[str], float | None]) -> list[Paragra
             f"{path}: annotations are read from .csv or .tsv files with the columns {','.join(_KNOWN)}"
         )
     text = _io.read_text(path).removeprefix("\ufeff")
-    lines = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [name.strip().lower() for name in lines.fieldnames or ()]
     _check_header(header, path)
     lines.fieldnames = header
@@ -72,7 +74,9 @@ def load(path: Path, duration_of: Callable[[str], float | None]) -> list[Paragra
             problems.append(str(error))
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise AnnotationError(f"{path}: {len(problems)} problems: {'; '.join(problems[:3])}{more}")
+        raise AnnotationError(
+            f"{path}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {'; '.join(problems[:3])}{more}"
+        )
     if not paragraphs:
         raise AnnotationError(f"{path}: holds no sentence")
     return paragraphs
@@ -81,9 +85,9 @@ def load(path: Path, duration_of: Callable[[str], float | None]) -> list[Paragra
 def _check_header(header: list[str], path: Path) -> None:
     for name in _NEEDED:
         if name not in header:
-            raise AnnotationError(
-                f"{path}, line 1: no column {name!r} in the header, only {', '.join(header) or 'nothing'}"
-            )
+            found = repr(header[0]) if len(header) == 1 else ", ".join(header) or "nothing"
+            between = "; fields are parted by commas in .csv and by tabs in .tsv" if len(header) == 1 else ""
+            raise AnnotationError(f"{path}, line 1: no column {name!r} in the header, only {found}{between}")
     if twice := {name for name in header if name and header.count(name) > 1}:
         raise AnnotationError(f"{path}, line 1: the column {min(twice)!r} is there twice")
     if ("start" in header) != ("end" in header):
@@ -100,6 +104,7 @@ class _Row:
         if None in line:
             raise AnnotationError(f"{where}: more fields than the header has; put sentences with a comma into quotes")
         video, self.sentence = ((line.get(name) or "").strip() for name in _NEEDED)
+        self.sentence = " ".join(self.sentence.split())  # a field in quotes may run over several lines
         if not video:
             raise AnnotationError(f"{where}: no video")
         self.video = Path(video).with_suffix("").as_posix() if Path(video).suffix.lower() in VIDEO_SUFFIXES else video
@@ -134,8 +139,8 @@ def _paragraph(video: str, rows: list[_Row], duration_of: Callable[[str], float 
     duration = duration_of(video) or next(iter(given), None)
     if duration is None:
         raise AnnotationError(
-            f"{rows[0].where}: how long video {video!r} lasts is not known; its features don't tell, so give a column "
-            "'duration' (seconds)"
+            f"{rows[0].where}: how long video {video!r} lasts is not known; its features don't tell, if they are there at "
+            "all (is the name right, with its folder?); else give a column 'duration' (seconds)"
         )
     spans = np.array([row.span or (np.nan, np.nan) for row in rows])
     for row, (start, end) in zip(rows, spans, strict=True):
