@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -244,6 +245,16 @@ def test_bad_videos(search_run: Path, videos: Path, tmp_path: Path, capsys: pyte
     captured = capsys.readouterr()
     assert "warning: left out: video" in captured.err
     assert "2 added, 1 left out as unreadable, 6 videos" in captured.out
+
+
+def test_a_name_that_is_no_text_costs_its_video(
+    search_run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (videos / os.fsdecode(b"caf\xe9.mp4")).write_bytes((videos / "test_00003.mp4").read_bytes())
+    assert search.main(["index", str(search_run), str(videos), "-o", str(tmp_path / "i"), "--on-bad=skip"]) == 0
+    captured = capsys.readouterr()
+    assert "its name is not in UTF-8, which an index is written in; rename it" in captured.err
+    assert "7 added, 1 left out as unreadable, 7 videos" in captured.out
 
 
 def test_videos_that_are_gone(index: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from vpgfast.checkpoint import Checkpoint
 from vpgfast.data.features import FolderFeatures, HDF5Features, open_features
 from vpgfast.data.video_folders import named_like_video, named_videos
 from vpgfast.encoders.base import Encoded, Encoder
-from vpgfast.errors import CheckpointError, ConfigError, FeatureError
+from vpgfast.errors import CheckpointError, ConfigError, FeatureError, VideoError
 from vpgfast.run_encoder import check_same_encoder
 from vpgfast.search.shards import VideoEntry
 
@@ -112,6 +112,8 @@ class VideoFiles(VideoSource):
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
         file = self.files[name]
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            raise VideoError(f"video {file}: its name is not in UTF-8, which an index is written in; rename it")
         video = self.encode(file)
         return video.features, VideoEntry(name, video.duration, self.stored, file.relative_to(self.folder).as_posix())
 
