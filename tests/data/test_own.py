@@ -171,6 +171,7 @@ def test_corpus_of_several_files(tmp_path: Path, features: Path) -> None:
         ({"annotations": OwnAnnotations()}, "corpus own needs data.annotations.train"),
         ({"features": None}, "how long video '0' lasts is not known"),
         ({"val": 0.01}, "data.val is 0.01, which takes 0 of 10 training videos"),
+        ({"val": 0.01}, "must leave some and take some, or name a file by data.annotations.val"),
         ({"test": 1.0}, "data.test is 1.0, which takes 9 of 9 training videos"),
     ],
 )
