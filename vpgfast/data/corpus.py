@@ -190,9 +190,10 @@ def hold_out(
     videos = sorted({p.video_id for p in paragraphs})
     count = round(share * len(videos))
     if not 0 < count < len(videos):
+        else_ = f", or name a file by data.annotations.{option[5:]}" if option.startswith("data.") else ""
         raise ConfigError(
-            f"{option} is {share}, which takes {count} of {len(videos)} training videos; it must leave some and take some"
-            + (f", or name a file by data.annotations.{option[5:]}" if option.startswith("data.") else "")
+            f"{option} is {share}, which takes {count} of {len(videos)} training videos; it must leave some and take "
+            f"some{else_}"
         )
     held = {videos[i] for i in np.random.default_rng((seed, 2)).permutation(len(videos))[:count]}
     return [p for p in paragraphs if p.video_id not in held], [p for p in paragraphs if p.video_id in held]

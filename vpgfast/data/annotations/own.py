@@ -74,9 +74,8 @@ def load(path: Path, duration_of: Callable[[str], float | None]) -> list[Paragra
             problems.append(str(error))
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise AnnotationError(
-            f"{path}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {'; '.join(problems[:3])}{more}"
-        )
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise AnnotationError(f"{path}: {count}: {'; '.join(problems[:3])}{more}")
     if not paragraphs:
         raise AnnotationError(f"{path}: holds no sentence")
     return paragraphs
@@ -139,8 +138,8 @@ def _paragraph(video: str, rows: list[_Row], duration_of: Callable[[str], float 
     duration = duration_of(video) or next(iter(given), None)
     if duration is None:
         raise AnnotationError(
-            f"{rows[0].where}: how long video {video!r} lasts is not known; its features don't tell, if they are there at "
-            "all (is the name right, with its folder?); else give a column 'duration' (seconds)"
+            f"{rows[0].where}: how long video {video!r} lasts is not known; its features don't tell, if they are there "
+            "at all (is the name right, with its folder?); else give a column 'duration' (seconds)"
         )
     spans = np.array([row.span or (np.nan, np.nan) for row in rows])
     for row, (start, end) in zip(rows, spans, strict=True):
