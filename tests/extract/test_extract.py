@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -26,7 +29,7 @@ from vpgfast.encoders.reading import read_all
 from vpgfast.encoders.video_clips import VideoClips
 from vpgfast.errors import UserError
 from vpgfast.extract import command as extract_command
-from vpgfast.extract import main
+from vpgfast.extract import main, run
 
 LENGTHS = {"a": 12, "b": 25, "below/c": 7, "below/d.e": 18}
 """Frames of each video, ten a second."""
@@ -204,6 +207,27 @@ def test_a_name_that_is_taken_inside_a_stored_video(videos: Path, tmp_path: Path
     assert extract(tmp_path / "more", "-o", tmp_path / "f.h5") == 0
     assert extract(videos, "-o", tmp_path / "f.h5") == 1
     assert set(open_features(tmp_path / "f.h5").video_ids()) == {*LENGTHS, "a/times"} - {"a"}
+
+
+def test_progress_without_a_terminal(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "LINE_EVERY", 0.0)
+    assert extract(videos, "-o", tmp_path / "f.h5") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(r"0 of 4 videos, 0\.0 x real time, a: batch 1", line) for line in lines)
+    assert any(re.fullmatch(r"1 of 4 videos, [\d.]+ x real time, about 00:\d\d left", line) for line in lines)
+
+
+def test_a_bar_moves_within_a_video(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a single long film it would else show nothing before the end."""
+    for name in ("BAR_AFTER", "BAR_EVERY"):
+        monkeypatch.setattr(run, name, 0.0)
+    monkeypatch.setattr(run, "tqdm", partial(run.tqdm, file=(screen := io.StringIO())))
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    assert extract(videos / "b.mp4", "-o", tmp_path / "f.h5") == 0
+    shown = screen.getvalue().split("\r")
+    assert any("0 of 1 videos, 0.0 x real time, b: batch 1" in line for line in shown)
 
 
 def test_on_bad_stop(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

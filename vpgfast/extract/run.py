@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,10 @@ from vpgfast.encoders.video_clips import VideoClips
 from vpgfast.errors import ConfigError, UserError
 
 log = logging.getLogger("vpgfast.extract")
+
+
+BAR_AFTER, BAR_EVERY, LINE_EVERY = 2.0, 0.5, 60.0
+"""Seconds until a bar appears, and between two of its changes; between two lines where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +66,14 @@ def encode_videos(
     """
     rows: dict[int, list[Future[np.ndarray]]] = {}
     failed: dict[str, str] = {}
-    seconds = 0.0
-    total = sum(job.source.size for job in jobs)
-    with (
-        tqdm(total=total, desc="encoding", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as progress,
-        _Workers(encoder) as workers,
-    ):
+    with _Progress(jobs) as progress, _Workers(encoder) as workers:
         for number, event in read_all([job.clips for job in jobs], readers):
             job = jobs[number]
             if isinstance(event, np.ndarray):
                 if number not in rows:
                     at(job.name)
                 rows.setdefault(number, []).append(workers.encode(event))
+                progress.alive(job, len(rows[number]))
                 continue
             made = [future.result() for future in rows.pop(number, [])]
             if isinstance(event, UserError):
@@ -80,16 +81,56 @@ def encode_videos(
                     raise type(event)(f"{event}. Without --on-bad stop such videos are listed and left out")
                 log.warning("left out: %s", event)
                 failed[job.name] = str(event)
+                progress.done(job, 0.0)
             else:
                 found = encoder.encoded(made, event)
-                seconds += found.duration
                 store.add(
                     job.name, VideoFeatures(found.features, found.times, found.duration, found.problems, job.source)
                 )
-            progress.update(job.source.size)
-            speed = seconds / max(progress.format_dict["elapsed"], 1e-3)
-            progress.set_postfix_str(f"{number + 1} of {len(jobs)} videos, {speed:.1f} x real time")
+                progress.done(job, found.duration)
     return failed
+
+
+class _Progress:
+    """A bar on a terminal, which moves with every video and shows life within one; elsewhere a line a minute."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.videos, self.total, self.seconds, self.speed = 0, len(jobs), 0.0, 0.0
+        size = sum(job.source.size for job in jobs)
+        self.bar = tqdm(total=size, desc="encoding", unit="B", unit_scale=True, delay=2, leave=False, disable=None)
+        self.bytes, self.left, self.start = 0, size, time.monotonic()
+        self.told = self.start + (BAR_AFTER if not self.bar.disable else 0.0)
+
+    def alive(self, job: Job, batches: int) -> None:
+        """Another batch of a video has been read."""
+        self._tell(f", {job.name}: batch {batches}")
+
+    def done(self, job: Job, seconds: float) -> None:
+        """A video of this length has been encoded, or none of it."""
+        self.videos, self.seconds = self.videos + 1, self.seconds + seconds
+        self.bytes, self.left = self.bytes + job.source.size, self.left - job.source.size
+        self.speed = self.seconds / max(time.monotonic() - self.start, 1e-3)  # a video in work would only lower it
+        self.bar.update(job.source.size)
+        self._tell("")
+
+    def _tell(self, where: str) -> None:
+        now = time.monotonic()
+        if now - self.told < (LINE_EVERY if self.bar.disable else BAR_EVERY):
+            return
+        self.told = now
+        line = f"{self.videos} of {self.total} videos, {self.speed:.1f} x real time{where}"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(line)
+        elif self.bytes and self.left:
+            log.info("%s, about %s left", line, tqdm.format_interval((now - self.start) / self.bytes * self.left))
+        else:
+            log.info("%s", line)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
 
 
 class _Workers:
