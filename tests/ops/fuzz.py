@@ -352,3 +352,38 @@ def pairwise_relevance(draw: Draw) -> Case:
         return ops.pairwise_relevance(*(without_gradient(inputs) if narrow else inputs))
 
     return Case(function, [draw.layout(t.to(dtype)) for t in inputs], {"of_scale": 1e-5})
+
+
+def halves(draw: Draw, *sizes: int) -> Tensor:
+    """Small multiples of 1/2, now and then among what is not finite: their sums are exact in any order."""
+    return draw.with_specials((draw.numbers(*sizes) * 2).round() / 2)
+
+
+@case
+def ordered_spans(draw: Draw) -> Case:
+    B, M, size, part = draw.size(3), draw.size(6), draw.size(60), draw.integer(0, 1)
+    shortest = draw.choice((1, 1, 2, draw.integer(1, 70)))
+    longest = draw.choice((None, shortest, draw.integer(shortest, 80)))
+    overlap, penalty = draw.choice(("none", "starts")), draw.choice((None, 0.0, 0.5, 3.0))
+    inputs = [draw.layout(halves(draw, B, M, size).to(draw.dtype()))]
+    inputs += [draw.layout(draw.mask(B, M)), draw.layout(draw.uniform(B, size) < 0.95)]
+
+    def function(gains: Tensor, sentences: Tensor, mask: Tensor) -> Tensor:
+        return ops.ordered_spans(gains, shortest, longest, overlap, sentences, mask, penalty)[part]  # type: ignore[arg-type]
+
+    return Case(function, inputs, {"exact": True})
+
+
+@case
+def ordered_candidates(draw: Draw) -> Case:
+    B, M, P, part = draw.size(3), draw.size(6), draw.size(60), draw.integer(0, 1)
+    overlap, penalty = draw.choice(("none", "starts")), draw.choice((None, 0.0, 0.5, 3.0))
+    spans = draw.intervals(B, M, P, low=-1, high=3, step=0.25)
+    spans = spans.to(draw.dtype()) if draw.chance() else (spans * 4).round().long()
+    inputs = [layout_of_pairs(draw, spans), draw.layout(halves(draw, B, M, P).to(draw.dtype()))]
+    inputs += [draw.layout(draw.mask(B, M))]
+
+    def function(spans: Tensor, scores: Tensor, sentences: Tensor) -> Tensor:
+        return ops.ordered_candidates(spans.detach(), scores, overlap, sentences, penalty)[part]  # type: ignore[arg-type]
+
+    return Case(function, inputs, {"exact": True})

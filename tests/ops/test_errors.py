@@ -66,6 +66,16 @@ CALLS: dict[str, dict[str, Any]] = {
         "bias": torch.zeros(()),
         "sentence_mask": torch.ones(2, 3, dtype=torch.bool),
     },
+    "ordered_spans": {
+        "gains": torch.zeros(2, 3, 4),
+        "sentence_mask": torch.ones(2, 3, dtype=torch.bool),
+        "mask": torch.ones(2, 4, dtype=torch.bool),
+    },
+    "ordered_candidates": {
+        "spans": SPANS[:, :, None],
+        "scores": torch.zeros(2, 3, 1),
+        "sentence_mask": torch.ones(2, 3, dtype=torch.bool),
+    },
     "pairwise_relevance": {
         "a": torch.zeros(3, 5),
         "b": torch.zeros(4, 5),

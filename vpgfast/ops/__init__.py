@@ -9,6 +9,8 @@ import os
 from ._registry import BACKENDS, OPS, Backend, backend, get_backend, load_libraries, set_backend
 from .anchor_cross_attention import AttentionStats, anchor_cross_attention
 from .anchor_embedding import anchor_embedding
+from .ordered_candidates import ordered_candidates
+from .ordered_spans import ordered_spans
 from .ordered_suppression_scan import ordered_suppression_scan
 from .pairwise_relevance import pairwise_relevance
 from .proposal_conv import proposal_conv
@@ -39,6 +41,8 @@ __all__ = [
     "get_backend",
     "marn_stride",
     "multi_scale_grid",
+    "ordered_candidates",
+    "ordered_spans",
     "ordered_suppression_scan",
     "pairwise_relevance",
     "proposal_conv",

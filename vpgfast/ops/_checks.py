@@ -42,3 +42,12 @@ def check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) 
 def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}; it must be on {other.device}, where {other_name} is")
+
+
+def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...], other_name: str, other: Tensor) -> None:
+    """A bool tensor of this shape where ``other`` is, or none at all."""
+    if mask is not None:
+        check_shape(name, mask, shape)
+        check_same_device(name, mask, other_name, other)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name} has dtype {mask.dtype}; it must be torch.bool")
