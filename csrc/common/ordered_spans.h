@@ -12,8 +12,10 @@ constexpr int32_t kSkipped = -2;  // the sentence has no span
 
 struct OrderedSpans {
   OrderedSpans(const Tensor& gains_in, const Tensor& present_in, int64_t min_length, int64_t max_length)
-      : B(gains_in.dim() == 3 ? gains_in.size(0) : -1), M(B < 0 ? -1 : gains_in.size(1)),
-        T(B < 0 ? -1 : gains_in.size(2)), min(min_length) {
+      : B(gains_in.dim() == 3 ? gains_in.size(0) : -1),
+        M(B < 0 ? -1 : gains_in.size(1)),
+        T(B < 0 ? -1 : gains_in.size(2)),
+        min(min_length) {
     const char* op = "ordered_spans";
     check_sizes(op, "gains", gains_in, {-1, -1, -1});
     check_sizes(op, "present", present_in, {B, M});
@@ -32,7 +34,8 @@ struct OrderedSpans {
 
 struct OrderedCandidates {
   OrderedCandidates(const Tensor& spans_in, const Tensor& scores_in, const Tensor& present_in)
-      : B(scores_in.dim() == 3 ? scores_in.size(0) : -1), M(B < 0 ? -1 : scores_in.size(1)),
+      : B(scores_in.dim() == 3 ? scores_in.size(0) : -1),
+        M(B < 0 ? -1 : scores_in.size(1)),
         P(B < 0 ? -1 : scores_in.size(2)) {
     const char* op = "ordered_candidates";
     check_sizes(op, "scores", scores_in, {-1, -1, -1});

@@ -30,7 +30,8 @@ struct Candidate {
 class Paragraph {
  public:
   Paragraph(const OrderedCandidates& a, bool by_starts, double penalty)
-      : M_(a.M), P_(a.P), by_starts_(by_starts), penalty_(penalty), steps_(M_ + 1) {}
+      : M_(a.M), P_(a.P), by_starts_(by_starts), penalty_(penalty), steps_(M_ + 1) {
+  }
 
   double solve(const double* spans, const double* scores, const bool* present, int64_t* chosen) {
     steps_[0].assign(1, {kNever, 0.0, kSkipped});

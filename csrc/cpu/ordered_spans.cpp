@@ -39,9 +39,18 @@ struct Top {
 class Paragraph {
  public:
   Paragraph(const OrderedSpans& a, bool by_starts, double penalty)
-      : M_(a.M), T_(a.T), min_(a.min), width_(std::max<int64_t>(a.width, 0)), by_starts_(by_starts), penalty_(penalty),
-        best_(T_ + 1), values_(T_ + 1), top_(by_starts ? T_ + 1 : 0), later_(width_ < T_ + 1 - min_ ? width_ + 1 : 0),
-        choice_(new int32_t[M_ * (T_ + 1)]) {}
+      : M_(a.M),
+        T_(a.T),
+        min_(a.min),
+        width_(std::max<int64_t>(a.width, 0)),
+        by_starts_(by_starts),
+        penalty_(penalty),
+        best_(T_ + 1),
+        values_(T_ + 1),
+        top_(by_starts ? T_ + 1 : 0),
+        later_(width_ < T_ + 1 - min_ ? width_ + 1 : 0),
+        choice_(new int32_t[M_ * (T_ + 1)]) {
+  }
 
   template <typename scalar_t>
   double solve(const scalar_t* gains, const bool* present, int64_t* spans) {
@@ -162,7 +171,8 @@ class Paragraph {
     }
   }
 
-  // later_[k]: the largest from the k-th value of a block on, of equals the last; the block is walked towards its front.
+  // later_[k]: the largest from the k-th value of a block on, of equals the last; the block is walked towards its
+  // front.
   template <int step>
   void run_backwards(const double* values, int64_t block) {
     Top from_here;
@@ -210,9 +220,8 @@ std::tuple<Tensor, Tensor> ordered_spans(const Tensor& gains, const Tensor& pres
     torch::stable::parallel_for(0, a.B, 1, [&](int64_t begin, int64_t end) {
       Paragraph paragraph(a, by_starts, penalty);
       for (int64_t b = begin; b < end; ++b) {
-        write<double>(total)[b] =
-            paragraph.solve(read<scalar_t>(a.gains) + b * a.M * a.T, read<bool>(a.present) + b * a.M,
-                            write<int64_t>(spans) + b * a.M * 2);
+        write<double>(total)[b] = paragraph.solve(read<scalar_t>(a.gains) + b * a.M * a.T,
+                                                  read<bool>(a.present) + b * a.M, write<int64_t>(spans) + b * a.M * 2);
       }
     });
   });

@@ -387,3 +387,19 @@ def ordered_candidates(draw: Draw) -> Case:
         return ops.ordered_candidates(spans.detach(), scores, overlap, sentences, penalty)[part]  # type: ignore[arg-type]
 
     return Case(function, inputs, {"exact": True})
+
+
+@case
+def temporal_contrast_spans(draw: Draw) -> Case:
+    B, M, size, part, top_k = draw.size(2), draw.size(3), draw.size(40), draw.integer(0, 1), draw.size(4)
+    shortest = draw.choice((1, 1, 2, draw.integer(1, 45)))
+    longest = draw.choice((None, shortest, draw.integer(shortest, 60)))
+    threshold = draw.choice((0.0, 1.0, 0.5, 0.25, float(draw.uniform())))
+    inputs = [draw.layout(halves(draw, B, M, size).to(draw.dtype())), draw.layout(draw.uniform(B, size) < 0.95)]
+    if draw.chance():
+        inputs += [draw.layout(draw.with_specials((draw.uniform(B, size) * 4).round() / 4).to(draw.dtype()))]
+
+    def function(curves: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        return ops.temporal_contrast_spans(curves, mask, shortest, longest, top_k, threshold, weights)[part]
+
+    return Case(function, inputs, {"exact": True})

@@ -66,6 +66,11 @@ CALLS: dict[str, dict[str, Any]] = {
         "bias": torch.zeros(()),
         "sentence_mask": torch.ones(2, 3, dtype=torch.bool),
     },
+    "temporal_contrast_spans": {
+        "curves": torch.zeros(2, 3, 4),
+        "mask": torch.ones(2, 4, dtype=torch.bool),
+        "weights": torch.ones(2, 4),
+    },
     "ordered_spans": {
         "gains": torch.zeros(2, 3, 4),
         "sentence_mask": torch.ones(2, 3, dtype=torch.bool),

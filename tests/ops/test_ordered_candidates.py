@@ -39,7 +39,11 @@ def candidates(B: int, M: int, P: int, size: int = 8, seed: int = 0) -> tuple[Te
 
 
 def by_brute_force(
-    spans: list[list[list[float]]], scores: list[list[float]], present: list[bool], by_starts: bool, penalty: float | None
+    spans: list[list[list[float]]],
+    scores: list[list[float]],
+    present: list[bool],
+    by_starts: bool,
+    penalty: float | None,
 ) -> tuple[list[int], float]:
     """The best choice and, of equals, the docstring's: compared from the last sentence to the first."""
     lists = [
@@ -148,6 +152,12 @@ def test_grid(device: str, backend: str, dtype: torch.dtype, layout: str, B: int
 
 
 @implementations()
+def test_many_paragraphs(device: str, backend: str) -> None:
+    inputs = [t.to(device) for t in candidates(2100, 2, 3)]
+    compare(lambda spans, scores: ordered_candidates(spans.detach(), scores)[0], inputs, backend, exact=True)
+
+
+@implementations()
 @options
 def test_gradcheck(device: str, backend: str, options: dict[str, Any]) -> None:
     spans = (candidates(2, 3, 6)[0] + torch.arange(3).view(3, 1, 1)).to(device)  # there is a choice
@@ -204,7 +214,10 @@ def test_autocast_computes_in_float32() -> None:
         ({"overlap": "some"}, "overlap is 'some'; it must be 'none' or 'starts'"),
         ({"skip_penalty": -1.0}, "skip_penalty is -1.0; it must be 0 or more, or None"),
         ({"scores": torch.zeros(2, 3, 5)}, r"scores has shape \[2, 3, 5\]; it must be \[2, 3, 4\]"),
-        ({"spans": torch.zeros(2, 3, 4, 2, dtype=torch.int32)}, "spans has dtype torch.int32; it must be float32, .*int64"),
+        (
+            {"spans": torch.zeros(2, 3, 4, 2, dtype=torch.int32)},
+            "spans has dtype torch.int32; it must be float32, .*int64",
+        ),
         ({"sentence_mask": torch.ones(2, 3)}, "sentence_mask has dtype torch.float32; it must be torch.bool"),
     ],
     ids=str,

@@ -176,6 +176,12 @@ def test_equals_the_reference_on_any_numbers(device: str, backend: str, options:
 
 
 @implementations()
+def test_many_paragraphs(device: str, backend: str) -> None:
+    gains = lattice(600, 2, 6, holes=0.02).to(device)
+    compare(lambda g: ordered_spans(g, skip_penalty=0.5)[0], [gains], backend, exact=True)
+
+
+@implementations()
 def test_score_is_the_sum_inside_the_spans(device: str, backend: str) -> None:
     gains = torch.randn(2, 5, 3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     with ops.backend(backend):

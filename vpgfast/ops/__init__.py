@@ -16,6 +16,7 @@ from .pairwise_relevance import pairwise_relevance
 from .proposal_conv import proposal_conv
 from .proposal_grids import ProposalGrid, boundary_matching_grid, marn_stride, multi_scale_grid, sliding_windows
 from .sample_proposals import sample_proposals
+from .temporal_contrast_spans import temporal_contrast_spans
 from .temporal_iou import temporal_giou, temporal_iou
 from .temporal_iou_map import temporal_iou_map
 from .temporal_map_bce import temporal_map_bce
@@ -50,6 +51,7 @@ __all__ = [
     "set_backend",
     "sliding_windows",
     "sparse_anchor_mask",
+    "temporal_contrast_spans",
     "temporal_giou",
     "temporal_iou",
     "temporal_iou_map",

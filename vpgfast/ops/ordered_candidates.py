@@ -49,9 +49,7 @@ def ordered_candidates(
     """
     check_shape("spans", spans, ("B", "M", "P", 2))
     if spans.dtype not in (*FLOATING, torch.int64):
-        raise ValueError(
-            f"spans has dtype {spans.dtype}; it must be float32, float64, bfloat16, float16 or int64"
-        )
+        raise ValueError(f"spans has dtype {spans.dtype}; it must be float32, float64, bfloat16, float16 or int64")
     B, M, P, _ = spans.shape
     check_floating("scores", scores)
     check_shape("scores", scores, (B, M, P))

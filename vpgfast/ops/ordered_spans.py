@@ -46,8 +46,9 @@ def ordered_spans(
         satisfies all, every span is (-1, -1) and the sum is -inf.
 
         Of several optima, from the last sentence to the first: the one in which the spans up to this sentence all end
-        (by starts: begin) first, at 0 where there are none; of those, one in which this sentence has a span; of those, the shortest span. Equal
-        is what float64 holds as equal: sums run over the clips from the first on (on CUDA in another order).
+        (by starts: begin) first, at 0 where there are none; of those, one in which this sentence has a span; of those,
+        the shortest span. Equal is what float64 holds as equal: sums run over the clips from the first on (on CUDA in
+        another order).
 
     Raises:
         ValueError: wrong shape, dtype, device, length, overlap or penalty.
@@ -107,7 +108,7 @@ def _plain(
     M, T = gains.shape
     nothing = [(-1, -1)] * M
     best = [0.0] * (T + 1)
-    choices: list[list[tuple[int, int] | None | Literal["before"]]] = []
+    choices: list[list[tuple[int, int] | Literal["before"] | None]] = []
     for m in range(M):
         if not present[m]:
             choices.append([None] * (T + 1))
@@ -115,7 +116,7 @@ def _plain(
         finite = gains[m].isfinite()
         sums = [0.0, *torch.where(finite, gains[m], 0).cumsum(-1).tolist()]
         holes = [0, *(~finite).cumsum(-1).tolist()]
-        new, choice = [-math.inf] * (T + 1), list[tuple[int, int] | None | Literal["before"]](["before"] * (T + 1))
+        new, choice = [-math.inf] * (T + 1), list[tuple[int, int] | Literal["before"] | None](["before"] * (T + 1))
         for p in range(T + 1):
             largest = -math.inf
             for length in range(min_length, max_length + 1):
