@@ -37,6 +37,8 @@ HEADLINES = {
     "temporal_nms": ("L=32 N=1104 top_k=5",),
     "anchor_cross_attention": ("B=32 H=8 Q=5 T=256 d=32 one k_pos",),
     "ordered_suppression_scan": ("F: B=4 M=8 D=512 T=32",),
+    "temporal_contrast_spans": ("B=4 M=4 T=200 up to 200 top_k=5",),
+    "ordered_spans": ("B=16 M=4 T=200 up to 200",),
     "pairwise_relevance": ("N=1344 M=42 H=512",),
 }
 
