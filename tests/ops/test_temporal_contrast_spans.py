@@ -306,7 +306,7 @@ def test_long_video_against_every_window(name: str) -> None:
             best, window = score, (int(start), int(start) + length)
     spans, scores = temporal_contrast_spans(curve[None, None], max_length=longest)
     assert scores.item() == pytest.approx(best, rel=1e-9)
-    if name != "step":  # of which 19,999 windows are equal
+    if name == "random walk":  # of the others thousands of windows are equal but for rounding
         assert tuple(spans[0, 0, 0].tolist()) == window
 
 
