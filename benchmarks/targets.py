@@ -75,11 +75,6 @@ TARGETS = (
         "arithmetic counts a multiply-add as one; compiled PyTorch fuses the same three, and keeps no [N, M, H] either "
         "until it needs a gradient.",
     ),
-    Target("temporal_contrast_spans", "B=4 M=4 T=200 up to 200 top_k=5", 50, over_field=True),
-    Target("temporal_contrast_spans", "B=1 M=1 T=100000 up to 20000 top_k=1", 50),
-    Target("ordered_spans", "B=16 M=4 T=200 up to 200", 50, over_field=True),
-    Target("ordered_spans", "B=1 M=8 T=100000 up to 100000", 50, over_field=True),
-    Target("ordered_candidates", "B=4 M=8 P=1000", 50, over_field=True),
     Target("marn proposals", "ActivityNet B=4 d_v=4096 T=128 P=942", 8, 8, over_field=True),
     Target("marn", "ActivityNet B=4 d_v=4096 T=128 P=942", 3, 3, over_field=True),
     Target("wsra", "Charades-STA B=42 d_v=1024 T=64 H=512", 2, 2, over_field=True),
