@@ -10,6 +10,7 @@ from importlib import import_module
 from vpgfast.command import command
 
 COMMANDS = {
+    "find": "find when something happens in your videos, without training",
     "extract": "make features of your own videos, as all other commands read them",
     "train": "train a method and evaluate it; without arguments SeqPAN on a corpus made here",
     "evaluate": "evaluate a checkpoint beside the baselines and the swapped-sentence control",

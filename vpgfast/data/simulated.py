@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vpgfast.data.options import SimulatedOptions
 from vpgfast.data.text import WordVectors, tokenize
@@ -58,9 +60,10 @@ class SimulatedFeatures:
             sentences += paragraph.sentences
         if not sentences:
             raise FeatureError("features can't be simulated: there is no sentence")
-        projection = np.random.default_rng((seed, 1)).standard_normal((word_vectors.dim, self.dim))
-        projection /= np.sqrt(word_vectors.dim)
-        self._meanings = (sentence_vectors(sentences, word_vectors) @ projection).astype(np.float32)
+        self._map = SentenceMap(sentences, word_vectors)
+        self._projection = np.random.default_rng((seed, 1)).standard_normal((word_vectors.dim, self.dim))
+        self._projection /= np.sqrt(word_vectors.dim)
+        self._meanings = (self._map(sentences) @ self._projection).astype(np.float32)
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         if video_id not in self._videos:
@@ -86,6 +89,10 @@ class SimulatedFeatures:
         clip += o.video_offset * rng.standard_normal(self.dim)
         clip += o.clip_noise * rng.standard_normal((clips, self.dim))
         return clip.astype(np.float32)
+
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """float32 [M, dim]: what the simulation itself makes of sentences, for methods without training."""
+        return torch.from_numpy((self._map(sentences) @ self._projection).astype(np.float32))
 
     def duration(self, video_id: str) -> float | None:
         return self._videos[video_id][0] if video_id in self._videos else None
@@ -114,14 +121,30 @@ def _stretches(rng: np.random.Generator, clips: int, per_second: float, options:
     return np.maximum(np.rint(lengths), 1).astype(np.int64)
 
 
-def sentence_vectors(sentences: list[str], word_vectors: WordVectors) -> np.ndarray:
-    """float64 [N, d_w]: idf-weighted mean of the words' vectors, minus the mean over all N sentences, of unit
-    spread."""
-    words = [[word_vectors.index(word) for word in tokenize(sentence)] or [1] for sentence in sentences]
-    occurs = Counter(word for sentence in words for word in set(sentence))
-    vectors = np.empty((len(sentences), word_vectors.dim))
-    for row, sentence in zip(vectors, words, strict=True):
-        idf = np.array([np.log(1 + len(sentences) / occurs[word]) for word in sentence])
-        row[:] = idf @ word_vectors.vectors[sentence] / idf.sum()
-    vectors -= vectors.mean(axis=0)
-    return vectors / max(vectors.std(), 1e-12)
+class SentenceMap:
+    """A sentence as the idf-weighted mean of its words' vectors, less the mean over the corpus, of unit spread there.
+
+    Args:
+        sentences: of the corpus.
+        word_vectors: their words', width d_w.
+    """
+
+    def __init__(self, sentences: Sequence[str], word_vectors: WordVectors) -> None:
+        self.word_vectors, self.count = word_vectors, len(sentences)
+        self.occurs = Counter(word for sentence in sentences for word in set(self._words(sentence)))
+        self.mean, self.spread = np.zeros(word_vectors.dim), 1.0
+        vectors = self(sentences)
+        self.mean = vectors.mean(axis=0)
+        self.spread = max((vectors - self.mean).std(), 1e-12)
+
+    def _words(self, sentence: str) -> list[int]:
+        return [self.word_vectors.index(word) for word in tokenize(sentence)] or [1]
+
+    def __call__(self, sentences: Sequence[str]) -> np.ndarray:
+        """float64 [N, d_w]."""
+        vectors = np.empty((len(sentences), self.word_vectors.dim))
+        for row, sentence in zip(vectors, sentences, strict=True):
+            words = self._words(sentence)
+            idf = np.array([np.log(1 + self.count / max(self.occurs[word], 1)) for word in words])
+            row[:] = idf @ self.word_vectors.vectors[words] / idf.sum()
+        return (vectors - self.mean) / self.spread

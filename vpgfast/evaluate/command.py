@@ -24,7 +24,12 @@ def main(argv: Sequence[str]) -> int:
         "--metrics.comparison '>'; `python -m vpgfast.train --help` lists them.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or the folder of a run")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a .safetensors file, the folder of a run, or an encoder's spec (objects, clip:FOLDER), which needs no "
+        "training",
+    )
     parser.add_argument("--split", default="test", help="train, val or test (default)")
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: evaluate-SPLIT beside the checkpoint"

@@ -42,7 +42,12 @@ def main(argv: Sequence[str]) -> int:
         "of the run can be changed, as in --model.language_model FOLDER where it lies elsewhere now.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or the folder of a run")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a .safetensors file, the folder of a run, or an encoder's spec (objects, clip:FOLDER), which needs no "
+        "training",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--video", type=Path, help="any video file; it is encoded as the model's features were")
     source.add_argument("--features", type=Path, help=".npy or .npz file of clip features [clips, width]")

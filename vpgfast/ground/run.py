@@ -21,6 +21,7 @@ from vpgfast.files import write_file
 from vpgfast.ground.grounding import ground, warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
+from vpgfast.untrained import as_checkpoint, is_untrained
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
     sentences = asked_sentences(arguments)
 
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    spec = is_untrained(arguments.checkpoint)
+    place = as_checkpoint(arguments.checkpoint)
+    checkpoint = load_checkpoint(place)
     config = settings_of(checkpoint, arguments.checkpoint, settings)
     model = build_model(checkpoint, config.model, arguments.checkpoint)
     features, duration = _features(arguments, checkpoint, config)
@@ -45,7 +48,7 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     found = ground(model, config, checkpoint.word_vectors, features, duration, sentences, arguments.top)
 
     name = (arguments.video or arguments.features).stem
-    folder = arguments.checkpoint if arguments.checkpoint.is_dir() else arguments.checkpoint.parent
+    folder = Path() if spec else arguments.checkpoint if arguments.checkpoint.is_dir() else place.parent
     output: Path = arguments.output or folder / f"ground-{name}"
     output.mkdir(parents=True, exist_ok=True)
     write_file(output / "grounding.txt", (found.as_text() + "\n").encode())

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Prediction
 from vpgfast.models.configs.base import MethodConfig
 
 
@@ -43,6 +43,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` best spans of each sentence."""
+
+    def read_with(self, features: FeatureReader) -> None:
+        """Told whose features it will see, before it predicts; for methods that read sentences as their encoder does.
+
+        Raises:
+            ConfigError: it can't.
+        """
 
     def check_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Refuse weights from ``path`` that were trained beside something else than what this model was given.

@@ -22,6 +22,7 @@ METHODS = {
     "marn": Place("vpgfast.models.marn:MARN", "vpgfast.models.configs.marn:MARNConfig"),
     "wsra": Place("vpgfast.models.wsra:WSRA", "vpgfast.models.configs.wsra:WSRAConfig"),
     "siamgtr": Place("vpgfast.models.siamgtr:SiamGTR", "vpgfast.models.configs.siamgtr:SiamGTRConfig"),
+    "similarity": Place("vpgfast.models.similarity:Similarity", "vpgfast.models.configs.similarity:SimilarityConfig"),
     "dmr_jrg": Place("vpgfast.models.dmr_jrg:DMRJRG", "vpgfast.models.configs.dmr_jrg:DMRJRGConfig"),
 }
 """Each method by its name; imported only when asked for."""

@@ -23,6 +23,7 @@ from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash
 from vpgfast.search.indexing import index_videos
 from vpgfast.search.searcher import Searcher
 from vpgfast.search.sources import VideoSource, open_source, where_is
+from vpgfast.untrained import as_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
         import_faiss()  # before hours of work
     # Where and how fast a model runs is no part of what it is.
     kept = [setting for setting in settings if setting.startswith(("--model.", "--data."))]
-    path = arguments.checkpoint / RUN_MODEL_FILE if arguments.checkpoint.is_dir() else arguments.checkpoint
+    place = as_checkpoint(arguments.checkpoint)
+    path = place / RUN_MODEL_FILE if place.is_dir() else place
     searcher = Searcher.load(path, settings, arguments.encoder)
     source = _open_source(arguments, folder, searcher)
     if not source.names:

@@ -79,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         f"A shard is written at least every {SECONDS_BETWEEN_SHARDS:.0f} seconds, and what is in the index is not done "
         f"again. {changes}",
     )
-    index.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file, or a run's folder")
+    index.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, a run's folder, or an encoder's spec (objects, clip:FOLDER), untrained",
+    )
     index.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="folder to make the index in")
     index.add_argument("--faiss", action="store_true", help="end with build-faiss")
     more = add("add", "add videos to an index, with the model that is in it", changes)

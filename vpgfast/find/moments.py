@@ -1,0 +1,134 @@
+"""The moments of one video that sentences fit, and whether they fit better than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vpgfast.data.text import WordVectors
+from vpgfast.data.types import Batch, Paragraph
+from vpgfast.encoders.base import Encoded, Encoder
+from vpgfast.find.unrelated import UNRELATED
+from vpgfast.models.configs.similarity import SimilarityConfig
+from vpgfast.models.similarity import Similarity
+
+_NO_WORDS = WordVectors(["<pad>", "<unk>"], np.zeros((2, 1), np.float32), "none")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a sentence happens in a video.
+
+    Attributes:
+        video: its name.
+        path: its file.
+        sentence: number of the sentence.
+        place: among the moments of this sentence in this video; 0 is the best.
+        start: seconds.
+        end: seconds.
+        score: mean similarity of its clips with the sentence, less that with neutral texts; comparable between videos.
+        contrast: mean inside less mean outside.
+        chance: share of unrelated sentences that score as much somewhere in this video.
+        fits: whether that share is at most the false alarms that were allowed, and the score above 0.
+    """
+
+    video: str
+    path: Path
+    sentence: int
+    place: int
+    start: float
+    end: float
+    score: float
+    contrast: float
+    chance: float
+    fits: bool
+
+    def as_dict(self, sentences: Sequence[str]) -> dict[str, Any]:
+        """As ``--json`` prints it."""
+        return {
+            "video": self.video,
+            "path": str(self.path),
+            "sentence": sentences[self.sentence],
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "score": round(self.score, 5),
+            "contrast": round(self.contrast, 5),
+            "chance": round(self.chance, 4),
+            "fits": self.fits,
+        }
+
+
+class Asked:
+    """What is asked of every video.
+
+    Args:
+        encoder: with a text tower.
+        sentences: M of them.
+        in_order: whether they happen one after the other.
+        false_alarms: share of unrelated sentences that may be taken for fitting.
+    """
+
+    def __init__(self, encoder: Encoder, sentences: Sequence[str], in_order: bool, false_alarms: float) -> None:
+        self.sentences, self.in_order, self.false_alarms = tuple(sentences), in_order, false_alarms
+        self.ordered = self._model(encoder, "paragraph")
+        self.single = self._model(encoder, "none")
+
+    @staticmethod
+    def _model(encoder: Encoder, order: Any) -> Similarity:
+        model = Similarity(SimilarityConfig(order=order), encoder.dim, _NO_WORDS).to(encoder.device).eval()
+        model.tower = encoder
+        return model
+
+
+@torch.inference_mode()
+def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[Moment]:
+    """The best moments of each sentence in a video: ``top`` of one sentence, one each of a paragraph in order."""
+    device = asked.single.place.device
+    batch = _batch(name, video, asked.sentences).to(device)
+    model = asked.ordered if asked.in_order else asked.single
+    curves = model.curves(batch)[0].double().cpu().numpy()
+    prediction = model.predict(batch, 1 if asked.in_order else top)
+    chance = _best_scores(asked.single, _batch(name, video, UNRELATED).to(device))
+    moments = []
+    for m in range(len(asked.sentences)):
+        ranked = zip(prediction.spans[0, m].tolist(), prediction.scores[0, m].tolist(), strict=True)
+        for place, (span, score) in enumerate(ranked):
+            if score == -np.inf:
+                continue
+            inside = _inside(curves[m], span, video.duration)
+            share = float((chance >= inside).mean())
+            fits = share <= asked.false_alarms and inside > 0
+            moments.append(Moment(name, path, m, place, span[0], span[1], inside, score, share, fits))
+    return moments
+
+
+def _best_scores(model: Similarity, batch: Batch) -> np.ndarray:
+    """What each sentence of a batch of one video scores at its best moment."""
+    curves = model.curves(batch)[0].double().cpu().numpy()
+    spans = model.predict(batch, 1).spans[0, :, 0].tolist()
+    seconds = float(batch.durations[0])
+    return np.array([_inside(curve, span, seconds) for curve, span in zip(curves, spans, strict=True)])
+
+
+def _inside(curve: np.ndarray, span: Sequence[float], duration: float) -> float:
+    """Mean of a curve over a span in seconds."""
+    first, last = (round(edge / duration * len(curve)) for edge in span)
+    return float(curve[first : max(last, first + 1)].mean())
+
+
+def _batch(name: str, video: Encoded, sentences: Sequence[str]) -> Batch:
+    clips, count = len(video.features), len(sentences)
+    return Batch(
+        paragraphs=[Paragraph(name, video.duration, tuple(sentences))],
+        video=torch.from_numpy(video.features)[None],
+        video_mask=torch.ones(1, clips, dtype=torch.bool),
+        words=torch.ones(1, count, 1, dtype=torch.int64),
+        word_mask=torch.ones(1, count, 1, dtype=torch.bool),
+        sentence_mask=torch.ones(1, count, dtype=torch.bool),
+        durations=torch.tensor([video.duration], dtype=torch.float64),
+    )
