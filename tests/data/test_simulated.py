@@ -8,7 +8,7 @@ import pytest
 from data_helpers import paragraph
 
 from vpgfast.data.options import SimulatedOptions
-from vpgfast.data.simulated import SimulatedFeatures, sentence_vectors
+from vpgfast.data.simulated import SentenceMap, SimulatedFeatures
 from vpgfast.data.text import load_word_vectors
 from vpgfast.errors import ConfigError, FeatureError
 
@@ -22,13 +22,14 @@ def corpus(count: int = 20):
     return [replace(paragraph(f"v{i}"), sentences=(f"w{i}", f"w{i + 20}"), spans=spans) for i in range(count)]
 
 
-def test_sentence_vectors():
+def test_sentence_map():
     """idf-weighted means by hand: three sentences, `w0` in two of them (idf ln 2.5), the others in one (ln 4)."""
     v = {i: VECTORS.vectors[VECTORS.index(f"w{i}")].astype(float) for i in range(3)}
     a, b = np.log(1 + 3 / 2), np.log(1 + 3)
     raw = np.stack([(a * v[0] + b * v[1]) / (a + b), v[0], v[2]])
     raw -= raw.mean(axis=0)
-    made = sentence_vectors(["w0 w1", "W0.", "w2"], VECTORS)
+    sentences = ["w0 w1", "W0.", "w2"]
+    made = SentenceMap(sentences, VECTORS)(sentences)
     np.testing.assert_allclose(made, raw / raw.std())
     assert made.std() == pytest.approx(1)
     np.testing.assert_allclose(made.mean(axis=0), 0, atol=1e-12)
@@ -126,3 +127,11 @@ def test_what_can_not_be_simulated():
 
 def test_single_video_corpus():
     assert np.isfinite(SimulatedFeatures([paragraph("a")], VECTORS)["a"]).all()
+
+
+def test_its_own_text_tower():
+    """Sentences of the corpus mean what its clips are made of; others are read by the same map."""
+    features = SimulatedFeatures(corpus(), VECTORS, QUIET)
+    read = features.encode_text(["w3", "w23", "w3 w23"]).numpy()
+    np.testing.assert_allclose(read[:2], features._meanings[[6, 7]], rtol=1e-5)
+    assert not np.allclose(read[2], read[0])

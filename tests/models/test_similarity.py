@@ -66,7 +66,7 @@ def test_planted_moments_are_found_exactly(span: str, order: str, overlap: str) 
 
 
 def test_with_noise_most_are_found() -> None:
-    """200 videos of three moments in noise of which a clip has as much as of its event: IoU of 0.5 and more for most."""
+    """200 videos of three moments under noise, of which a clip has as much as of its event: most have an IoU of 0.5."""
     one, rng, good = model(order="paragraph", smooth=1.0), np.random.default_rng(1), 0
     for seed in range(200):
         edges = np.sort(rng.choice(np.arange(1, 20), 6, replace=False)) * 3
