@@ -11,7 +11,6 @@ from vpgfast.cache import cache_folder
 from vpgfast.checkpoint import Checkpoint, save_checkpoint
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import FeatureReader
-from vpgfast.encoders.base import load_encoder
 from vpgfast.encoders.identity import Identity
 from vpgfast.encoders.specs import ENCODERS
 from vpgfast.errors import CheckpointError, ConfigError
@@ -42,6 +41,8 @@ def as_checkpoint(given: Path) -> Path:
         return given
     if str(given) == METHOD:
         raise CheckpointError(f"{METHOD}: name its encoder by a spec in place of the method (objects, clip:FOLDER)")
+    from vpgfast.encoders.base import load_encoder  # and PyAV with it, which trained models do without
+
     encoder = load_encoder(str(given))
     if not encoder.has_text:
         raise ConfigError(f"encoder {given}: reads no text, so it answers nothing untrained; objects and clip do")
