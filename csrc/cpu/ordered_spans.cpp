@@ -47,7 +47,7 @@ class Paragraph {
         penalty_(penalty),
         best_(T_ + 1),
         values_(T_ + 1),
-        top_(by_starts ? T_ + 1 : 0),
+        end_of_(by_starts ? T_ + 1 : 0),
         later_(width_ < T_ + 1 - min_ ? width_ + 1 : 0),
         choice_(new int32_t[M_ * (T_ + 1)]) {
   }
@@ -140,7 +140,7 @@ class Paragraph {
   void choose_starts(const scalar_t* gains, int32_t* choice) {
     double* const best = best_.data();
     double* const sums = values_.data();
-    Top* const top = top_.data();
+    int32_t* const end_of = end_of_.data();
     double sum = 0;
     for (int64_t t = 0; t < T_; ++t) {
       sums[t] = sum;
@@ -148,7 +148,7 @@ class Paragraph {
       sum += std::isfinite(gain) ? gain : 0.0;
     }
     sums[T_] = sum;
-    std::fill(top, top + T_ + 1, Top{});
+    std::fill(end_of, end_of + T_ + 1, kBefore);
     for (size_t piece = 0; piece + 1 < pieces_.size(); ++piece) {
       const int64_t last = pieces_[piece + 1] - 1, ends = pieces_[piece] - 1 + min_;
       for (int64_t block = last; width_ > 0 && block > ends; block -= width_) {
@@ -160,14 +160,15 @@ class Paragraph {
         Top running;
         for (int64_t finish = block; finish > end; --finish) {
           running.take(sums[finish], static_cast<int32_t>(finish));
-          top[finish - min_] = block < last ? running.or_earlier(later[block - finish]) : running;
+          end_of[finish - min_] = block < last ? running.or_earlier(later[block - finish]).at : running.at;
         }
       }
     }
     double before = kNever;
     for (int64_t p = 0; p <= T_; ++p) {
-      const double with_span = best[p] + (top[p].value - sums[p]);
-      before = best[p] = choose(with_span, top[p].at, best[p] - penalty_, before, choice[p]);
+      const double gain = sums[std::max(end_of[p], 0)] - sums[p];
+      const double with_span = end_of[p] == kBefore ? kNever : best[p] + gain;
+      before = best[p] = choose(with_span, end_of[p], best[p] - penalty_, before, choice[p]);
     }
   }
 
@@ -206,7 +207,8 @@ class Paragraph {
   bool by_starts_;
   double penalty_;
   std::vector<double> best_, values_;
-  std::vector<Top> top_, later_;
+  std::vector<int32_t> end_of_;
+  std::vector<Top> later_;
   std::vector<int64_t> pieces_;
   std::unique_ptr<int32_t[]> choice_;
 };
