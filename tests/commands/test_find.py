@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from video_files import numbered, write
 
-from vpgfast import find
+from vpgfast import find, ground, search
 from vpgfast.encoders.base import load_encoder
 from vpgfast.find.clips import cut
 from vpgfast.find.moments import Asked, ask
@@ -155,6 +155,30 @@ def test_which_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_encoder() == "clip:openai/clip-vit-base-patch32"
     monkeypatch.setenv("VPGFAST_ENCODER", "objects,fps=4")
     assert default_encoder() == "objects,fps=4"
+
+
+def test_a_spec_in_place_of_a_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``ground`` and ``search`` take an encoder where they take a trained model; nothing is written beside it."""
+    video = place / "women_long_jump.mp4"
+    asked = ["--video", str(video), "--sentence", "A volleyball court.", "--output", str(tmp_path / "out")]
+    assert ground.main(["objects", *asked]) == 0
+    (row,) = json.loads((tmp_path / "out" / "grounding.json").read_text())["sentences"]
+    assert 8 <= row["spans"][0]["start"] < row["spans"][0]["end"] <= 24.5
+    assert search.main(["index", "objects", str(place), "-o", str(tmp_path / "index")]) == 0
+    query = ["query", str(tmp_path / "index"), "A woman lifts a barbell.", "--output", str(tmp_path / "found")]
+    assert search.main(query) == 0
+    videos = json.loads((tmp_path / "found" / "search.json").read_text())["videos"]
+    assert [video["video"] for video in videos] == [
+        "v_GGSY1Qvo990",
+        "women_long_jump",
+    ]
+    capsys.readouterr()
+    for command in (ground.main, search.main):
+        spec = (
+            ["pixels", *asked] if command is ground.main else ["index", "pixels", str(place), "-o", str(tmp_path / "i")]
+        )
+        assert command(spec) == 2
+        assert "encoder pixels: reads no text" in capsys.readouterr().err
 
 
 def test_clock() -> None:

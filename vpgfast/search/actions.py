@@ -49,7 +49,7 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
                 f"{' '.join(['', *index.about['settings']])}); give another --output"
             )
     else:
-        features = [np.zeros((1, searcher.checkpoint.feature_dim), np.float32)]
+        features = [np.ones((1, searcher.checkpoint.feature_dim), np.float32)]  # zeros may have no direction
         width = searcher.embed_videos(features).shape[1]
         about = {"source": searcher.checkpoint.feature_source, "width": searcher.checkpoint.feature_dim}
         index = VideoIndex.create(folder, width, path, searcher.checkpoint.method, about, kept)
