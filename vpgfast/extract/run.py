@@ -137,8 +137,8 @@ class _Workers:
     """Threads that each take a whole batch, one operation of torch on one core.
 
     A network then gives the same bits for any number of threads and processes; torch's own threads share one operation
-    out, and what a sum's last bit is depends on how many they are. It costs up to a fifth (docs/encoders.md). On a GPU one
-    thread is enough.
+    out, and what a sum's last bit is depends on how many they are. It costs up to a fifth (docs/encoders.md). On a GPU
+    one thread is enough.
     """
 
     def __init__(self, encoder: Encoder) -> None:
