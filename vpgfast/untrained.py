@@ -16,6 +16,8 @@ from vpgfast.encoders.specs import ENCODERS
 from vpgfast.errors import CheckpointError, ConfigError
 
 METHOD = "similarity"
+NO_WORDS = WordVectors(["<pad>", "<unk>"], np.zeros((2, 1), np.float32), "none")
+"""The vocabulary of a method that reads sentences as they were written."""
 
 
 def is_untrained(given: Path) -> bool:
@@ -48,7 +50,12 @@ def as_checkpoint(given: Path) -> Path:
         raise ConfigError(f"encoder {given}: reads no text, so it answers nothing untrained; objects and clip do")
     identity = encoder.identity()
     path = cache_folder() / "untrained" / f"{identity.family}-{identity.key[:16]}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cache folder {path.parent}: {error.strerror}; name another by the environment's VPGFAST_CACHE"
+        ) from None
     save_checkpoint(path, _checkpoint(identity.spec, encoder.dim, identity.spec, identity))
     return path
 
@@ -61,7 +68,7 @@ def _checkpoint(spec: str | None, dim: int, source: str, identity: Identity | No
         feature_source=source,
         encoder=identity,
         corpus="none",
-        word_vectors=WordVectors(["<pad>", "<unk>"], np.zeros((2, 1), np.float32), "none"),
+        word_vectors=NO_WORDS,
         weights={"place": torch.empty(0)},
         epoch=0,
         score=float("nan"),

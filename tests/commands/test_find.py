@@ -81,16 +81,54 @@ def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "(does not fit)" in capsys.readouterr().out
 
 
-def test_false_alarms_are_as_rare_as_asked(place: Path) -> None:
-    """Unrelated sentences, each held against the others: the share that seems to fit is about what was allowed."""
+OTHERS = """
+A nun rings the church bell.
+Someone repairs a wristwatch.
+A camel crosses the desert.
+The pilot checks the cockpit.
+She knits a woollen scarf.
+A tractor ploughs the field.
+He paints the ceiling blue.
+A squirrel buries a nut.
+The choir sings a hymn.
+A cook slices onions.
+The submarine dives.
+Two lawyers argue over a contract.
+A snake sheds its skin.
+They load boxes into a van.
+An owl sits in a barn.
+A photographer develops film.
+The baby sleeps in a cradle.
+A knight polishes his armour.
+Rain falls on a tin roof.
+A pianist plays a waltz.
+The gardener prunes the roses.
+Someone types on a typewriter.
+A donkey carries wood.
+The firemen roll up a hose.
+A chemist heats a flask.
+He reads the newspaper on a bench.
+The ship is towed into the dock.
+A hen sits on her eggs.
+She pours tea into a cup.
+A barber trims a beard.
+"""
+"""About other things too, and none of those that chance is measured by."""
+
+
+def test_false_alarms_are_about_as_rare_as_asked(place: Path) -> None:
+    """Sentences about something else that chance was not measured by: not many more than allowed seem to fit."""
     encoder = load_encoder("objects")
-    for allowed in (0.1, 0.3):
+    others = OTHERS.strip().splitlines()
+    assert not set(others) & set(UNRELATED)
+    shares = {}
+    for allowed in (0.05, 0.1, 0.3):
         fitting = []
         for path in sorted(place.glob("*.mp4")):
-            video = encoder.encode(path)
-            asked = Asked(encoder, UNRELATED, False, allowed)
-            fitting += [moment.fits for moment in ask(asked, path.stem, path, video, 1)]
-        assert np.mean(fitting) <= allowed + 0.02
+            asked = Asked(encoder, others, False, allowed)
+            fitting += [moment.fits for moment in ask(asked, path.stem, path, encoder.encode(path), 1)]
+        shares[allowed] = np.mean(fitting)
+    assert all(share <= allowed + 0.1 for allowed, share in shares.items())
 
 
 def test_clips_are_cut(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.encoders.base import Encoded, Encoder
 from vpgfast.find.unrelated import UNRELATED
 from vpgfast.models.configs.similarity import SimilarityConfig
 from vpgfast.models.similarity import Similarity
-
-_NO_WORDS = WordVectors(["<pad>", "<unk>"], np.zeros((2, 1), np.float32), "none")
+from vpgfast.untrained import NO_WORDS
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Moment:
         start: seconds.
         end: seconds.
         score: mean similarity of its clips with the sentence, less that with neutral texts; comparable between videos.
-        contrast: mean inside less mean outside.
+        contrast: ``score`` less the mean outside of the moment; 0 for the whole video.
         chance: share of unrelated sentences that score as much somewhere in this video.
         fits: whether that share is at most the false alarms that were allowed, and the score above 0.
     """
@@ -80,7 +78,7 @@ class Asked:
 
     @staticmethod
     def _model(encoder: Encoder, order: Any) -> Similarity:
-        model = Similarity(SimilarityConfig(order=order), encoder.dim, _NO_WORDS).to(encoder.device).eval()
+        model = Similarity(SimilarityConfig(order=order), encoder.dim, NO_WORDS).to(encoder.device).eval()
         model.tower = encoder
         return model
 
@@ -91,8 +89,9 @@ def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[M
     device = asked.single.place.device
     batch = _batch(name, video, asked.sentences).to(device)
     model = asked.ordered if asked.in_order else asked.single
-    curves = model.curves(batch)[0].double().cpu().numpy()
-    prediction = model.predict(batch, 1 if asked.in_order else top)
+    curves = model.curves(batch)
+    prediction = model.rank(curves, batch, 1 if asked.in_order else top)
+    rows = curves[0].double().cpu().numpy()
     chance = _best_scores(asked.single, _batch(name, video, UNRELATED).to(device))
     moments = []
     for m in range(len(asked.sentences)):
@@ -100,25 +99,27 @@ def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[M
         for place, (span, score) in enumerate(ranked):
             if score == -np.inf:
                 continue
-            inside = _inside(curves[m], span, video.duration)
+            inside, outside = _means(rows[m], span, video.duration)
             share = float((chance >= inside).mean())
             fits = share <= asked.false_alarms and inside > 0
-            moments.append(Moment(name, path, m, place, span[0], span[1], inside, score, share, fits))
+            moments.append(Moment(name, path, m, place, span[0], span[1], inside, inside - outside, share, fits))
     return moments
 
 
 def _best_scores(model: Similarity, batch: Batch) -> np.ndarray:
     """What each sentence of a batch of one video scores at its best moment."""
-    curves = model.curves(batch)[0].double().cpu().numpy()
-    spans = model.predict(batch, 1).spans[0, :, 0].tolist()
-    seconds = float(batch.durations[0])
-    return np.array([_inside(curve, span, seconds) for curve, span in zip(curves, spans, strict=True)])
+    curves = model.curves(batch)
+    spans = model.rank(curves, batch, 1).spans[0, :, 0].tolist()
+    rows, seconds = curves[0].double().cpu().numpy(), float(batch.durations[0])
+    return np.array([_means(row, span, seconds)[0] for row, span in zip(rows, spans, strict=True)])
 
 
-def _inside(curve: np.ndarray, span: Sequence[float], duration: float) -> float:
-    """Mean of a curve over a span in seconds."""
+def _means(curve: np.ndarray, span: Sequence[float], duration: float) -> tuple[float, float]:
+    """Means of a curve inside and outside of a span in seconds; both inside where nothing is outside."""
     first, last = (round(edge / duration * len(curve)) for edge in span)
-    return float(curve[first : max(last, first + 1)].mean())
+    inside = curve[first : max(last, first + 1)]
+    outside = np.concatenate((curve[:first], curve[max(last, first + 1) :]))
+    return float(inside.mean()), float((outside if len(outside) else inside).mean())
 
 
 def _batch(name: str, video: Encoded, sentences: Sequence[str]) -> Batch:

@@ -118,7 +118,10 @@ class Similarity(RetrievalMethod):
         )
 
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
-        curves = self.curves(batch)
+        return self.rank(self.curves(batch), batch, top_n)
+
+    def rank(self, curves: Tensor, batch: Batch, top_n: int) -> Prediction:
+        """The prediction from what :meth:`curves` gave for the batch."""
         spans, scores = self._contrasts(curves, batch, top_n)
         if self.config.span == "sum" or (self.config.order == "paragraph" and curves.shape[1] > 1):
             spans, scores = self._put_first(self._sums(curves, batch), spans, scores)
