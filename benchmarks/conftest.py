@@ -6,9 +6,11 @@ shape and dtype. ``VPGFAST_BENCHMARK_RESULTS`` names another folder.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,18 @@ def store(rows: list[dict[str, Any]]) -> list[Path]:
     for name in sorted({row["device"] for row in rows}):
         path = results_folder() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        merged = {tuple(row[k] for k in KEY): row for row in (json.loads(path.read_text()) if path.exists() else [])}
-        merged |= {tuple(row[k] for k in KEY): row for row in rows if row["device"] == name}
-        ordered = [json.dumps(row) for _, row in sorted(merged.items())]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("[\n" + ",\n".join(ordered) + "\n]\n")
-        os.replace(temporary, path)
+        with open(
+            Path(tempfile.gettempdir()) / f"vpgfast-{path.stem}.lock", "w"
+        ) as lock:  # several processes may measure for one file
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            merged = {
+                tuple(row[k] for k in KEY): row for row in (json.loads(path.read_text()) if path.exists() else [])
+            }
+            merged |= {tuple(row[k] for k in KEY): row for row in rows if row["device"] == name}
+            ordered = [json.dumps(row) for _, row in sorted(merged.items())]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("[\n" + ",\n".join(ordered) + "\n]\n")
+            os.replace(temporary, path)
         written.append(path)
     return written
 

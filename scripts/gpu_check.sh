@@ -5,43 +5,67 @@
 #   bash scripts/gpu_check.sh [OUTPUT_FOLDER]     (default: gpu_check)
 #
 # Uses the Python that PYTHON names (default python3), which must have a CUDA build of torch, setuptools 77 or newer,
-# pytest, numpy, tqdm and h5py; needs no network. OUTPUT_FOLDER receives what each step printed (<step>.txt) and the
-# measured rows (<device>.json). Exit status 0 if everything passed.
+# pytest, numpy, tqdm and h5py; needs no network. With pytest-xdist, tests run and benchmarks compile on all cores;
+# whoever measures has the GPU to himself. PREBUILT=1 takes the libraries that lie in vpgfast/. OUTPUT_FOLDER receives
+# what each step printed (<step>.txt) and the measured rows (<device>.json). Exit status 0 if everything passed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=$(mkdir -p "${1:-gpu_check}" && cd "${1:-gpu_check}" && pwd)
 status=0
+parallel=()
+cores=$(nproc)
+if "$python" -c "import xdist" 2>/dev/null && [ "$cores" -gt 4 ]; then
+  parallel=(-n $((cores - 3)) --dist worksteal)
+fi
 
-step() { # name, seconds, command...
-  local name=$1 limit=$2 began=$SECONDS
+run() { # name, seconds, command...: for the background; its status goes to <name>.status
+  local name=$1 limit=$2 began=$SECONDS code=0
   shift 2
-  echo "== $name"
   # An interrupt, so that pytest still says and stores what it has got when the time is up.
-  if timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.txt" 2>&1; then
-    echo "   ok, $((SECONDS - began)) s"
-  else
-    status=1
-    echo "   FAILED (status $?) after $((SECONDS - began)) s; the end of $out/$name.txt:"
-    tail -n 25 "$out/$name.txt"
-  fi
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
+  echo "$code after $((SECONDS - began)) s" >"$out/$name.status"
 }
 
-step build 130 "$python" -m pip install --no-build-isolation --no-deps -e .
-step doctor 30 "$python" -m vpgfast.doctor
-step tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors \
-  tests/ops tests/nn tests/models
+tell() { # name...
+  for name in "$@"; do
+    if [ "$(cut -d' ' -f1 "$out/$name.status")" = 0 ]; then
+      echo "== $name ok ($(cat "$out/$name.status"))"
+    else
+      status=1
+      echo "== $name FAILED: status $(cat "$out/$name.status"); the end of $out/$name.txt:"
+      tail -n 25 "$out/$name.txt"
+    fi
+    rm "$out/$name.status"
+  done
+}
+
+if [ -z "${PREBUILT:-}" ]; then
+  run build 130 "$python" -m pip install --no-build-isolation --no-deps -e .
+  tell build
+fi
+run doctor 60 "$python" -m vpgfast.doctor
+tell doctor
+
+steps=(tests)
+run tests "${TESTS_LIMIT:-150}" "$python" -m pytest -m gpu -q --tb=short -p no:cacheprovider \
+  --continue-on-collection-errors "${parallel[@]}" tests/ops tests/nn tests/models &
 # The sanitizer slows kernels down a hundredfold: a selection that launches every CUDA kernel once.
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -x \
-      -p no:cacheprovider tests/ops -m gpu -k "cuda and (gradcheck or no_valid_cell or test_masks or deterministic and nms)"
+    steps+=("sanitizer-$tool")
+    run "sanitizer-$tool" "${TESTS_LIMIT:-150}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -x \
+      -p no:cacheprovider tests/ops -m gpu -k "cuda and (gradcheck or no_valid_cell or test_masks or deterministic and nms)" &
   done
 else
   echo "== sanitizer: compute-sanitizer not found, not run"
   status=1
 fi
+wait
+tell "${steps[@]}"
+
 export VPGFAST_BENCHMARK_RESULTS=$out
-step benchmarks 160 "$python" -m pytest -m gpu -q -s -p no:cacheprovider --continue-on-collection-errors benchmarks
-tail -n 60 "$out/benchmarks.txt"
+run benchmarks "${BENCHMARKS_LIMIT:-160}" "$python" -m pytest -m gpu -q --tb=short -p no:cacheprovider \
+  --continue-on-collection-errors "${parallel[@]}" benchmarks
+tell benchmarks
 exit $status

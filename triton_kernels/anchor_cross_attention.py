@@ -1,52 +1,58 @@
 """anchor_cross_attention in Triton. See ``vpgfast/ops/anchor_cross_attention.py`` for what it computes.
 
-Numbers of 16 bits are widened to float32 and multiplied as TF32, which holds them exactly.
+A program takes a block of queries of one head and a share of the clips. Shares are combined in a second launch, where
+there are several: that keeps a GPU busy with few heads and many clips. Nothing depends on the order in which programs
+run. Numbers of 16 bits are widened to float32 and multiplied as TF32, which holds them exactly; float32 is multiplied
+as TF32 where torch's own products may be (``torch.backends.cuda.matmul.allow_tf32``), else in three TF32 products that
+together keep float32's digits. float64, and heads too wide for a GPU's shared memory, run on the reference.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vpgfast.ops._checks import accumulate_dtype
+from vpgfast.ops import OPS
 from vpgfast.ops.anchor_cross_attention import empty_grad, empty_out
 
-from ._launch import compute_dtype, on_device
+from ._launch import on_device
 
 QUERIES = 16
-SLOTS = 8
-"""Groups of videos that sum the gradient of a shared ``k_pos`` by themselves."""
+CLIPS = 64
+PROGRAMS = 1024
+"""That keep every GPU busy: with fewer blocks of queries the clips are shared out."""
+SHARES = 32
+"""Of the clips of a head, at most."""
 
 
 @triton.jit
-def _rows(pointer, s0, s1, s2, b, h, first, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-          COMPUTE: tl.constexpr):  # fmt: skip
-    """Rows ``first`` onward of one head, [ROWS, WIDTH]; zero beyond the tensor."""
-    row, column = first + tl.arange(0, ROWS).to(tl.int64), tl.arange(0, WIDTH)
-    inside = (row < count)[:, None] & (column < width)[None, :]
-    address = pointer + b * s0 + h * s1 + row[:, None] * s2 + column[None, :]
-    return tl.load(address, mask=inside, other=0.0).to(COMPUTE)
+def _rows(pointer, s0, s1, s2, b, h, first, count, ROWS: tl.constexpr, width: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows ``first`` onward of one head, float32 [ROWS, WIDTH]; zero beyond the tensor."""
+    row, column = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    at = pointer + b * s0 + h * s1 + row.to(tl.int64)[:, None] * s2 + column[None, :]
+    return tl.load(at, mask=(row < count)[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store_rows(pointer, s0, s1, s2, b, h, first, count, width, value, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    row, column = first + tl.arange(0, ROWS).to(tl.int64), tl.arange(0, WIDTH)
-    inside = (row < count)[:, None] & (column < width)[None, :]
-    address = pointer + b * s0 + h * s1 + row[:, None] * s2 + column[None, :]
-    tl.store(address, value.to(pointer.dtype.element_ty), mask=inside)
+def _store_rows(pointer, s0, s1, s2, b, h, first, count, value, ROWS: tl.constexpr, width: tl.constexpr,
+                WIDTH: tl.constexpr):  # fmt: skip
+    row, column = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    at = pointer + b * s0 + h * s1 + row.to(tl.int64)[:, None] * s2 + column[None, :]
+    tl.store(at, value.to(pointer.dtype.element_ty), mask=(row < count)[:, None] & (column < width)[None, :])
 
 
 @triton.jit
 def _logits(q_content, q_pos, k_content, k_pos, key_mask, b, first, T, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
-            CLIPS: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+            CLIPS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Of a block of queries with a block of clips, -inf where a clip takes no part."""
-    logits = tl.dot(q_content, tl.trans(k_content), input_precision=PRECISION, out_dtype=COMPUTE)
-    logits += tl.dot(q_pos, tl.trans(k_pos), input_precision=PRECISION, out_dtype=COMPUTE)
-    t = first + tl.arange(0, CLIPS).to(tl.int64)
+    logits = tl.dot(q_content, tl.trans(k_content), input_precision=PRECISION)
+    logits = tl.dot(q_pos, tl.trans(k_pos), logits, input_precision=PRECISION)
+    t = first + tl.arange(0, CLIPS)
     keep = t < T
     if HAS_MASK:
         keep = keep & (tl.load(key_mask + b * T + t, mask=keep, other=0) != 0)
@@ -54,175 +60,278 @@ def _logits(q_content, q_pos, k_content, k_pos, key_mask, b, first, T, SCALE: tl
 
 
 @triton.jit
-def _inside(intervals, b, query, Q, first, CLIPS: tl.constexpr):
-    """Whether a clip lies in a query's interval, [queries, CLIPS]."""
-    t = (first + tl.arange(0, CLIPS)).to(tl.float64)
-    at = intervals + (b * Q + query) * 2
-    start = tl.load(at, mask=query < Q, other=0)
-    end = tl.load(at + 1, mask=query < Q, other=-1)
-    return (start[:, None] <= t[None, :]) & (t[None, :] <= end[:, None])
-
-
-@triton.jit(do_not_specialize=["H", "Q", "T", "d", "e", "f"])
-def _forward(q_content, q_pos, k_content, k_pos, v, key_mask, intervals, out, centroid, mass, weights,
-             qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2, o0, o1, o2,
-             H, Q, T, d, e, f, SCALE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INTERVALS: tl.constexpr,
-             NEED_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr, CLIPS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-             F: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    head = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1).to(tl.int64) * QUERIES
-    b, h = head // H, head % H
-    query = first + tl.arange(0, QUERIES).to(tl.int64)
-    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, d, QUERIES, D, COMPUTE)
-    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, e, QUERIES, E, COMPUTE)
-    largest = tl.full([QUERIES], float("-inf"), COMPUTE)
-    total = tl.zeros([QUERIES], COMPUTE)
-    position = tl.zeros([QUERIES], COMPUTE)
-    within = tl.zeros([QUERIES], COMPUTE)
-    sums = tl.zeros([QUERIES, F], COMPUTE)
-    for t in range(0, T, CLIPS):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, d, CLIPS, D, COMPUTE)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, e, CLIPS, E, COMPUTE)
-        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, COMPUTE, PRECISION)
-        new = tl.maximum(largest, tl.max(logits, 1))
-        shift = tl.where(new == float("-inf"), 0.0, new)
-        rescale = tl.exp(largest - shift)
-        p = tl.exp(logits - shift[:, None])
-        largest = new
-        total = total * rescale + tl.sum(p, 1)
-        clip = (t + tl.arange(0, CLIPS)).to(COMPUTE)
-        position = position * rescale + tl.sum(p * clip[None, :], 1)
-        if HAS_INTERVALS:
-            within = within * rescale + tl.sum(tl.where(_inside(intervals, b, query, Q, t, CLIPS), p, 0.0), 1)
-        value = _rows(v, v0, v1, v2, b, h, t, T, f, CLIPS, F, COMPUTE)
-        sums = sums * rescale[:, None] + tl.dot(p, value, input_precision=PRECISION, out_dtype=COMPUTE)
-    inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
-    _store_rows(out, o0, o1, o2, b, h, first, Q, f, sums * inverse[:, None], QUERIES, F)
-    tl.store(centroid + head * Q + query, position * inverse, mask=query < Q)
+def _interval(intervals, b, query, Q, HAS_INTERVALS: tl.constexpr):
+    """First and last clip position of a block of queries; none inside beyond the last query."""
+    start, end = tl.zeros_like(query).to(tl.float64), tl.zeros_like(query).to(tl.float64) - 1
     if HAS_INTERVALS:
-        tl.store(mass + head * Q + query, within * inverse, mask=query < Q)
-    if NEED_WEIGHTS:
-        rows = Q.to(tl.int64) * T
-        shift = tl.where(largest == float("-inf"), 0.0, largest)
-        for t in range(0, T, CLIPS):
-            kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, d, CLIPS, D, COMPUTE)
-            kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, e, CLIPS, E, COMPUTE)
-            logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, COMPUTE, PRECISION)
-            p = tl.exp(logits - shift[:, None]) * inverse[:, None]
-            _store_rows(weights + t, H * rows, rows, T, b, h, first, Q, T - t, p, QUERIES, CLIPS)
+        at = intervals + (b * Q + query) * 2
+        start, end = tl.load(at, mask=query < Q, other=0), tl.load(at + 1, mask=query < Q, other=-1)
+    return start, end
 
 
 @triton.jit
-def _by_weight(grad_out, value, grad_centroid, grad_mass, grad_weights, intervals, b, h, query, t, H, Q, T,
-               HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, CLIPS: tl.constexpr, COMPUTE: tl.constexpr,
+def _inside(start, end, first, CLIPS: tl.constexpr):
+    """Whether a clip lies in a query's interval, [queries, CLIPS]."""
+    t = (first + tl.arange(0, CLIPS)).to(tl.float64)
+    return (start[:, None] <= t[None, :]) & (t[None, :] <= end[:, None])
+
+
+@triton.jit
+def _grown(largest, logits):
+    """The new largest logit of each query, what older sums shrink by, and exp(logits) in its units."""
+    new = tl.maximum(largest, tl.max(logits, 1))
+    shift = tl.where(new == float("-inf"), 0.0, new)
+    return new, tl.exp(largest - shift), tl.exp(logits - shift[:, None])
+
+
+@triton.jit(do_not_specialize=["H", "Q", "T", "share"])
+def _forward(q_content, q_pos, k_content, k_pos, v, key_mask, intervals, sums_of, stats_of,
+             qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2, s0, s1, s2,
+             heads, H, Q, T, share, d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr,
+             E: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
+             HAS_INTERVALS: tl.constexpr, QUERIES: tl.constexpr, CLIPS: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """Sums over one share of the clips, in units of exp(its largest logit): of v (``sums_of`` [shares, B, H, Q, f]);
+    and ``stats_of`` [4, shares, B * H, Q]: the largest logit, the sum of all, of positions, of what is inside."""
+    head, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    first = tl.program_id(1) * QUERIES
+    b, h = head // H, head % H
+    query = first + tl.arange(0, QUERIES)
+    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+    start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+    largest = tl.full([QUERIES], float("-inf"), tl.float32)
+    total, position = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
+    within = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES, F], tl.float32)
+    for t in range(part * share, tl.minimum(T, (part + 1) * share), CLIPS):
+        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
+        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+        largest, rescale, p = _grown(largest, logits)
+        total = total * rescale + tl.sum(p, 1)
+        clip = (t + tl.arange(0, CLIPS)).to(tl.float32)
+        position = position * rescale + tl.sum(p * clip[None, :], 1)
+        if HAS_INTERVALS:
+            within = within * rescale + tl.sum(tl.where(_inside(start, end, t, CLIPS), p, 0.0), 1)
+        sums = tl.dot(p, value, sums * rescale[:, None], input_precision=PRECISION)
+    _store_rows(sums_of + part * heads * Q * f, s0, s1, s2, b, h, first, Q, sums, QUERIES, f, F)
+    at = stats_of + (part * heads + head) * Q + query
+    each = tl.num_programs(2) * heads * Q
+    tl.store(at, largest, mask=query < Q)
+    tl.store(at + each, total, mask=query < Q)
+    tl.store(at + 2 * each, position, mask=query < Q)
+    tl.store(at + 3 * each, within, mask=query < Q)
+
+
+@triton.jit(do_not_specialize=["H", "Q", "shares"])
+def _combine(sums_of, stats_of, out, statistics, log_sum, s0, s1, s2, o0, o1, o2, heads, H, Q, shares,
+             f: tl.constexpr, F: tl.constexpr, SHARES: tl.constexpr, QUERIES: tl.constexpr):  # fmt: skip
+    """All shares of a block of queries: their output, ``statistics`` [2, B * H, Q] (centroid, mass), log sum exp."""
+    head = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * QUERIES
+    b, h = head // H, head % H
+    query, part = first + tl.arange(0, QUERIES), tl.arange(0, SHARES)
+    valid = (part < shares)[:, None] & (query < Q)[None, :]
+    at = stats_of + (part[:, None] * heads + head) * Q + query[None, :]
+    each = shares * heads * Q
+    largest = tl.load(at, mask=valid, other=float("-inf"))
+    most = tl.max(largest, 0)
+    shift = tl.where(most == float("-inf"), 0.0, most)
+    weight = tl.exp(largest - shift[None, :])
+    total = tl.sum(weight * tl.load(at + each, mask=valid, other=0.0), 0)
+    position = tl.sum(weight * tl.load(at + 2 * each, mask=valid, other=0.0), 0)
+    within = tl.sum(weight * tl.load(at + 3 * each, mask=valid, other=0.0), 0)
+    empty = total == 0.0
+    inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, total))
+    tl.store(statistics + head * Q + query, position * inverse, mask=query < Q)
+    tl.store(statistics + (heads + head) * Q + query, within * inverse, mask=query < Q)
+    # Where no clip takes part every logit is -inf: any finite number makes their attention 0.
+    tl.store(log_sum + head * Q + query, tl.where(empty, 0.0, most + tl.log(tl.where(empty, 1.0, total))),
+             mask=query < Q)  # fmt: skip
+    sums = tl.zeros([QUERIES, F], tl.float32)
+    for k in range(0, shares):
+        own = tl.load(stats_of + (k * heads + head) * Q + query, mask=query < Q, other=float("-inf"))
+        share = _rows(sums_of + k * heads * Q * f, s0, s1, s2, b, h, first, Q, QUERIES, f, F)
+        sums += share * tl.exp(own - shift)[:, None]
+    _store_rows(out, o0, o1, o2, b, h, first, Q, sums * inverse[:, None], QUERIES, f, F)
+
+
+@triton.jit(do_not_specialize=["H", "Q", "T"])
+def _weights(q_content, q_pos, k_content, k_pos, key_mask, log_sum, weights,
+             qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, H, Q, T, d: tl.constexpr, e: tl.constexpr,
+             D: tl.constexpr, E: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr, QUERIES: tl.constexpr,
+             CLIPS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The attention itself, of a block of queries to a block of clips."""
+    head, t = tl.program_id(0).to(tl.int64), tl.program_id(2) * CLIPS
+    first = tl.program_id(1) * QUERIES
+    b, h = head // H, head % H
+    query, clip = first + tl.arange(0, QUERIES), t + tl.arange(0, CLIPS)
+    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+    kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+    kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+    logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+    p = tl.exp(logits - tl.load(log_sum + head * Q + query, mask=query < Q, other=0.0)[:, None])
+    at = weights + (head * Q + query[:, None]) * T + clip[None, :]
+    tl.store(at, p.to(weights.dtype.element_ty), mask=(query < Q)[:, None] & (clip < T)[None, :])
+
+
+@triton.jit
+def _by_weight(grad_out, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T,
+               HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, CLIPS: tl.constexpr,
                PRECISION: tl.constexpr):  # fmt: skip
     """Derivative by the attention of a block of queries to a block of clips."""
-    by = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION, out_dtype=COMPUTE)
-    clip = t + tl.arange(0, CLIPS).to(tl.int64)
-    valid = query < Q
-    slope = tl.load(grad_centroid + b * Q + query, mask=valid, other=0.0) / H.to(COMPUTE)
-    by += slope[:, None] * clip.to(COMPUTE)[None, :]
+    by = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION)
+    clip = t + tl.arange(0, CLIPS)
+    by += slope[:, None] * clip.to(tl.float32)[None, :]
     if HAS_INTERVALS:
-        step = tl.load(grad_mass + b * Q + query, mask=valid, other=0.0) / H.to(COMPUTE)
-        by += tl.where(_inside(intervals, b, query, Q, t, CLIPS), step[:, None], 0.0)
+        by += tl.where(_inside(start, end, t, CLIPS), step[:, None], 0.0)
     if HAS_WEIGHTS:
         at = grad_weights + ((b * H + h) * Q + query[:, None]) * T + clip[None, :]
-        by += tl.load(at, mask=valid[:, None] & (clip < T)[None, :], other=0.0).to(COMPUTE)
+        by += tl.load(at, mask=(query < Q)[:, None] & (clip < T)[None, :], other=0.0).to(tl.float32)
     return by
 
 
-@triton.jit(do_not_specialize=["H", "Q", "T", "d", "e", "f"])
-def _backward_queries(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
-                      key_mask, intervals, by_q_content, by_q_pos, log_sum, mean,
-                      g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
-                      bqc0, bqc1, bqc2, bqp0, bqp1, bqp2, H, Q, T, d, e, f, SCALE: tl.constexpr,
-                      HAS_MASK: tl.constexpr, HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-                      QUERIES: tl.constexpr, CLIPS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, F: tl.constexpr,
-                      COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Gradients of a block of queries; leaves what the keys' gradients need of each query: log sum exp and mean."""
-    head = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1).to(tl.int64) * QUERIES
+@triton.jit
+def _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS: tl.constexpr):
+    """What the statistics' gradients add to that of one head's attention: a clip's position, and being inside."""
+    slope = tl.load(grad_centroid + b * Q + query, mask=query < Q, other=0.0) / H
+    step = slope
+    if HAS_INTERVALS:
+        step = tl.load(grad_mass + b * Q + query, mask=query < Q, other=0.0) / H
+    return slope, step
+
+
+@triton.jit(do_not_specialize=["H", "Q", "T", "share"])
+def _backward_stats(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
+                    key_mask, intervals, stats_of,
+                    g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
+                    heads, H, Q, T, share, d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr,
+                    E: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
+                    HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr,
+                    CLIPS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """``stats_of`` [3, shares, B * H, Q] of one share of the clips: the largest logit and, in units of its exp, the sum
+    of the attention and that of the attention times the derivative by it."""
+    head, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    first = tl.program_id(1) * QUERIES
     b, h = head // H, head % H
-    query = first + tl.arange(0, QUERIES).to(tl.int64)
-    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, d, QUERIES, D, COMPUTE)
-    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, e, QUERIES, E, COMPUTE)
-    grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, f, QUERIES, F, COMPUTE)
-    largest = tl.full([QUERIES], float("-inf"), COMPUTE)
-    total = tl.zeros([QUERIES], COMPUTE)
-    weighted = tl.zeros([QUERIES], COMPUTE)
-    for t in range(0, T, CLIPS):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, d, CLIPS, D, COMPUTE)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, e, CLIPS, E, COMPUTE)
-        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, COMPUTE, PRECISION)
-        new = tl.maximum(largest, tl.max(logits, 1))
-        shift = tl.where(new == float("-inf"), 0.0, new)
-        rescale = tl.exp(largest - shift)
-        p = tl.exp(logits - shift[:, None])
-        largest = new
-        value = _rows(v, v0, v1, v2, b, h, t, T, f, CLIPS, F, COMPUTE)
-        by = _by_weight(grad, value, grad_centroid, grad_mass, grad_weights, intervals, b, h, query, t, H, Q, T,
-                        HAS_INTERVALS, HAS_WEIGHTS, CLIPS, COMPUTE, PRECISION)  # fmt: skip
+    query = first + tl.arange(0, QUERIES)
+    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+    grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, QUERIES, f, F)
+    start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+    slope, step = _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS)
+    largest = tl.full([QUERIES], float("-inf"), tl.float32)
+    total, weighted = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
+    for t in range(part * share, tl.minimum(T, (part + 1) * share), CLIPS):
+        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
+        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+        by = _by_weight(grad, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T, HAS_INTERVALS,
+                        HAS_WEIGHTS, CLIPS, PRECISION)  # fmt: skip
+        largest, rescale, p = _grown(largest, logits)
         total = total * rescale + tl.sum(p, 1)
         weighted = weighted * rescale + tl.sum(p * by, 1)
+    at = stats_of + (part * heads + head) * Q + query
+    each = tl.num_programs(2) * heads * Q
+    tl.store(at, largest, mask=query < Q)
+    tl.store(at + each, total, mask=query < Q)
+    tl.store(at + 2 * each, weighted, mask=query < Q)
+
+
+@triton.jit
+def _of_all_shares(stats_of, head, heads, query, Q, shares, SHARES: tl.constexpr):
+    """Log sum exp of a block of queries over all shares, and the mean of the derivative by the attention."""
+    part = tl.arange(0, SHARES)
+    valid = (part < shares)[:, None] & (query < Q)[None, :]
+    at = stats_of + (part[:, None] * heads + head) * Q + query[None, :]
+    each = shares * heads * Q
+    largest = tl.load(at, mask=valid, other=float("-inf"))
+    most = tl.max(largest, 0)
+    weight = tl.exp(largest - tl.where(most == float("-inf"), 0.0, most)[None, :])
+    total = tl.sum(weight * tl.load(at + each, mask=valid, other=0.0), 0)
+    weighted = tl.sum(weight * tl.load(at + 2 * each, mask=valid, other=0.0), 0)
     empty = total == 0.0
     some = tl.where(empty, 1.0, total)
     # Where no clip takes part every logit is -inf: any finite number makes their attention 0.
-    of_query = tl.where(empty, 0.0, largest + tl.log(some))
-    average = weighted / some
-    tl.store(log_sum + head * Q + query, of_query, mask=query < Q)
-    tl.store(mean + head * Q + query, average, mask=query < Q)
-    by_content = tl.zeros([QUERIES, D], COMPUTE)
-    by_pos = tl.zeros([QUERIES, E], COMPUTE)
-    for t in range(0, T, CLIPS):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, d, CLIPS, D, COMPUTE)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, e, CLIPS, E, COMPUTE)
-        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, COMPUTE, PRECISION)
-        value = _rows(v, v0, v1, v2, b, h, t, T, f, CLIPS, F, COMPUTE)
-        by = _by_weight(grad, value, grad_centroid, grad_mass, grad_weights, intervals, b, h, query, t, H, Q, T,
-                        HAS_INTERVALS, HAS_WEIGHTS, CLIPS, COMPUTE, PRECISION)  # fmt: skip
-        by_logit = tl.exp(logits - of_query[:, None]) * (by - average[:, None]) * SCALE
-        by_content += tl.dot(by_logit, kc, input_precision=PRECISION, out_dtype=COMPUTE)
-        by_pos += tl.dot(by_logit, kp, input_precision=PRECISION, out_dtype=COMPUTE)
-    _store_rows(by_q_content, bqc0, bqc1, bqc2, b, h, first, Q, d, by_content, QUERIES, D)
-    _store_rows(by_q_pos, bqp0, bqp1, bqp2, b, h, first, Q, e, by_pos, QUERIES, E)
+    return tl.where(empty, 0.0, most + tl.log(some)), weighted / some
 
 
-@triton.jit(do_not_specialize=["B", "per_slot", "H", "Q", "T", "d", "e", "f"])
+@triton.jit(do_not_specialize=["H", "Q", "T", "share"])
+def _backward_queries(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
+                      key_mask, intervals, stats_of, sums_of,
+                      g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
+                      heads, H, Q, T, share, d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr,
+                      E: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
+                      HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr,
+                      CLIPS: tl.constexpr, PRECISION: tl.constexpr, SHARES: tl.constexpr):  # fmt: skip
+    """What one share of the clips adds to the gradients of the queries: ``sums_of`` [shares, B * H, Q, d + e]."""
+    head, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    first = tl.program_id(1) * QUERIES
+    b, h = head // H, head % H
+    query = first + tl.arange(0, QUERIES)
+    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+    grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, QUERIES, f, F)
+    start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+    slope, step = _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS)
+    log_sum, mean = _of_all_shares(stats_of, head, heads, query, Q, tl.num_programs(2), SHARES)
+    by_content, by_pos = tl.zeros([QUERIES, D], tl.float32), tl.zeros([QUERIES, E], tl.float32)
+    for t in range(part * share, tl.minimum(T, (part + 1) * share), CLIPS):
+        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
+        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+        by = _by_weight(grad, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T, HAS_INTERVALS,
+                        HAS_WEIGHTS, CLIPS, PRECISION)  # fmt: skip
+        by_logit = tl.exp(logits - log_sum[:, None]) * (by - mean[:, None]) * SCALE
+        by_content = tl.dot(by_logit, kc, by_content, input_precision=PRECISION)
+        by_pos = tl.dot(by_logit, kp, by_pos, input_precision=PRECISION)
+    at = sums_of + (part * heads + head) * Q * (d + e)
+    _store_rows(at, 0, 0, d + e, 0, 0, first, Q, by_content, QUERIES, d, D)
+    _store_rows(at + d, 0, 0, d + e, 0, 0, first, Q, by_pos, QUERIES, e, E)
+
+
+@triton.jit(do_not_specialize=["B", "per_slot", "H", "Q", "T", "shares"])
 def _backward_keys(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
-                   key_mask, intervals, log_sum, mean, by_k_content, by_k_pos, by_v,
+                   key_mask, intervals, stats_of, by_k_content, by_k_pos, by_v,
                    g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
-                   bkc0, bkc1, bkc2, bkp0, bkp1, bkp2, bv0, bv1, bv2, B, per_slot, H, Q, T, d, e, f,
-                   SCALE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INTERVALS: tl.constexpr,
-                   HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr, CLIPS: tl.constexpr, D: tl.constexpr,
-                   E: tl.constexpr, F: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                   bkc0, bkc1, bkc2, bkp0, bkp1, bkp2, bv0, bv1, bv2, B, per_slot, heads, H, Q, T, shares,
+                   d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
+                   F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INTERVALS: tl.constexpr,
+                   HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr, CLIPS: tl.constexpr, PRECISION: tl.constexpr,
+                   SHARES: tl.constexpr):  # fmt: skip
     """Gradients of a block of clips, video by video of a slot; that of the positions is summed over the slot."""
-    t = tl.program_id(0).to(tl.int64) * CLIPS
+    t = tl.program_id(0) * CLIPS
     h, slot = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    by_pos = tl.zeros([CLIPS, E], COMPUTE)
+    by_pos = tl.zeros([CLIPS, E], tl.float32)
     for b in range(slot * per_slot, tl.minimum(B, (slot + 1) * per_slot)):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, d, CLIPS, D, COMPUTE)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, e, CLIPS, E, COMPUTE)
-        value = _rows(v, v0, v1, v2, b, h, t, T, f, CLIPS, F, COMPUTE)
-        by_content = tl.zeros([CLIPS, D], COMPUTE)
-        by_value = tl.zeros([CLIPS, F], COMPUTE)
+        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
+        by_content, by_value = tl.zeros([CLIPS, D], tl.float32), tl.zeros([CLIPS, F], tl.float32)
         for first in range(0, Q, QUERIES):
-            query = first + tl.arange(0, QUERIES).to(tl.int64)
-            qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, d, QUERIES, D, COMPUTE)
-            qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, e, QUERIES, E, COMPUTE)
-            grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, f, QUERIES, F, COMPUTE)
-            logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, COMPUTE, PRECISION)
-            at = (b * H + h) * Q + query
-            # Beyond the last query: attention 0.
-            p = tl.exp(logits - tl.load(log_sum + at, mask=query < Q, other=float("inf"))[:, None])
-            by = _by_weight(grad, value, grad_centroid, grad_mass, grad_weights, intervals, b, h, query, t, H, Q, T,
-                            HAS_INTERVALS, HAS_WEIGHTS, CLIPS, COMPUTE, PRECISION)  # fmt: skip
-            by_logit = p * (by - tl.load(mean + at, mask=query < Q, other=0.0)[:, None]) * SCALE
-            by_value += tl.dot(tl.trans(p), grad, input_precision=PRECISION, out_dtype=COMPUTE)
-            by_content += tl.dot(tl.trans(by_logit), qc, input_precision=PRECISION, out_dtype=COMPUTE)
-            by_pos += tl.dot(tl.trans(by_logit), qp, input_precision=PRECISION, out_dtype=COMPUTE)
-        _store_rows(by_k_content, bkc0, bkc1, bkc2, b, h, t, T, d, by_content, CLIPS, D)
-        _store_rows(by_v, bv0, bv1, bv2, b, h, t, T, f, by_value, CLIPS, F)
-    _store_rows(by_k_pos, bkp0, bkp1, bkp2, slot, h, t, T, e, by_pos, CLIPS, E)
+            query = first + tl.arange(0, QUERIES)
+            qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+            qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+            grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, QUERIES, f, F)
+            start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+            slope, step = _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS)
+            log_sum, mean = _of_all_shares(stats_of, b * H + h, heads, query, Q, shares, SHARES)
+            logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+            p = tl.where((query < Q)[:, None], tl.exp(logits - log_sum[:, None]), 0.0)
+            by = _by_weight(grad, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T, HAS_INTERVALS,
+                            HAS_WEIGHTS, CLIPS, PRECISION)  # fmt: skip
+            by_logit = p * (by - mean[:, None]) * SCALE
+            by_value = tl.dot(tl.trans(p), grad, by_value, input_precision=PRECISION)
+            by_content = tl.dot(tl.trans(by_logit), qc, by_content, input_precision=PRECISION)
+            by_pos = tl.dot(tl.trans(by_logit), qp, by_pos, input_precision=PRECISION)
+        _store_rows(by_k_content, bkc0, bkc1, bkc2, b, h, t, T, by_content, CLIPS, d, D)
+        _store_rows(by_v, bv0, bv1, bv2, b, h, t, T, by_value, CLIPS, f, F)
+    _store_rows(by_k_pos, bkp0, bkp1, bkp2, slot, h, t, T, by_pos, CLIPS, e, E)
 
 
 def _whole_rows(tensor: Tensor) -> Tensor:
@@ -234,24 +343,37 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [s for t in tensors for s in ((0 if t.shape[0] == 1 else t.stride(0)), t.stride(1), t.stride(2))]
 
 
-def _settings(q_content: Tensor, q_pos: Tensor, v: Tensor) -> dict[str, object]:
-    width = [max(16, triton.next_power_of_2(t.shape[3])) for t in (q_content, q_pos, v)]
-    if sum(width) > 1024:
-        raise ValueError(
-            f"a head has {q_content.shape[3]} + {q_pos.shape[3]} channels and values of {v.shape[3]}; the Triton "
-            "kernel takes about 1024 in all, use the 'cuda' backend"
-        )
-    tf32 = v.element_size() == 2 or (v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous().view(torch.uint8)
+
+
+def _runs_here(v: Tensor, *widths: int) -> bool:
+    """Whether there is a kernel: not for float64, nor for rows of more than about 1024 channels."""
+    return v.dtype != torch.float64 and sum(max(16, triton.next_power_of_2(width)) for width in widths) <= 1024
+
+
+def _settings(
+    q_content: Tensor, q_pos: Tensor, v: Tensor, key_mask: Tensor | None, intervals: Tensor | None
+) -> dict[str, Any]:
+    d, e, f = (t.shape[3] for t in (q_content, q_pos, v))
+    D, E, F = (max(16, triton.next_power_of_2(width)) for width in (d, e, f))
+    tf32 = v.element_size() == 2 or torch.backends.cuda.matmul.allow_tf32
     return {
-        "SCALE": 1 / math.sqrt(q_content.shape[3] + q_pos.shape[3]),
+        "d": d, "e": e, "f": f, "D": D, "E": E, "F": F,
+        "SCALE": 1 / math.sqrt(d + e),
+        "HAS_MASK": key_mask is not None,
+        "HAS_INTERVALS": intervals is not None,
         "QUERIES": QUERIES,
-        "CLIPS": 64 if sum(width) <= 512 and v.dtype != torch.float64 else 16,
-        "D": width[0],
-        "E": width[1],
-        "F": width[2],
-        "COMPUTE": compute_dtype(v),
-        "PRECISION": "tf32" if tf32 else "ieee",
-    }
+        "CLIPS": CLIPS if D + E + F <= 256 else 16,
+        "PRECISION": "tf32" if tf32 else "tf32x3",
+    }  # fmt: skip
+
+
+def _shares(T: int, blocks: int, clips: int) -> tuple[int, int]:
+    """Shares of the clips for so many blocks of queries, and the clips of one."""
+    wanted = min(SHARES, triton.cdiv(PROGRAMS, blocks), max(1, triton.cdiv(T, clips)))
+    share = max(1, triton.cdiv(triton.cdiv(T, clips), wanted)) * clips
+    return max(1, triton.cdiv(T, share)), share
 
 
 def forward(
@@ -266,22 +388,38 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, H, Q, d = q_content.shape
     T, e, f = v.shape[2], q_pos.shape[3], v.shape[3]
+    if not _runs_here(v, d, e, f):
+        return OPS["anchor_cross_attention"].reference(
+            q_content, q_pos, k_content, k_pos, v, key_mask, intervals, need_weights
+        )
     inputs = [_whole_rows(t) for t in (q_content, q_pos, k_content, k_pos, v)]
-    accumulate = accumulate_dtype(v.dtype)
     out = empty_out(q_content, v)
-    centroid = v.new_empty(B, H, Q, dtype=accumulate)
-    mass = torch.empty_like(centroid) if intervals is not None else centroid.new_empty(0)
     weights = v.new_empty((B, H, Q, T) if need_weights else 0)
+    statistics = v.new_empty(2, B, H, Q, dtype=torch.float32)
     if B * H * Q:
+        settings, mask = _settings(q_content, q_pos, v, key_mask, intervals), _bytes(key_mask)
+        blocks = B * H, triton.cdiv(Q, QUERIES)
+        shares, share = _shares(T, blocks[0] * blocks[1], settings["CLIPS"])
+        sums = v.new_empty(shares, B, H, Q, f, dtype=torch.float32)
+        stats = v.new_empty(4, shares, B, H, Q, dtype=torch.float32)
+        log_sum = v.new_empty(B, H, Q, dtype=torch.float32)
         with on_device(v):
-            _forward[(B * H, triton.cdiv(Q, QUERIES))](
-                *inputs, key_mask if key_mask is None else key_mask.contiguous().view(torch.uint8),
-                intervals if intervals is None else intervals.contiguous(), out, centroid, mass, weights,
-                *_strides(*inputs), out.stride(0), out.stride(1), out.stride(2), H, Q, T, d, e, f,
-                HAS_MASK=key_mask is not None, HAS_INTERVALS=intervals is not None, NEED_WEIGHTS=need_weights,
-                **_settings(q_content, q_pos, v),
+            _forward[(*blocks, shares)](
+                *inputs, mask, intervals if intervals is None else intervals.contiguous(), sums, stats,
+                *_strides(*inputs), *_strides(sums[0]), B * H, H, Q, T, share, **settings,
             )  # fmt: skip
-    return out, centroid.mean(1), mass.mean(1) if intervals is not None else mass, weights
+            _combine[blocks](
+                sums, stats, out, statistics, log_sum, *_strides(sums[0], out), B * H, H, Q, shares, f=f,
+                F=settings["F"], SHARES=triton.next_power_of_2(shares), QUERIES=QUERIES,
+            )  # fmt: skip
+            if need_weights and T:
+                of_queries = {k: w for k, w in settings.items() if k not in ("f", "F", "HAS_INTERVALS")}
+                _weights[(*blocks, triton.cdiv(T, settings["CLIPS"]))](
+                    *inputs[:4], mask, log_sum, weights, *_strides(*inputs[:4]), H, Q, T, **of_queries
+                )
+    centroid, mass = statistics.mean(2)
+    # Two outputs of an op may not share their memory.
+    return out, centroid.clone(), mass.clone() if intervals is not None else mass.new_empty(0), weights
 
 
 def backward(
@@ -299,33 +437,40 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, H, Q, d = q_content.shape
     T, e, f = v.shape[2], q_pos.shape[3], v.shape[3]
-    by_input = [empty_grad(t) for t in (q_content, q_pos, k_content, k_pos, v)]
-    by_q_content, by_q_pos, by_k_content, by_k_pos, by_v = by_input
-    inputs = [_whole_rows(t) for t in (q_content, q_pos, k_content, k_pos, v)]
+    tensors = q_content, q_pos, k_content, k_pos, v
+    if not _runs_here(v, d, e, f):
+        return OPS["anchor_cross_attention_backward"].reference(
+            grad_out, grad_centroid, grad_mass, grad_weights, *tensors, key_mask, intervals
+        )
+    by_q_content, by_q_pos, by_k_content, by_k_pos, by_v = (empty_grad(t) for t in tensors)
+    inputs = [_whole_rows(t) for t in (grad_out, *tensors)]
+    settings = _settings(q_content, q_pos, v, key_mask, intervals) | {"HAS_WEIGHTS": grad_weights.numel() > 0}
+    blocks = B * H, triton.cdiv(Q, QUERIES)
+    shares, share = _shares(T, max(1, blocks[0] * blocks[1]), settings["CLIPS"])
+    stats = v.new_empty(3, shares, B, H, Q, dtype=torch.float32)
+    sums = v.new_empty(shares, B, H, Q, d + e, dtype=torch.float32)
+    # One k_pos for all: its gradient is summed over groups of videos in the kernel, and over the groups behind it.
     shared = k_pos.shape[0] != B
-    slots = min(B, SLOTS) if shared else B
-    accumulate = accumulate_dtype(v.dtype)
-    partial = v.new_empty(slots, H, T, e, dtype=accumulate) if shared else by_k_pos
-    log_sum, mean = (v.new_empty(B, H, Q, dtype=accumulate) for _ in range(2))
-    grad_out = _whole_rows(grad_out)
+    tiles = triton.cdiv(T, settings["CLIPS"])
+    slots = min(B, max(1, triton.cdiv(PROGRAMS, max(1, tiles * H)))) if shared else B
+    by_slot = v.new_empty(slots, H, T, e, dtype=torch.float32) if shared else by_k_pos
     given = (
-        grad_out, grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs,
-        key_mask if key_mask is None else key_mask.contiguous().view(torch.uint8),
-        intervals if intervals is None else intervals.contiguous(),
+        inputs[0], grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs[1:],
+        _bytes(key_mask), intervals if intervals is None else intervals.contiguous(), stats,
     )  # fmt: skip
-    flags = {"HAS_MASK": key_mask is not None, "HAS_INTERVALS": intervals is not None}
-    flags |= {"HAS_WEIGHTS": grad_weights.numel() > 0, **_settings(q_content, q_pos, v)}  # type: ignore[dict-item]
+    of_shares = {"SHARES": triton.next_power_of_2(shares)}
     with on_device(v):
         if B * H * Q:
-            _backward_queries[(B * H, triton.cdiv(Q, QUERIES))](
-                *given, by_q_content, by_q_pos, log_sum, mean, *_strides(grad_out, *inputs),
-                *_strides(by_q_content, by_q_pos), H, Q, T, d, e, f, **flags,
-            )  # fmt: skip
+            sizes = *_strides(*inputs), B * H, H, Q, T, share
+            _backward_stats[(*blocks, shares)](*given, *sizes, **settings)
+            _backward_queries[(*blocks, shares)](*given, sums, *sizes, **settings, **of_shares)
         if B * H * T:
-            _backward_keys[(triton.cdiv(T, flags["CLIPS"]), H, slots)](
-                *given, log_sum, mean, by_k_content, partial, by_v, *_strides(grad_out, *inputs),
-                *_strides(by_k_content, partial, by_v), B, triton.cdiv(B, slots), H, Q, T, d, e, f, **flags,
+            _backward_keys[(tiles, H, slots)](
+                *given, by_k_content, by_slot, by_v, *_strides(*inputs, by_k_content, by_slot, by_v), B,
+                triton.cdiv(B, slots), B * H, H, Q, T, shares, **settings, **of_shares,
             )  # fmt: skip
+    for grad, part in zip((by_q_content, by_q_pos), sums.split([d, e], -1), strict=True):
+        grad.copy_(part.sum(0))
     if shared:
-        by_k_pos.copy_(partial.sum(0, keepdim=True))
+        by_k_pos.copy_(by_slot.sum(0, keepdim=True))
     return by_q_content, by_q_pos, by_k_content, by_k_pos, by_v

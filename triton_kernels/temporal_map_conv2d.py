@@ -1,11 +1,18 @@
-"""temporal_map_conv2d in Triton. See ``vpgfast/ops/temporal_map_conv2d.py`` for what it computes.
+"""temporal_map_conv2d and its form on listed cells, in Triton. See ``vpgfast/ops/temporal_map_conv2d.py``.
 
 An implicit matrix product: a block of rows (listed cell, video) times a block of output channels, summed over the taps
-and the input channels. A tap that no row of the block finds valid is skipped. Maps are channels-last inside. The list
-of cells stays on the device, padded with -1; blocks past its end leave at once: the host never waits for a mask.
+and the input channels. Which row of the input a tap reads for a listed cell is worked out once, in a table
+``sources`` [taps, cells] with -1 where nothing valid lies; a tap that no row of a block finds valid is skipped.
+Rows hold their channels side by side. The list of cells stays on the device, padded with -1, and blocks past its end
+leave at once: the host never waits for a mask, and a call can be captured in a CUDA graph.
+
+float32 is multiplied as TF32 where torch's own convolutions may be (``torch.backends.cudnn.allow_tf32``), else in
+three TF32 products that together keep float32's digits. float64 has no kernel: it runs on the reference.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -13,54 +20,62 @@ import triton.language as tl
 from torch import Tensor
 
 from vpgfast.ops import OPS
-from vpgfast.ops.temporal_map_conv2d import out_size, valid_taps
+from vpgfast.ops.temporal_map_conv2d import out_size
 
 from ._launch import on_device
 
 BLOCK = 128  # of rows and of channels of a block of results
-BYTES_SUMMED = 128  # of a row or column of its factors at a time: more would not fit into shared memory
+BYTES_SUMMED = 128  # of a row or column of its factors at a time
 WARPS = 8
 
 
-@triton.jit
-def _rows(cells, first, B, listed, BLOCK: tl.constexpr):
-    """Cell and video of a block of rows; videos lie next to each other, so that a block sees few cells."""
-    row = first + tl.arange(0, BLOCK).to(tl.int64)
-    inside = row < listed * B
-    cell = tl.load(cells + row // B, mask=inside, other=-1)
-    return cell, row % B, cell >= 0
+@triton.jit(do_not_specialize=["count", "T_from", "T_to", "K", "padding"])
+def _sources(places, row_of_cell, sources, count, T_from, T_to, K, padding, FORWARD: tl.constexpr, BLOCK: tl.constexpr):
+    """sources[tap, n]: the row that ``tap`` reads for cell ``places[n]``, -1 where there is none.
+
+    Backward (not FORWARD) a cell of the input asks which result read it through the tap.
+    """
+    tap = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    cell = tl.load(places + n, mask=n < count, other=-1)
+    r, s = tap // K, tap % K
+    if FORWARD:
+        i, j = cell // T_to + r - padding, cell % T_to + s - padding
+    else:
+        i, j = cell // T_to - r + padding, cell % T_to - s + padding
+    inside = (cell >= 0) & (i >= 0) & (j >= 0) & (i < T_from) & (j < T_from)
+    source = tl.load(row_of_cell + i * T_from + j, mask=inside, other=-1)
+    tl.store(sources + tap * count + n, source, mask=n < count)
 
 
 @triton.jit
-def _tap(mask, cell, listed, tap, T, OUT_T, K, PADDING, HAS_MASK: tl.constexpr):
-    """Where a tap of every row lies in the input, and whether something valid is there."""
-    i = cell // OUT_T + tap // K - PADDING
-    j = cell % OUT_T + tap % K - PADDING
-    valid = listed & (i >= 0) & (j >= 0) & (i < T) & (j < T)
-    place = tl.where(valid, i * T + j, 0)
-    if HAS_MASK:
-        valid = valid & (tl.load(mask + place, mask=valid, other=0) != 0)
-    return place, valid
+def _rows(first, B, count, ROWS: tl.constexpr):
+    """Number in the list and video of a block of rows; videos lie side by side, so that a block sees few cells."""
+    row = first + tl.arange(0, ROWS)
+    n = row // B
+    return n, (row % B).to(tl.int64), n < count
 
 
-@triton.jit(do_not_specialize=["B", "C", "D", "T", "OUT_T", "listed", "K", "PADDING"])
-def _forward(x, weight, bias, mask, cells, scale, out, B, C, D, T, OUT_T, listed, K, PADDING,
-             HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALE: tl.constexpr, RELU: tl.constexpr,
-             PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    cell, video, exists = _rows(cells, first, B, listed, ROWS)
-    if tl.sum(exists.to(tl.int32)) > 0:
+@triton.jit(do_not_specialize=["B", "count", "rows_from", "rows_to", "taps"])
+def _forward(x, kernel, bias, sources, row_of, scale, out, B, C, D, count, rows_from, rows_to, taps,
+             HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+             ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+    """out[video, row_of[n]] = scale(relu(bias + sum over taps of x[video, sources[tap, n]] kernel[tap].T))."""
+    n, video, inside = _rows(tl.program_id(0) * ROWS, B, count, ROWS)
+    to = tl.load(row_of + n, mask=inside, other=-1)
+    if tl.max(to, 0) >= 0:
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-        for tap in range(0, K * K):
-            place, valid = _tap(mask, cell, exists, tap, T, OUT_T, K, PADDING, HAS_MASK)
-            if tl.sum(valid.to(tl.int32)) > 0:
-                row = (video * T * T + place) * C
+        for tap in range(0, taps):
+            source = tl.load(sources + tap * count + n, mask=inside, other=-1)
+            if tl.max(source, 0) >= 0:
+                a_row = x + (video * rows_from + source) * C
+                w_row = kernel + (tap * D + column).to(tl.int64) * C
                 for start in range(0, C, CHANNELS):
                     channel = start + tl.arange(0, CHANNELS)
-                    a = tl.load(x + row[:, None] + channel[None, :], mask=valid[:, None] & (channel < C)[None, :],
-                                other=0)  # fmt: skip
-                    w = tl.load(weight + (tap * C + channel[:, None].to(tl.int64)) * D + column[None, :],
+                    a = tl.load(a_row[:, None] + channel[None, :],
+                                mask=(source >= 0)[:, None] & (channel < C)[None, :], other=0)  # fmt: skip
+                    w = tl.load(w_row[None, :] + channel[:, None],
                                 mask=(channel < C)[:, None] & (column < D)[None, :], other=0)  # fmt: skip
                     sums = tl.dot(a, w, sums, input_precision=PRECISION)
         if HAS_BIAS:
@@ -68,33 +83,33 @@ def _forward(x, weight, bias, mask, cells, scale, out, B, C, D, T, OUT_T, listed
         if RELU:
             sums = tl.where(sums < 0, 0.0, sums)
         if HAS_SCALE:
-            sums *= tl.load(scale + cell, mask=exists, other=0)[:, None]
-        place = (video * OUT_T * OUT_T + tl.where(exists, cell, 0)) * D
+            sums *= tl.load(scale + n, mask=inside, other=0)[:, None]
+        place = (video * rows_to + to) * D
         tl.store(out + place[:, None] + column[None, :], sums.to(out.dtype.element_ty),
-                 mask=exists[:, None] & (column < D)[None, :])  # fmt: skip
+                 mask=(to >= 0)[:, None] & (column < D)[None, :])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["B", "C", "D", "T", "OUT_T", "listed", "K", "PADDING"])
-def _backward_weight(grad, x, mask, cells, count, grad_weight, B, C, D, T, OUT_T, listed, K, PADDING,
-                     HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+@triton.jit(do_not_specialize=["B", "count", "rows_from", "rows_to"])
+def _backward_weight(grad, x, sources, row_of, listed, grad_kernel, B, C, D, count, rows_from, rows_to,
+                     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                      CHANNELS: tl.constexpr):  # fmt: skip
     """One tap's gradient between a block of output channels and one of input channels: a sum over all rows."""
     tap = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     sums = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
-    rows = tl.load(count) * B
-    for first in range(0, rows, ROWS):
-        cell, video, exists = _rows(cells, first, B, listed, ROWS)
-        place, valid = _tap(mask, cell, exists, tap, T, OUT_T, K, PADDING, HAS_MASK)
-        if tl.sum(valid.to(tl.int32)) > 0:
-            result = (video * OUT_T * OUT_T + tl.where(valid, cell, 0)) * D
-            g = tl.load(grad + result[None, :] + column[:, None], mask=valid[None, :] & (column < D)[:, None], other=0)
-            a = tl.load(x + ((video * T * T + place) * C)[:, None] + channel[None, :],
-                        mask=valid[:, None] & (channel < C)[None, :], other=0)  # fmt: skip
+    for first in range(0, tl.load(listed) * B, ROWS):
+        n, video, inside = _rows(first, B, count, ROWS)
+        source = tl.load(sources + tap * count + n, mask=inside, other=-1)
+        if tl.max(source, 0) >= 0:
+            result = (video * rows_to + tl.load(row_of + n, mask=inside, other=0)) * D
+            g = tl.load(grad + result[None, :] + column[:, None],
+                        mask=(source >= 0)[None, :] & (column < D)[:, None], other=0)  # fmt: skip
+            a = tl.load(x + ((video * rows_from + source) * C)[:, None] + channel[None, :],
+                        mask=(source >= 0)[:, None] & (channel < C)[None, :], other=0)  # fmt: skip
             sums = tl.dot(g, a, sums, input_precision=PRECISION)
-    place = (tap * D + column[:, None].to(tl.int64)) * C + channel[None, :]
-    tl.store(grad_weight + place, sums.to(grad_weight.dtype.element_ty),
+    place = (tap * D + column).to(tl.int64)[:, None] * C + channel[None, :]
+    tl.store(grad_kernel + place, sums.to(grad_kernel.dtype.element_ty),
              mask=(column < D)[:, None] & (channel < C)[None, :])  # fmt: skip
 
 
@@ -103,56 +118,149 @@ def _operand(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_cuda else tensor.float()
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return _operand(x.permute(0, 2, 3, 1).contiguous())
+def _settings(x: Tensor, columns: int, channels: int) -> dict[str, Any]:
+    def block(size: int, largest: int) -> int:
+        return min(largest, max(16, triton.next_power_of_2(size)))
+
+    tf32 = x.dtype != torch.float32 or torch.backends.cudnn.allow_tf32
+    return {
+        "PRECISION": "tf32" if tf32 else "tf32x3",
+        "COLUMNS": block(columns, BLOCK),
+        "CHANNELS": block(channels, BYTES_SUMMED // x.element_size()),
+        "num_warps": WARPS,
+    }
 
 
-def _list_cells(mask: Tensor | None, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The cells of a mask in reading order, then -1; and how many there are. All on the device."""
-    if mask is None:
-        cells = torch.arange(T * T, device=like.device)
-        return cells, torch.full((), T * T, device=like.device)
-    flat = mask.flatten()
-    return torch.nonzero_static(flat, size=T * T, fill_value=-1).flatten(), flat.sum()
+class Cells:
+    """The cells of a map that count, and the rows of a tensor [B, rows, channels] that hold them.
 
+    Attributes:
+        T: width of the map.
+        places: int32 [N], the cells, i * T + j, padded with -1.
+        row_of: int32 [N], the row of each.
+        row_of_cell: int32 [T * T], the row that holds a cell; -1 where none does.
+        rows: how many rows there are.
+        listed: int64 [1], how many cells of ``places`` there are.
+    """
 
-def _bytes(mask: Tensor | None, like: Tensor) -> tuple[Tensor, bool]:
-    """Any pointer will do where there is no mask."""
-    return (like, False) if mask is None else (mask.contiguous().view(torch.uint8), True)
+    def __init__(self, T: int, places: Tensor, row_of: Tensor, row_of_cell: Tensor, rows: int, listed: Tensor) -> None:
+        self.T, self.places, self.row_of, self.row_of_cell = T, places, row_of, row_of_cell
+        self.rows, self.listed = rows, listed
 
+    @classmethod
+    def of_map(cls, mask: Tensor | None, T: int, device: torch.device) -> Cells:
+        """Every cell has its row."""
+        every = torch.arange(T * T, dtype=torch.int32, device=device)
+        if mask is None:
+            return cls(T, every, every, every, T * T, torch.full((1,), T * T, device=device))
+        flat = mask.flatten()
+        places = torch.nonzero_static(flat, size=T * T, fill_value=-1).flatten().int()
+        return cls(T, places, places, torch.where(flat, every, -1), T * T, flat.sum(dtype=torch.int64).reshape(1))
 
-def _precision(tensor: Tensor) -> str:
-    return "tf32" if tensor.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    @classmethod
+    def of_list(cls, cells: Tensor, T: int) -> Cells:
+        """Row n holds cell ``cells[n]``."""
+        rows = torch.arange(len(cells), dtype=torch.int32, device=cells.device)
+        row_of_cell = torch.full((T * T,), -1, dtype=torch.int32, device=cells.device).index_copy_(0, cells, rows)
+        return cls(T, cells.int(), rows, row_of_cell, len(cells), torch.full((1,), len(cells), device=cells.device))
 
-
-def _block(size: int, largest: int) -> int:
-    return min(largest, max(16, triton.next_power_of_2(size)))
-
-
-def _scale(in_mask: Tensor | None, x: Tensor, k: int, padding: int) -> Tensor:
-    everywhere = torch.ones(x.shape[2:], dtype=torch.bool, device=x.device)
-    count = valid_taps(everywhere if in_mask is None else in_mask, k, padding)
-    return torch.where(count > 0, 1 / count.clamp(min=1).float(), 0).contiguous()
+    def sources(self, of: Cells, k: int, padding: int, forward: bool) -> Tensor:
+        """int32 [k * k, N]: the row of ``of`` that each tap reads for each of these cells; -1 where none."""
+        count = len(self.places)
+        table = torch.empty(k * k, count, dtype=torch.int32, device=self.places.device)
+        if table.numel():
+            with on_device(table):
+                _sources[(triton.cdiv(count, 256), k * k)](
+                    self.places, of.row_of_cell, table, count, of.T, self.T, k, padding, forward, 256
+                )
+        return table
 
 
 def _convolve(
-    x: Tensor, kernel: Tensor, bias: Tensor | None, in_mask: Tensor | None, out_mask: Tensor | None, T: int,
-    padding: int, relu: bool, scale: Tensor | None, dtype: torch.dtype,
+    x: Tensor, kernel: Tensor, bias: Tensor | None, sources: Tensor, to: Cells, relu: bool, scale: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """x [B, H, H, C] and kernel [k, k, C, D], both contiguous, to [B, D, T, T]."""
-    B, H, _, C = x.shape
-    k, D = kernel.shape[0], kernel.shape[3]
-    out = torch.zeros(B, T, T, D, dtype=dtype, device=x.device)
+    """x [B, rows, C] and kernel [taps, D, C], both contiguous, to [B, rows of ``to``, D], zero where none is listed."""
+    B, rows, C = x.shape
+    taps, D, count = kernel.shape[0], kernel.shape[1], len(to.places)
+    out = torch.zeros(B, to.rows, D, dtype=dtype, device=x.device)
     if out.numel():
-        cells, _ = _list_cells(out_mask, T, x)
-        mask, has_mask = _bytes(in_mask, x)
-        rows, columns = _block(T * T * B, BLOCK), _block(D, BLOCK)
+        settings = _settings(x, D, C)
+        block = min(BLOCK, max(16, triton.next_power_of_2(count * B)))
         with on_device(x):
-            _forward[(triton.cdiv(T * T * B, rows), triton.cdiv(D, columns))](
-                x, kernel, x if bias is None else bias, mask, cells, x if scale is None else scale, out, B, C, D, H, T,
-                T * T, k, padding, bias is not None, has_mask, scale is not None, relu, _precision(x), rows, columns,
-                _block(C, BYTES_SUMMED // x.element_size()), num_warps=WARPS)  # fmt: skip
-    return out.permute(0, 3, 1, 2).contiguous()
+            _forward[(triton.cdiv(count * B, block), triton.cdiv(D, settings["COLUMNS"]))](
+                x, kernel, x if bias is None else bias, sources, to.row_of, x if scale is None else scale, out,
+                B, C, D, count, rows, to.rows, taps, bias is not None, scale is not None, relu, ROWS=block, **settings,
+            )  # fmt: skip
+    return out
+
+
+def _inverse_counts(sources: Tensor) -> Tensor:
+    """One over the number of valid taps of each listed cell, 0 where there is none."""
+    count = (sources >= 0).sum(0)
+    return torch.where(count > 0, 1 / count.clamp(min=1).float(), 0)
+
+
+def convolve_cells(
+    x: Tensor, weight: Tensor, bias: Tensor | None, of: Cells, to: Cells, padding: int, relu: bool, normalize: bool
+) -> Tensor:
+    """x [B, rows of ``of``, C] to [B, rows of ``to``, D]."""
+    D, C, k, _ = weight.shape
+    sources = to.sources(of, k, padding, forward=True)
+    kernel = _operand(weight.permute(2, 3, 0, 1).reshape(k * k, D, C).contiguous())
+    bias = None if bias is None else _operand(bias.contiguous())
+    scale = _inverse_counts(sources) if normalize else None
+    return _convolve(_operand(x.contiguous()), kernel, bias, sources, to, relu, scale, x.dtype)
+
+
+def backward_cells(
+    grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None, of: Cells, to: Cells, padding: int, normalize: bool,
+    needs_x: bool, needs_weight: bool, needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients from ``grad`` [B, rows of ``to``, D], whose unlisted rows nobody reads; by x as [B, rows of ``of``, C].
+
+    The gradient of the bias is summed over all rows: unlisted ones must be zero.
+    """
+    (B, rows, C), (D, _, k, _) = x.shape, weight.shape
+    if out is not None:  # of a ReLU
+        grad = torch.where(out <= 0, 0, grad)
+    sources = to.sources(of, k, padding, forward=True)
+    if normalize:
+        scale = torch.zeros(to.rows + 1, device=x.device)  # the last for the padding of the list
+        scale.index_copy_(0, torch.where(to.row_of < 0, to.rows, to.row_of).long(), _inverse_counts(sources))
+        grad = (grad * scale[: to.rows, None]).to(x.dtype)
+    results = _operand(grad.contiguous())
+
+    grad_x, grad_weight, grad_bias = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    if needs_x:
+        kernel = _operand(weight.permute(2, 3, 1, 0).reshape(k * k, C, D).contiguous())
+        grad_x = _convolve(results, kernel, None, of.sources(to, k, padding, forward=False), of, False, None, x.dtype)
+    if needs_weight:
+        by_tap = torch.zeros(k * k, D, C, dtype=weight.dtype, device=x.device)
+        if by_tap.numel() and grad.numel() and rows:
+            settings = _settings(results, D, C) | {"CHANNELS": min(BLOCK, max(16, triton.next_power_of_2(C)))}
+            at_a_time = BYTES_SUMMED // results.element_size()
+            block = min(at_a_time, max(16, triton.next_power_of_2(len(to.places) * B)))
+            with on_device(x):
+                _backward_weight[
+                    (k * k, triton.cdiv(D, settings["COLUMNS"]), triton.cdiv(C, settings["CHANNELS"]))
+                ](
+                    results, _operand(x.contiguous()), sources, to.row_of, to.listed, by_tap, B, C, D, len(to.places),
+                    rows, to.rows, ROWS=block, **settings,
+                )  # fmt: skip
+        grad_weight = by_tap.unflatten(0, (k, k)).permute(2, 3, 0, 1).contiguous()
+    if needs_bias:
+        grad_bias = grad.sum((0, 1), dtype=torch.float32).to(x.dtype)
+    return grad_x, grad_weight, grad_bias
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """[B, C, T, T] as [B, T * T, C]."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+
+def _as_map(rows: Tensor, T: int) -> Tensor:
+    return rows.unflatten(1, (T, T)).permute(0, 3, 1, 2).contiguous()
 
 
 def forward(
@@ -165,14 +273,11 @@ def forward(
     relu: bool,
     normalize: bool,
 ) -> Tensor:
-    if x.dtype == torch.float64:  # no float64 products on every device
+    if x.dtype == torch.float64:
         return OPS["temporal_map_conv2d"].reference(x, weight, bias, in_mask, out_mask, padding, relu, normalize)
-    k = weight.shape[2]
-    scale = _scale(in_mask, x, k, padding) if normalize else None
-    kernel = _operand(weight.permute(2, 3, 1, 0).contiguous())
-    bias = None if bias is None else _operand(bias.contiguous())
-    T = out_size(x.shape[2], k, padding)
-    return _convolve(_channels_last(x), kernel, bias, in_mask, out_mask, T, padding, relu, scale, x.dtype)
+    T, out_T = x.shape[2], out_size(x.shape[2], weight.shape[2], padding)
+    of, to = Cells.of_map(in_mask, T, x.device), Cells.of_map(out_mask, out_T, x.device)
+    return _as_map(convolve_cells(_as_rows(x), weight, bias, of, to, padding, relu, normalize), out_T)
 
 
 def backward(
@@ -188,36 +293,56 @@ def backward(
     needs_weight: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    needs = needs_x, needs_weight, needs_bias
     if x.dtype == torch.float64:
-        return OPS["temporal_map_conv2d_backward"].reference(
-            grad, x, weight, out, in_mask, out_mask, padding, normalize, needs_x, needs_weight, needs_bias
-        )
-    B, C, H = x.shape[:3]
-    D, k, T = weight.shape[0], weight.shape[2], grad.shape[2]
-    if out is not None:  # of a ReLU
-        grad = torch.where(out <= 0, 0, grad)
-    if normalize:
-        grad = (grad * _scale(in_mask, x, k, padding)).to(x.dtype)
+        reference = OPS["temporal_map_conv2d_backward"].reference
+        return reference(grad, x, weight, out, in_mask, out_mask, padding, normalize, *needs)
+    T, out_T = x.shape[2], grad.shape[2]
+    of, to = Cells.of_map(in_mask, T, x.device), Cells.of_map(out_mask, out_T, x.device)
     if out_mask is not None:
         grad = torch.where(out_mask, grad, 0)
-    results = _channels_last(grad)
+    results = None if out is None else _as_rows(out)
+    by_x, by_weight, by_bias = backward_cells(
+        _as_rows(grad), _as_rows(x), weight, results, of, to, padding, normalize, *needs
+    )
+    return _as_map(by_x, T) if needs_x else by_x, by_weight, by_bias
 
-    grad_x, grad_weight, grad_bias = x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    if needs_x:  # the same convolution of the gradient, kernel reversed, masks exchanged
-        kernel = _operand(weight.flip(2, 3).permute(2, 3, 0, 1).contiguous())
-        grad_x = _convolve(results, kernel, None, out_mask, in_mask, H, k - 1 - padding, False, None, x.dtype)
-    if needs_weight:
-        by_tap = torch.zeros(k, k, D, C, dtype=weight.dtype, device=x.device)
-        if by_tap.numel() and grad.numel():
-            cells, count = _list_cells(out_mask, T, x)
-            mask, has_mask = _bytes(in_mask, x)
-            columns, channels = _block(D, BLOCK), _block(C, BLOCK)
-            with on_device(x):
-                _backward_weight[(k * k, triton.cdiv(D, columns), triton.cdiv(C, channels))](
-                    results, _channels_last(x), mask, cells, count, by_tap, B, C, D, H, T, T * T, k, padding, has_mask,
-                    _precision(x), _block(T * T * B, BYTES_SUMMED // results.element_size()), columns, channels,
-                    num_warps=WARPS)  # fmt: skip
-        grad_weight = by_tap.permute(2, 3, 0, 1).contiguous()
-    if needs_bias:
-        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(x.dtype)
-    return grad_x, grad_weight, grad_bias
+
+def forward_cells(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_cells: Tensor,
+    out_cells: Tensor,
+    T: int,
+    padding: int,
+    relu: bool,
+    normalize: bool,
+) -> Tensor:
+    if x.dtype == torch.float64:
+        reference = OPS["temporal_map_conv2d_cells"].reference
+        return reference(x, weight, bias, in_cells, out_cells, T, padding, relu, normalize)
+    of, to = Cells.of_list(in_cells, T), Cells.of_list(out_cells, out_size(T, weight.shape[2], padding))
+    return convolve_cells(x, weight, bias, of, to, padding, relu, normalize)
+
+
+def backward_of_cells(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor | None,
+    in_cells: Tensor,
+    out_cells: Tensor,
+    T: int,
+    padding: int,
+    normalize: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = needs_x, needs_weight, needs_bias
+    if x.dtype == torch.float64:
+        reference = OPS["temporal_map_conv2d_cells_backward"].reference
+        return reference(grad, x, weight, out, in_cells, out_cells, T, padding, normalize, *needs)
+    of, to = Cells.of_list(in_cells, T), Cells.of_list(out_cells, out_size(T, weight.shape[2], padding))
+    return backward_cells(grad, x, weight, out, of, to, padding, normalize, *needs)

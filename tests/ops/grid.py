@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,15 +12,17 @@ from torch import Tensor
 from vpgfast import ops
 
 
-def implementations(triton: bool = False) -> pytest.MarkDecorator:
-    """(device, backend) of what can run here: the C++ kernels, and the CUDA kernels where there is a GPU.
+def implementations(triton: Literal["none", "too", "only"] = "none", interpreted: bool = True) -> pytest.MarkDecorator:
+    """(device, backend) of what can run here: the C++ kernels, and the kernels for CUDA where there is a GPU.
 
-    ``triton`` adds the Triton kernels, compiled where there is a GPU and interpreted on the CPU elsewhere.
+    On CUDA an op has a compiled kernel, a Triton kernel ``"too"``, or that ``"only"``. Without a GPU Triton kernels run
+    in Triton's interpreter, unless a test is too long for it (``interpreted``).
     """
     listed = [pytest.param("cpu", "cpp", id="cpp")]
     if torch.cuda.is_available():
-        listed += [pytest.param("cuda", b, id=b, marks=pytest.mark.gpu) for b in ("cuda", "triton")[: 1 + triton]]
-    elif triton:
+        backends = {"none": ["cuda"], "too": ["cuda", "triton"], "only": ["triton"]}[triton]
+        listed += [pytest.param("cuda", b, id=b, marks=pytest.mark.gpu) for b in backends]
+    elif triton != "none" and interpreted:
         listed += [pytest.param("cpu", "triton", id="triton-interpreted")]
     return pytest.mark.parametrize(("device", "backend"), listed)
 
@@ -75,7 +77,7 @@ def compare(
     share of the largest one (of sums whose terms cancel).
     """
     leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
-    with ops.backend(backend):  # type: ignore[arg-type]
+    with ops.backend(backend), torch.backends.cudnn.flags(allow_tf32=False):  # type: ignore[arg-type]
         out, grads = _run(function, leaves)
     wide = [leaf.detach().double().requires_grad_() if leaf.requires_grad else leaf for leaf in leaves]
     with ops.backend("reference"):

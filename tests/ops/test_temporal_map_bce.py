@@ -71,7 +71,7 @@ def test_sentences_that_are_padding_count_for_nothing() -> None:
     torch.testing.assert_close(temporal_map_bce(logits, spans, mask, sentence_mask=keep), expected)
 
 
-@implementations(triton=True)
+@implementations(triton="too")
 @dtypes
 @layouts
 @shapes
@@ -85,7 +85,7 @@ def test_grid(
     compare(lambda z: temporal_map_bce(z, spans, mask, sentence_mask=chosen), [logits], backend)
 
 
-@implementations(triton=True)
+@implementations(triton="too")
 @pytest.mark.parametrize("shape", ["[T, T]", "[B, 1, T, T]", "[B, M, T, T]", "expanded"])
 def test_masks(device: str, backend: str, shape: str) -> None:
     logits, spans, mask, _ = (t.to(device) for t in random_case(2, 3, 9, torch.float32))
@@ -96,7 +96,7 @@ def test_masks(device: str, backend: str, shape: str) -> None:
     compare(lambda z: temporal_map_bce(z, spans, mask), [logits], backend)
 
 
-@implementations(triton=True)
+@implementations(triton="too")
 def test_no_valid_cell(device: str, backend: str) -> None:
     logits, spans, mask, _ = (t.to(device) for t in random_case(2, 3, 5, torch.float32))
     logits.requires_grad_()
@@ -106,7 +106,7 @@ def test_no_valid_cell(device: str, backend: str) -> None:
         assert torch.autograd.grad(loss, logits)[0].eq(0).all()
 
 
-@implementations(triton=True)
+@implementations(triton="too")
 def test_extreme_logits(device: str, backend: str) -> None:
     """Large logits neither overflow nor lose their gradient; what the mask leaves out may be anything."""
     logits = torch.tensor([[[[-200.0, 90.0], [math.nan, 300.0]]]], device=device)
@@ -127,7 +127,7 @@ def test_gradcheck(device: str, backend: str) -> None:
         )
 
 
-@implementations(triton=True)
+@implementations(triton="too")
 def test_deterministic_and_fully_written(device: str, backend: str) -> None:
     logits, spans, mask, sentences = (t.to(device) for t in random_case(16, 5, 40, torch.float32))
     with ops.backend(backend):

@@ -35,12 +35,11 @@ _definitions = torch.library.Library("vpgfast", "DEF")
 
 @dataclass(frozen=True)
 class Op:
-    """One registered op: its reference and, where it has them, its Triton launcher and the op that does it on CUDA."""
+    """One registered op: its reference and, where it has one, its Triton launcher."""
 
     name: str
     reference: Callable[..., Any]
     triton: str | None
-    cuda_by: str | None = None
 
     def launch_triton(self, *args: Any) -> Any:
         """Run the Triton kernel (imported at the first call: importing Triton takes a while)."""
@@ -59,7 +58,6 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     triton: str | None = None,
-    cuda_by: str | None = None,
 ) -> torch._ops.OpOverload:
     """Register an op under ``torch.ops.vpgfast``.
 
@@ -68,14 +66,12 @@ def define(
         reference: plain PyTorch, the definition of correct; runs wherever there is no kernel.
         fake: results of the right shape, dtype and device without data, for ``torch.compile`` and ``torch.export``.
         triton: ``"file:launcher"`` in ``vpgfast.triton_kernels``, same arguments as the reference.
-        cuda_by: name of the op that the reference calls for the work and whose kernel is the one on CUDA, where this op
-            has none of its own.
     """
     name = schema.partition("(")[0]
     _definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _definitions.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vpgfast::{name}", fake)
-    OPS[name] = Op(name, reference, triton, cuda_by)
+    OPS[name] = Op(name, reference, triton)
     return getattr(torch.ops.vpgfast, name).default
 
 
@@ -137,6 +133,10 @@ MISSING: dict[str, str] = {}
 """Kernel library -> why it is not in use."""
 
 
+COMPILED: set[tuple[str, str]] = set()
+"""(op, device) of the kernels in the libraries that are loaded. Some ops have none for CUDA: Triton's is the better."""
+
+
 def load_libraries() -> None:
     """Load ``_C``, and ``_C_cuda`` where torch can use it; what is missing is noted in :data:`MISSING`."""
     reasons = {"_C": _load("_C")}
@@ -145,6 +145,8 @@ def load_libraries() -> None:
     else:
         reasons["_C_cuda"] = _load("_C_cuda")
     MISSING.update({library: reason for library, reason in reasons.items() if reason is not None})
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    COMPILED.update((name, d) for name in OPS for d in LIBRARY if has_kernel(f"vpgfast::{name}", d.upper()))
 
 
 def _interpreted() -> bool:
@@ -154,15 +156,17 @@ def _interpreted() -> bool:
 
 def implementation(op: Op, device: str, backend: Backend) -> Backend:
     """Which implementation of ``op`` the choice ``backend`` stands for on ``device`` (``"cpu"`` or ``"cuda"``)."""
-    compiled: Backend = "cpp" if device == "cpu" else "cuda"
-    has_triton = op.triton is not None and (device == "cuda" or _interpreted())
     if backend == "reference":
         return "reference"
-    if backend == "triton" and has_triton:
-        return "triton"
-    if LIBRARY[device] not in MISSING:
-        return compiled
-    return "triton" if backend == "auto" and has_triton and device == "cuda" and _has_triton() else "reference"
+    compiled = (op.name, device) in COMPILED and LIBRARY[device] not in MISSING
+    if op.triton is not None and _has_triton():
+        if backend == "triton" and (device == "cuda" or _interpreted()):
+            return "triton"
+        if device == "cuda" and not compiled:
+            return "triton"
+    if not compiled:
+        return "reference"
+    return "cpp" if device == "cpu" else "cuda"
 
 
 def _has_triton() -> bool:
@@ -177,9 +181,9 @@ def set_backend(choice: Backend) -> None:
     """Choose the implementation of every op, for the whole process.
 
     Args:
-        choice: ``"auto"`` (compiled kernel, else Triton on CUDA, else the reference), ``"reference"``, ``"triton"``
-            (where an op has a Triton kernel; on the CPU only with ``TRITON_INTERPRET=1``), ``"cpp"`` or ``"cuda"``
-            (like auto, but an error when that library is missing).
+        choice: ``"auto"`` (an op's compiled kernel, else on CUDA its Triton kernel, else the reference),
+            ``"reference"``, ``"triton"`` (where an op has a Triton kernel; on the CPU only with
+            ``TRITON_INTERPRET=1``), ``"cpp"`` or ``"cuda"`` (like auto, but an error when that library is missing).
 
     Raises:
         ValueError: for an unknown name.
@@ -206,7 +210,7 @@ def set_backend(choice: Backend) -> None:
                 kind = implementation(op, device, choice)
                 if kind == "triton":
                     installed.impl(op.name, op.launch_triton, device.upper())
-                elif kind == "reference" and LIBRARY[device] not in MISSING:
+                elif kind == "reference" and (op.name, device) in COMPILED:
                     installed.impl(op.name, op.reference, device.upper())
     _installed = installed
 

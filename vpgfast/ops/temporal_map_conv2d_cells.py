@@ -26,11 +26,8 @@ def temporal_map_conv2d_cells(
     """:func:`temporal_map_conv2d` from the listed cells of a map to the listed cells of the next, channels last.
 
     A stack of layers that hands its cells on in this form keeps about half of the numbers that maps would be, where
-    only moments count, and the CPU kernel computes on them where they lie. Results are those of
+    only moments count, and the kernels compute on them where they lie. Results are those of
     :func:`temporal_map_conv2d` with the masks that hold ``in_cells`` and ``out_cells``.
-
-    On CUDA the map is laid out for every call, goes through that op's kernel, and its cells are picked: only what is
-    kept for backward is less.
 
     Source: as :func:`temporal_map_conv2d`.
 
@@ -138,7 +135,7 @@ define(
     " int padding, bool relu, bool normalize) -> Tensor",
     reference=_reference,
     fake=_fake,
-    cuda_by="temporal_map_conv2d",
+    triton="temporal_map_conv2d:forward_cells",
 )
 define(
     "temporal_map_conv2d_cells_backward(Tensor grad, Tensor x, Tensor weight, Tensor? out, Tensor in_cells,"
@@ -146,7 +143,7 @@ define(
     " -> (Tensor, Tensor, Tensor)",
     reference=_reference_backward,
     fake=fake_backward,
-    cuda_by="temporal_map_conv2d_backward",
+    triton="temporal_map_conv2d:backward_of_cells",
 )
 
 
