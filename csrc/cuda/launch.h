@@ -37,6 +37,12 @@ inline void check_launch(const char* op) {
   STD_TORCH_CHECK(error == cudaSuccess, op, ": CUDA kernel launch failed: ", cudaGetErrorString(error));
 }
 
+// Neighbours that one load or store moves.
+template <typename scalar_t, int kWidth>
+struct alignas(sizeof(scalar_t) * kWidth) Pack {
+  scalar_t value[kWidth];
+};
+
 // Whether 16-byte loads and stores may begin here: a contiguous view need not start where its storage does.
 inline bool is_aligned(const void* data) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0;

@@ -7,11 +7,6 @@ namespace {
 
 constexpr int64_t kMostClips = int64_t{1} << 20;  // a channel's map would take terabytes
 
-template <typename scalar_t, int kWidth>
-struct alignas(sizeof(scalar_t) * kWidth) Pack {
-  scalar_t value[kWidth];
-};
-
 // A thread owns kWidth neighbouring columns of one channel's map and writes them from the last row up:
 // out[i, j] = max(x[i], out[i + 1, j]) needs nothing but its own registers, and each cell is written once, coalesced.
 template <typename scalar_t, int kWidth>
