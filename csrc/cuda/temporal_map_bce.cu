@@ -4,6 +4,7 @@
 
 #include "common/temporal_map_bce.h"
 #include "cuda/intervals_cuda.h"
+#include "cuda/map_blocks.h"
 
 namespace vpgfast {
 namespace {
@@ -13,19 +14,9 @@ constexpr int kRows = 2;  // of a map that a thread has a pack of cells of, load
 // Which sentence's mask a map has: [1, 1], [B, 1], [1, M] or [B, M] of them.
 enum class Masks { one, of_video, of_sentence, all };
 
-// How a block's threads lie on maps: 2^log_x packs of neighbouring cells, 2^log_y rows, and as many maps as that
-// leaves.
-struct Layout {
-  int64_t maps, M;
-  int T, log_x, log_y, parts;  // `parts` blocks share a map's rows
+struct Layout : MapBlocks {
+  int64_t M;
   Masks masks;
-
-  __host__ __device__ int maps_per_block() const {
-    return kThreads >> (log_x + log_y);
-  }
-  int64_t groups() const {
-    return (maps + maps_per_block() - 1) / maps_per_block();
-  }
 };
 
 template <typename scalar_t>
@@ -52,9 +43,8 @@ template <typename scalar_t, int kWidth, bool kPacked, bool kAll, typename Use>
 __device__ __forceinline__ void for_each_pack(const Map<scalar_t>& map, const Layout& layout, int64_t group, int part,
                                               const Use& use) {
   using compute = accumulate_t<scalar_t>;
-  const int T = layout.T, thread = threadIdx.x, y = (thread >> layout.log_x) & ((1 << layout.log_y) - 1);
-  const int first_column = (thread & ((1 << layout.log_x) - 1)) * kWidth;
-  const int64_t row = group * layout.maps_per_block() + (thread >> (layout.log_x + layout.log_y));
+  const int T = layout.T, y = layout.y(), first_column = layout.x() * kWidth;
+  const int64_t row = layout.map_of(group);
   if (row >= layout.maps) {
     return;
   }
@@ -155,8 +145,9 @@ __global__ void loss_total(const double* sums, const int64_t* counts, int64_t pa
 }
 
 template <typename scalar_t, int kWidth, bool kPacked>
-__global__ void __launch_bounds__(kThreads, 2) loss_gradient(Map<scalar_t> map, Layout layout, const scalar_t* grad_loss,
-                                                          const int64_t* valid_cells, scalar_t* grad, int64_t groups) {
+__global__ void __launch_bounds__(kThreads, 2)
+    loss_gradient(Map<scalar_t> map, Layout layout, const scalar_t* grad_loss, const int64_t* valid_cells,
+                  scalar_t* grad, int64_t groups) {
   using T = accumulate_t<scalar_t>;
   const T factor = static_cast<T>(*grad_loss) / static_cast<T>(*valid_cells > 0 ? *valid_cells : 1);
   for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
@@ -197,15 +188,7 @@ Map<scalar_t> map_of(const MapBceArguments& given) {
 }
 
 Layout layout_of(const MapBceArguments& given, int width) {
-  Layout layout{given.B * given.M, given.M, static_cast<int>(given.T), 0, 0, 0, Masks::one};
-  while (layout.log_x < 5 && width << layout.log_x < layout.T) {
-    ++layout.log_x;
-  }
-  while (kThreads >> (layout.log_x + layout.log_y) > 1 && kRows << layout.log_y < layout.T) {
-    ++layout.log_y;
-  }
-  const int rows = kRows << layout.log_y;
-  layout.parts = (layout.T + rows - 1) / rows;
+  Layout layout{MapBlocks(given.B * given.M, given.T, width, kRows), given.M, Masks::one};
   const bool by_video = given.mask.size(0) > 1, by_sentence = given.mask.size(1) > 1;
   layout.masks = by_video && by_sentence ? Masks::all
                  : by_video              ? (given.M == 1 ? Masks::all : Masks::of_video)
@@ -219,10 +202,6 @@ template <int kWidth>
 bool in_packs(const MapBceArguments& given) {
   return given.T % kWidth == 0 && is_aligned(given.logits.const_data_ptr()) &&
          reinterpret_cast<uintptr_t>(given.mask.const_data_ptr()) % kWidth == 0;
-}
-
-dim3 blocks_of(const Layout& layout) {
-  return dim3(static_cast<unsigned>(layout.parts), static_cast<unsigned>(std::min<int64_t>(layout.groups(), 65535)));
 }
 
 std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& spans, const Tensor& mask,
@@ -242,10 +221,10 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
     auto* valid = write<int64_t>(counts);
     if (blocks > 0 && in_packs<kWidth>(given)) {
       loss_parts<scalar_t, kWidth, true>
-          <<<blocks_of(layout), kThreads, 0, stream>>>(map_of<scalar_t>(given), layout, sum, valid, groups);
+          <<<layout.grid(), kThreads, 0, stream>>>(map_of<scalar_t>(given), layout, sum, valid, groups);
     } else if (blocks > 0) {
       loss_parts<scalar_t, kWidth, false>
-          <<<blocks_of(layout), kThreads, 0, stream>>>(map_of<scalar_t>(given), layout, sum, valid, groups);
+          <<<layout.grid(), kThreads, 0, stream>>>(map_of<scalar_t>(given), layout, sum, valid, groups);
     }
     loss_total<<<1, kThreads, 0, stream>>>(sum, valid, blocks, write<scalar_t>(loss), write<int64_t>(count));
     check_launch("temporal_map_bce");
@@ -272,10 +251,10 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
     const auto* by_loss = read<scalar_t>(grad_loss);
     const auto* cells = read<int64_t>(count);
     if (in_packs<kWidth>(given)) {
-      loss_gradient<scalar_t, kWidth, true><<<blocks_of(layout), kThreads, 0, stream>>>(
+      loss_gradient<scalar_t, kWidth, true><<<layout.grid(), kThreads, 0, stream>>>(
           map_of<scalar_t>(given), layout, by_loss, cells, write<scalar_t>(grad), layout.groups());
     } else {
-      loss_gradient<scalar_t, kWidth, false><<<blocks_of(layout), kThreads, 0, stream>>>(
+      loss_gradient<scalar_t, kWidth, false><<<layout.grid(), kThreads, 0, stream>>>(
           map_of<scalar_t>(given), layout, by_loss, cells, write<scalar_t>(grad), layout.groups());
     }
     check_launch("temporal_map_bce_backward");
