@@ -10,16 +10,15 @@
 namespace vpgfast {
 namespace {
 
-// The largest IoU of a span with the `count` kept ones; NaN if any is.
+// Whether one of the `count` kept spans overlaps a span too much; an IoU that is no number (of infinite spans) does.
 template <typename T>
-VPGFAST_MULTIVERSION T largest_iou(T start, T end, const T* starts, const T* ends, int64_t count) {
-  T largest = 0;
-#pragma omp simd reduction(max : largest)
+VPGFAST_MULTIVERSION bool is_struck(T start, T end, const T* starts, const T* ends, int64_t count, T threshold) {
+  int32_t struck = 0;
+#pragma omp simd reduction(| : struck)
   for (int64_t k = 0; k < count; ++k) {
-    const T iou = interval_iou<false>(start, end, starts[k], ends[k]);
-    largest = iou > largest ? iou : largest;
+    struck |= !(interval_iou<false>(start, end, starts[k], ends[k]) <= threshold);
   }
-  return largest;
+  return struck != 0;
 }
 
 Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double threshold, int64_t top_k) {
@@ -43,7 +42,9 @@ Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double thre
         order.clear();
         for (int64_t n = 0; n < N; ++n) {
           value[n] = static_cast<T>(score[row * N + n]);
-          if (value[n] > -std::numeric_limits<T>::infinity()) {  // -inf and NaN mark places that hold no span
+          const scalar_t* pair = pairs + 2 * (row * N + n);
+          const bool known = !std::isnan(static_cast<T>(pair[0])) && !std::isnan(static_cast<T>(pair[1]));
+          if (value[n] > -std::numeric_limits<T>::infinity() && known) {  // else the place holds no span
             order.push_back(n);
           }
         }
@@ -52,7 +53,7 @@ Tensor temporal_nms(const Tensor& spans_in, const Tensor& scores_in, double thre
         for (auto it = order.begin(); it != order.end() && count < top_k; ++it) {
           const scalar_t* pair = pairs + 2 * (row * N + *it);
           const T start = static_cast<T>(pair[0]), finish = static_cast<T>(pair[1]);
-          if (largest_iou(start, finish, starts.data(), ends.data(), count) <= static_cast<T>(threshold)) {
+          if (!is_struck(start, finish, starts.data(), ends.data(), count, static_cast<T>(threshold))) {
             starts[count] = start;
             ends[count] = finish;
             to[row * top_k + count++] = *it;

@@ -9,7 +9,7 @@
 namespace vpgfast {
 
 template <typename T>
-struct Interval {
+struct alignas(2 * sizeof(T)) Interval {
   T start, end;
 };
 

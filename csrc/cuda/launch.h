@@ -37,6 +37,36 @@ inline void check_launch(const char* op) {
   STD_TORCH_CHECK(error == cudaSuccess, op, ": CUDA kernel launch failed: ", cudaGetErrorString(error));
 }
 
+// Neighbours that one load or store moves.
+template <typename scalar_t, int kWidth>
+struct alignas(sizeof(scalar_t) * kWidth) Pack {
+  scalar_t value[kWidth];
+};
+
+// Whether 16-byte loads and stores may begin here: a contiguous view need not start where its storage does.
+inline bool is_aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
+// Bytes of shared memory that a block may have on the current device.
+inline int64_t most_shared() {
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    return int64_t{48} << 10;
+  }
+  return bytes;
+}
+
+// More than the 48 KiB that a kernel may have without asking.
+template <typename Kernel>
+void allow_shared(Kernel* kernel, int64_t bytes) {
+  if (bytes > int64_t{48} << 10) {
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(bytes));
+  }
+}
+
 __device__ __forceinline__ int64_t first_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }

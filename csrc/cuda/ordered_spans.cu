@@ -48,6 +48,11 @@ struct Job {
   double penalty;
 };
 
+// How far `steps` positions, fewer than 2^31, go past a whole number of windows, which are no wider.
+__device__ __forceinline__ int64_t past_windows(int64_t steps, const Job& job) {
+  return static_cast<uint32_t>(steps) % static_cast<uint32_t>(job.width);
+}
+
 __device__ double never() {
   return -std::numeric_limits<double>::infinity();
 }
@@ -83,7 +88,7 @@ __device__ void find_maxima(const Job& job) {
       [](const Running& a, const Running& b) {
         return Running{b.anew || b.top.value >= a.top.value ? b.top : a.top, a.anew || b.anew};
       },
-      [&](int64_t q) { return Running{{key(q), static_cast<int32_t>(q)}, (q - job.piece[q]) % job.width == 0}; },
+      [&](int64_t q) { return Running{{key(q), static_cast<int32_t>(q)}, past_windows(q - job.piece[q], job) == 0}; },
       [&](int64_t q, const Running& running) { job.prefix[q] = running.top; });
   block_scan(
       job.T + 1, Running{{never(), -1}, false},
@@ -92,7 +97,8 @@ __device__ void find_maxima(const Job& job) {
       },
       [&](int64_t k) {
         const int64_t q = job.T - k;
-        const bool last = q == job.T || job.piece[q + 1] != job.piece[q] || (q + 1 - job.piece[q]) % job.width == 0;
+        const bool last =
+            q == job.T || job.piece[q + 1] != job.piece[q] || past_windows(q + 1 - job.piece[q], job) == 0;
         return Running{{key(q), static_cast<int32_t>(q)}, last};
       },
       [&](int64_t k, const Running& running) { job.suffix[job.T - k] = running.top; });
@@ -106,7 +112,7 @@ __device__ Top reach(const Job& job, int64_t q) {
     return {never(), kBefore};
   }
   const Top near = job.prefix[last];
-  if (last - (last - piece) % job.width <= first) {
+  if (last - past_windows(last - piece, job) <= first) {
     return near;
   }
   const Top far = job.suffix[first];

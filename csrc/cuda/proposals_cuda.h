@@ -20,7 +20,7 @@ __device__ __forceinline__ SamplingPoints proposal_points(const double* ends, in
 }
 
 template <typename T>
-struct SortedTap {
+struct alignas(16) SortedTap {
   int64_t list;  // p, or n * P + p where samples do not have rows of their own
   T weight;
 };

@@ -6,39 +6,43 @@
 
 namespace vpgfast {
 
-constexpr int kItems = 8;  // consecutive elements that a thread takes at a time
+constexpr int kMostItems = 8;  // consecutive elements that a thread takes at a time
 
 // write(k, op(... op(read(0), read(1)) ..., read(k))) for every k below `count`. `op` is associative, `identity` its
 // left identity. Of several reads of element k all come before its write; nothing else is promised of their order. All
 // threads of the block call it; what was written may be read after a barrier.
 template <typename T, typename Op, typename Read, typename Write>
 __device__ void block_scan(int64_t count, const T& identity, const Op& op, const Read& read, const Write& write) {
-  __shared__ T of_thread[kThreads];
+  __shared__ T of_thread[2][kThreads];  // one is read while the other is written
   const int thread = threadIdx.x;
+  const int items =
+      static_cast<int>(lesser<int64_t>(larger<int64_t>((count + kThreads - 1) / kThreads, 1), kMostItems));
   T before_tile = identity;
-  for (int64_t tile = 0; tile < count; tile += kThreads * kItems) {
-    const int64_t first = tile + thread * kItems, last = lesser<int64_t>(first + kItems, count);
+  for (int64_t tile = 0; tile < count; tile += kThreads * items) {
+    const int64_t first = tile + thread * items, last = lesser<int64_t>(first + items, count);
+    // The threads that have elements; what the others come to is not looked at.
+    const int active = static_cast<int>(lesser<int64_t>((count - tile + items - 1) / items, kThreads));
     T own = identity;
     for (int64_t k = first; k < last; ++k) {
       own = op(own, read(k));
     }
-    of_thread[thread] = own;
+    int from = 0;
+    of_thread[from][thread] = own;
     __syncthreads();
-    for (int distance = 1; distance < kThreads; distance *= 2) {
-      const T earlier = thread >= distance ? of_thread[thread - distance] : identity;
-      __syncthreads();
+    for (int distance = 1; distance < active; distance *= 2) {
       if (thread >= distance) {
-        own = op(earlier, own);
-        of_thread[thread] = own;
+        own = op(of_thread[from][thread - distance], own);
       }
+      from = 1 - from;
+      of_thread[from][thread] = own;
       __syncthreads();
     }
-    T running = thread > 0 ? op(before_tile, of_thread[thread - 1]) : before_tile;
+    T running = thread > 0 ? op(before_tile, of_thread[from][thread - 1]) : before_tile;
     for (int64_t k = first; k < last; ++k) {
       running = op(running, read(k));
       write(k, running);
     }
-    before_tile = op(before_tile, of_thread[kThreads - 1]);
+    before_tile = op(before_tile, of_thread[from][active - 1]);
     __syncthreads();  // before `of_thread` is written again
   }
 }

@@ -6,13 +6,13 @@ namespace vpgfast {
 namespace {
 
 // One thread an output: pair (n, m) of list l, or with M = 0 the element-wise form, interval n of a with interval n of
-// b.
-template <bool generalized, typename scalar_t>
-__global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, int64_t total, int64_t N, int64_t M) {
+// b. Where `total` is below 2^31, index_t has 32 bits: three divisions are most of the work.
+template <bool generalized, typename index_t, typename scalar_t>
+__global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, index_t total, index_t N, index_t M) {
   using T = accumulate_t<scalar_t>;
-  for (int64_t index = first_index(); index < total; index += index_stride()) {
-    const int64_t row = M == 0 ? index : index / M;
-    const int64_t other = M == 0 ? index : row / N * M + index % M;
+  for (auto index = static_cast<index_t>(first_index()); index < total; index += static_cast<index_t>(index_stride())) {
+    const index_t row = M == 0 ? index : index / M;
+    const index_t other = M == 0 ? index : row / N * M + index % M;
     const Interval<T> x = read_interval<T>(a, row), y = read_interval<T>(b, other);
     out[index] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y.start, y.end));
   }
@@ -83,8 +83,15 @@ Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
   Tensor out = torch::stable::new_empty(a, {L, N, M});
   if (total > 0) {
     dispatch("temporal_iou", a, generalized, [&]<typename scalar_t, bool general>() {
-      iou<general><<<blocks_for(total), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
-                                                                          write<scalar_t>(out), total, N, M);
+      const cudaStream_t stream = current_stream(a);
+      const auto *pa = read<scalar_t>(a), *pb = read<scalar_t>(b);
+      auto* to = write<scalar_t>(out);
+      if (total < int64_t{1} << 31) {
+        iou<general, uint32_t><<<blocks_for(total), kThreads, 0, stream>>>(
+            pa, pb, to, static_cast<uint32_t>(total), static_cast<uint32_t>(N), static_cast<uint32_t>(M));
+      } else {
+        iou<general, int64_t><<<blocks_for(total), kThreads, 0, stream>>>(pa, pb, to, total, N, M);
+      }
     });
   }
   return out;
@@ -127,8 +134,8 @@ Tensor temporal_iou_elementwise(const Tensor& a_in, const Tensor& b_in, bool gen
   Tensor out = torch::stable::new_empty(a, {N});
   if (N > 0) {
     dispatch("temporal_iou", a, generalized, [&]<typename scalar_t, bool general>() {
-      iou<general><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
-                                                                      write<scalar_t>(out), N, N, 0);
+      iou<general, int64_t><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
+                                                                               write<scalar_t>(out), N, N, int64_t{0});
     });
   }
   return out;

@@ -19,7 +19,9 @@ from .grid import (
     layouts,
 )
 
-shapes = pytest.mark.parametrize(("N", "D"), [(7, 16), (1, 4), (33, 100), (0, 8), (3, 0)])
+shapes = pytest.mark.parametrize(
+    ("N", "D"), [(7, 16), (1, 4), (33, 100), (0, 8), (3, 0), (5, 256), (3, 1300), (1100, 8)]
+)
 
 
 def anchors_for(N: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
@@ -55,6 +57,29 @@ def test_any_angle(device: str, backend: str) -> None:
     assert (out.abs() <= 1).all()
     turns = anchors[:2, :, None] * torch.tensor(2 * math.pi, device=device)
     torch.testing.assert_close(out[:2].reshape(2, 2, -1)[..., :1], turns.sin(), rtol=0, atol=1e-6)
+
+
+@implementations()
+@dtypes
+@pytest.mark.parametrize(
+    ("N", "D", "temperature"), [(2, 16_384, 1e4), (2, 16_388, 1e4), (3, 256, 20.0), (3, 512, 1.0), (3, 64, 1e-2)]
+)
+def test_frequencies(device: str, backend: str, dtype: torch.dtype, N: int, D: int, temperature: float) -> None:
+    """More of them than a table holds, and other temperatures: as exact as float64 rounded to the dtype."""
+    anchors = anchors_for(N, dtype).clamp(0, 1) / max(1.0, 1 / temperature)
+    # Backward adds up thousands of terms of either sign.
+    compare(lambda a: anchor_embedding(a, D, temperature), [anchors.to(device)], backend, of_scale=2e-6)
+
+
+@implementations()
+def test_views_that_start_anywhere(device: str, backend: str) -> None:
+    """A contiguous gradient need not start where a load of two numbers may."""
+    anchors = anchors_for(4, torch.float32).to(device).requires_grad_()
+    incoming = torch.randn(4 * 8 + 1, generator=torch.Generator().manual_seed(1)).to(device)[1:].view(4, 8)
+    with ops.backend(backend):
+        out = anchor_embedding(anchors, 8)
+        shifted = torch.autograd.grad(out, anchors, incoming, retain_graph=True)[0]
+        assert torch.equal(shifted, torch.autograd.grad(out, anchors, incoming.clone())[0])
 
 
 @implementations()

@@ -21,6 +21,10 @@ from .grid import (
 shapes = pytest.mark.parametrize(
     ("N", "M", "H"), [(5, 3, 8), (1, 1, 1), (9, 10, 33), (64, 2, 40), (0, 2, 4), (2, 0, 4), (2, 3, 0)]
 )
+# Rows that several blocks share, others that are summed in parts, more channels than a block has, tiles that overhang.
+larger = pytest.mark.parametrize(
+    ("N", "M", "H"), [(130, 42, 64), (7, 301, 20), (3, 70, 1030), (257, 1, 12), (2, 5, 515)]
+)
 
 
 def inputs_for(N: int, M: int, H: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
@@ -69,6 +73,26 @@ def test_equals_a_perceptron_on_the_concatenation(backend: str) -> None:
 def test_grid(device: str, backend: str, dtype: torch.dtype, layout: str, N: int, M: int, H: int) -> None:
     a, b, w, bias = (t.to(device) for t in inputs_for(N, M, H, dtype))
     compare(pairwise_relevance, [LAYOUTS[layout](a), LAYOUTS[layout](b), w, bias], backend)
+
+
+@implementations()
+@dtypes
+@larger
+def test_larger(device: str, backend: str, dtype: torch.dtype, N: int, M: int, H: int) -> None:
+    # Backward has the probabilities as they were rounded, and sums gradients of either sign.
+    of_scale = 2e-6 if dtype.itemsize > 2 else 2e-2
+    compare(pairwise_relevance, [t.to(device) for t in inputs_for(N, M, H, dtype)], backend, of_scale=of_scale)
+
+
+@implementations()
+def test_views_that_start_anywhere(device: str, backend: str) -> None:
+    """A contiguous view need not start where 16-byte loads may."""
+    inputs = [t.to(device) for t in inputs_for(9, 6, 8, torch.float32)]
+    for moved in range(3):
+        shifted = list(inputs)
+        t = inputs[moved]
+        shifted[moved] = torch.zeros(t.numel() + 1, device=device)[1:].view_as(t).copy_(t)
+        compare(pairwise_relevance, shifted, backend)
 
 
 @implementations()

@@ -28,6 +28,10 @@ SHAPES = [
     (3, 65, 8, 9, 1, 1),
     (1, 130, 7, 3, 1, 4),
     (2, 3, 6, 130, 2, 9),
+    (1, 40, 300, 10, 2, 1),  # more clips than a block has threads for
+    (2, 19, 5, 700, 2, 1),  # four channels in shared memory
+    (1, 9, 4, 7000, 3, 1),  # two of them
+    (1, 3, 4, 20_000, 3, 1),  # a channel that shared memory has no room for
     (0, 3, 4, 5, 2, 1),
     (2, 0, 4, 5, 2, 1),
     (2, 3, 0, 5, 2, 1),

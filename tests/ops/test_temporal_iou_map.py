@@ -58,6 +58,14 @@ def test_grid(device: str, backend: str, dtype: torch.dtype, layout: str, B: int
 
 
 @implementations()
+@dtypes
+@pytest.mark.parametrize(("B", "M", "T"), [(2, 2, 64), (5, 3, 16), (1, 2, 132), (1, 1, 272), (300, 1, 2)])
+def test_blocks_of_every_shape(device: str, backend: str, dtype: torch.dtype, B: int, M: int, T: int) -> None:
+    """Maps that share a block, maps that several blocks share, packs that cross the diagonal or a row's end."""
+    compare(lambda s: temporal_iou_map(s, T), [spans_for(B, M, dtype).to(device)], backend, of_scale=2e-6)
+
+
+@implementations()
 def test_gradcheck(device: str, backend: str) -> None:
     spans = random_spans(2, 2, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
     with ops.backend(backend):

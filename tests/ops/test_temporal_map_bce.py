@@ -96,6 +96,42 @@ def test_masks(device: str, backend: str, shape: str) -> None:
     compare(lambda z: temporal_map_bce(z, spans, mask), [logits], backend)
 
 
+@implementations()
+@dtypes
+@pytest.mark.parametrize(("B", "M", "T"), [(5, 3, 16), (1, 2, 24), (2, 2, 130), (1, 3, 264), (300, 2, 2), (7, 1, 17)])
+@pytest.mark.parametrize("each", ["one", "video", "sentence", "all"])
+def test_blocks_of_every_shape(
+    device: str, backend: str, dtype: torch.dtype, B: int, M: int, T: int, each: str
+) -> None:
+    """Maps that share a block, maps that several blocks share, packs that cross the diagonal or a row's end."""
+    logits, spans, _, sentences = random_case(B, M, T, dtype)
+    lead = {"one": (1, 1), "video": (B, 1), "sentence": (1, M), "all": (B, M)}[each]
+    mask = torch.rand(*lead, T, T, generator=torch.Generator().manual_seed(2)) < 0.4
+    below = torch.ones(T, T, dtype=torch.bool).tril(-1)
+    logits[..., below] = math.nan  # must not be looked at
+    args = [t.to(device) for t in (spans, mask, sentences)]
+    compare(
+        lambda z: temporal_map_bce(z, args[0], args[1], 0.3, 0.9, sentence_mask=args[2]), [logits.to(device)], backend
+    )
+
+
+@implementations()
+def test_views_that_start_anywhere(device: str, backend: str) -> None:
+    """A contiguous view need not start where 16-byte loads may."""
+    logits, spans, mask, _ = random_case(2, 3, 8, torch.float32)
+    shifted = torch.zeros(logits.numel() + 1).to(device)[1:].view_as(logits).copy_(logits)
+    shifted_mask = torch.zeros(65, dtype=torch.bool).to(device)[1:].view(8, 8).copy_(mask)
+    losses = []
+    for z, m in ((logits, mask), (shifted, mask), (logits, shifted_mask)):
+        leaf = z.to(device).detach().requires_grad_()
+        with ops.backend(backend):
+            loss = temporal_map_bce(leaf, spans.to(device), m.to(device))
+            losses.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    for loss, grad in losses[1:]:
+        torch.testing.assert_close(loss, losses[0][0])
+        torch.testing.assert_close(grad, losses[0][1])
+
+
 @implementations(triton="too")
 def test_no_valid_cell(device: str, backend: str) -> None:
     logits, spans, mask, _ = (t.to(device) for t in random_case(2, 3, 5, torch.float32))

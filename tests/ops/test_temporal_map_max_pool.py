@@ -150,6 +150,112 @@ def test_special_values(device: str, backend: str, dtype: torch.dtype, special: 
         compare(lambda x: temporal_map_max_pool(x, spans), [x.to(device)], backend)
 
 
+def positions_of_maxima(x: Tensor) -> Tensor:
+    """Where the maximum of every moment is, [B, C, T, T] (0 below the diagonal): row by row from the last one up."""
+    B, C, T = x.shape
+    positions = torch.zeros(B, C, T, T, dtype=torch.int64)
+    below = torch.zeros(B, C, T, dtype=torch.int64)
+    for i in range(T - 1, -1, -1):
+        later = x.gather(2, below)
+        stays = (later > x[:, :, i : i + 1]) | later.isnan()
+        below = torch.where(stays & (torch.arange(T) > i), below, i)
+        positions[:, :, i] = torch.where(torch.arange(T) >= i, below, 0)
+    return positions
+
+
+@implementations()
+@dtypes
+@pytest.mark.parametrize("T", [60, 128, 129, 132, 257, 264, 520])
+@pytest.mark.parametrize("poison", [None, math.nan], ids=["ties", "nan"])
+def test_gradient_of_maps_wider_than_a_warp(
+    device: str, backend: str, dtype: torch.dtype, T: int, poison: float | None
+) -> None:
+    x = random_x((1, 3, T), dtype, seed=T)
+    x[:, 2] = torch.arange(T, 0, -1).to(dtype)  # the first clip is every maximum of its row
+    if poison is not None:
+        x[0, 0, [1, T // 2, T - 2]] = poison
+    grad = (torch.randint(-8, 9, (1, 3, T, T), generator=torch.Generator().manual_seed(1)) / 8).to(dtype)
+    grad[..., 1, 0] = math.nan  # below the diagonal, where no gradient flows
+    positions = positions_of_maxima(x).flatten(2)
+    expected = torch.zeros(1, 3, T, dtype=torch.float64)
+    expected.scatter_add_(2, positions, torch.where(torch.ones(T, T).triu() > 0, grad.double(), 0).flatten(2))
+    leaf = x.to(device).requires_grad_()
+    with ops.backend(backend):
+        temporal_map_max_pool(leaf).backward(grad.to(device))
+    assert leaf.grad is not None
+    exact = {"rtol": 0.0, "atol": 0.0}  # sums of eighths, rounded once
+    torch.testing.assert_close(leaf.grad.cpu(), expected.to(dtype), **exact)
+
+
+@implementations()
+@pytest.mark.parametrize(
+    ("B", "C", "T", "P"),
+    [
+        (2, 2, 1000, 700),
+        (1, 1, 4096, 3000),
+        (1, 2, 5001, 300),
+        (1, 1, 70_001, 500),
+        (300, 2, 5, 3),
+        (600, 2, 1, 9),
+        (1, 3, 64, 1025),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("poison", [None, math.nan], ids=["ties", "nan"])
+def test_lists_of_any_length(
+    device: str, backend: str, B: int, C: int, T: int, P: int, dtype: torch.dtype, poison: float | None
+) -> None:
+    """Tables that fit into shared memory and ones that do not; rows that share a block and ones that several have."""
+    x = random_x((B, C, T), dtype)
+    if poison is not None:
+        x[0, 0, [T // 3, T // 2]] = poison
+    spans = random_span_list(P, T)
+    spans[0] = torch.tensor([0, T - 1])
+    spans[-1] = T - 1
+    grad = (torch.randint(-8, 9, (B, C, P), generator=torch.Generator().manual_seed(1)) / 8).to(dtype)
+    out, expected = torch.empty(B, C, P, dtype=dtype), torch.zeros(B, C, T, dtype=torch.float64)
+    for p, (first, last) in enumerate(spans.tolist()):
+        clips = x[:, :, first : last + 1]
+        best = clips.argmax(2)  # the first of several
+        if poison is not None:
+            lasts = clips.shape[2] - 1 - clips.isnan().flip(2).int().argmax(2)
+            best = torch.where(clips.isnan().any(2), lasts, best)
+        out[:, :, p] = clips.gather(2, best[..., None])[..., 0]
+        expected.scatter_add_(2, best[..., None] + first, grad[:, :, p, None].double())
+    leaf = x.to(device).requires_grad_()
+    with ops.backend(backend):
+        ours = temporal_map_max_pool(leaf, spans.to(device))
+        ours.backward(grad.to(device))
+    exact = {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(ours.detach().cpu(), out, equal_nan=True, **exact)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad.cpu(), expected.to(dtype), **exact)  # sums of eighths, rounded once
+
+
+@implementations()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_views_that_start_anywhere(device: str, backend: str, dtype: torch.dtype) -> None:
+    """A contiguous view need not start where 16-byte loads may."""
+    T = 16
+    x, incoming = torch.zeros(3 * T + 1), torch.zeros(3 * T * T + 1)
+    x[1:] = random_x((3 * T,), torch.float32)
+    incoming[1:] = torch.randint(-8, 9, (3 * T * T,), generator=torch.Generator().manual_seed(1)) / 8
+    spans = torch.cat([torch.zeros(1, dtype=torch.int64), random_span_list(9, T).flatten()]).to(device)[1:].view(9, 2)
+    results = []
+    for offset in (False, True):
+        shifted = [t.to(device, dtype)[1:] if offset else t[1:].to(device, dtype) for t in (x, incoming)]
+        leaf = shifted[0].view(1, 3, T).requires_grad_()
+        with ops.backend(backend):
+            out = temporal_map_max_pool(leaf)
+            (grad,) = torch.autograd.grad(out, leaf, shifted[1].view(1, 3, T, T))
+            results.append(
+                (out.detach(), grad, temporal_map_max_pool(leaf, spans if offset else spans.clone()).detach())
+            )
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_map_and_list_agree() -> None:
     x = random_x((2, 3, 12), torch.float32)
     mask = sparse_anchor_mask(12, (3, 2))

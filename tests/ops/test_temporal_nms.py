@@ -66,6 +66,60 @@ def test_places_without_a_span(backend: str) -> None:
         assert temporal_nms(spans, torch.tensor([-math.inf, 1.0, math.nan]), 0.5).tolist() == [1, -1, -1]
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_an_end_that_is_nan_holds_no_span(backend: str) -> None:
+    n = math.nan
+    spans, scores = torch.tensor([[n, n], [0.0, 5.0], [10.0, 15.0], [n, 2.0], [0.0, n]]), torch.arange(5, 0, -1.0)
+    with ops.backend(backend):
+        assert temporal_nms(spans, scores, 0.5).tolist() == [1, 2, -1, -1, -1]
+        assert temporal_nms(spans.flip(0), scores, 0.0).tolist() == [2, 3, -1, -1, -1]
+
+
+@implementations()
+@dtypes
+@pytest.mark.parametrize(("N", "top_k"), [(40, 9), (40, None), (300, 8), (1500, None), (2500, 200)])
+def test_spans_that_are_no_numbers(device: str, backend: str, dtype: torch.dtype, N: int, top_k: int | None) -> None:
+    """NaN and infinite ends among others: one answer on every floor."""
+    spans, scores = random_list((2,), N, dtype)
+    spans[:, ::7, 0] = math.nan
+    spans[:, 3::11, 1] = math.nan
+    spans[:, 5::13, 1] = math.inf
+    spans[:, 6::29] = math.inf
+    spans[0, 8::31, 0] = -math.inf
+    with ops.backend(backend):
+        ours = temporal_nms(spans.to(device), scores.to(device), 0.45, top_k).cpu()
+    with ops.backend("reference"):
+        assert torch.equal(ours, temporal_nms(spans, scores, 0.45, top_k))
+
+
+@implementations()
+@dtypes
+@pytest.mark.parametrize(
+    ("L", "N", "top_k", "threshold", "length"),
+    [
+        (2, 3000, None, 0.5, 0.3),  # three tiles
+        (1, 2100, 150, 0.2, 0.01),  # the second tile is the last that is needed
+        (2, 2049, 1500, 1.0, 1.0),  # nothing overlaps too much: a tile's every span is kept
+        (2, 1025, None, 0.0, 0.0),  # spans of no length
+        (3, 257, 129, 0.4, 0.1),
+        (1, 20_000, 20, 0.5, 0.2),  # more than shared memory holds
+        (300, 5, 5, 0.5, 1.0),
+        (2, 1025, 128, 0.9, 0.2),
+    ],
+    ids=str,
+)
+def test_long_lists(
+    device: str, backend: str, dtype: torch.dtype, L: int, N: int, top_k: int | None, threshold: float, length: float
+) -> None:
+    spans, scores = random_list((L,), N, dtype)
+    centres = (spans[..., :1].double() * 64).round() / 64
+    spans = torch.cat([centres, centres + (spans.double().diff(dim=-1) * length * 64).round() / 64], -1).to(dtype)
+    with ops.backend(backend):
+        ours = temporal_nms(spans.to(device), scores.to(device), threshold, top_k).cpu()
+    with ops.backend("reference"):
+        assert torch.equal(ours, temporal_nms(spans, scores, threshold, top_k))
+
+
 @implementations()
 @dtypes
 @layouts

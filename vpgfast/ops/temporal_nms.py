@@ -14,7 +14,8 @@ def temporal_nms(spans: Tensor, scores: Tensor, threshold: float, top_k: int | N
     """The best-scored spans that do not overlap a better one too much, in falling order of score.
 
     A span is kept if its IoU with every span kept before it is ``<= threshold`` (2D-TAN's rule). Equal scores keep the
-    order of the list. A score of ``-inf`` or NaN marks a place that holds no span.
+    order of the list. A score of ``-inf`` or NaN, or an end that is NaN, marks a place that holds no span: it is never
+    kept and suppresses nothing. An IoU that is no number (of two infinite spans) counts as too large.
 
     Args:
         spans: floating [..., N, 2], start <= end, in any one unit.
@@ -54,7 +55,7 @@ def _reference(spans: Tensor, scores: Tensor, threshold: float, top_k: int) -> T
     wide = spans.double() if spans.dtype == torch.float64 else spans.float()
     threshold = torch.tensor(threshold, dtype=wide.dtype).item()  # compared in the dtype of the IoU
     for row in range(L):
-        present = torch.where(scores[row].isnan(), -torch.inf, scores[row])
+        present = torch.where(scores[row].isnan() | spans[row].isnan().any(-1), -torch.inf, scores[row])
         order = torch.sort(present, descending=True, stable=True)
         left = order.indices[order.values > -torch.inf]
         for k in range(top_k):
