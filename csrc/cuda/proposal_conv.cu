@@ -4,20 +4,17 @@
 // output is a sum of a few of its columns. The product is in float32 for 16-bit tensors too, so that a sum is rounded
 // once. Lists of what is read (sampling_taps.h) are made by the launch that turns the weight and x round for cuBLAS.
 
-#include <cuda_pipeline.h>
-
 #include <optional>
 
-#include "cuda/proposal_conv_layouts.h"
+#include "cuda/proposal_conv_kernels.h"
 
 namespace vpgfast {
 namespace {
 
 constexpr int64_t kProductBytes = int64_t{1} << 30;  // of the matrix product that is held at a time
-constexpr int kMostThreads = 512;
-constexpr int kBlocks = 132;               // that fill a large GPU
-constexpr int64_t kWork = 1024 * kBlocks;  // threads that do
-constexpr int kDefaultShared = 48 << 10;   // bytes of shared memory that a block may have without asking
+constexpr int kBlocks = 132;                         // that fill a large GPU
+constexpr int64_t kWork = 1024 * kBlocks;            // threads that do
+constexpr int kDefaultShared = 48 << 10;             // bytes of shared memory that a block may have without asking
 
 // What follows from the shape and the GPU alone: how a block of `gather` is cut.
 struct GatherPlan {
@@ -26,229 +23,6 @@ struct GatherPlan {
   int threads, samples;     // of a block; samples staged at a time
   int shared;               // bytes
 };
-
-// A block writes DT channels of threads * PT proposals of one video: a thread adds up DT channels of each of its PT
-// proposals in registers. The rows that it reads, DT channels of a few samples, are copied to shared memory, whose
-// banks neighbouring proposals share out well (skewed()); rows too long for that are read where they are.
-template <typename scalar_t, int DT, int PT, bool staged>
-__global__ void __launch_bounds__(kMostThreads, sizeof(accumulate_t<scalar_t>) == 8 ? 1 : 2)
-    gather(const accumulate_t<scalar_t>* product, Taps<accumulate_t<scalar_t>> taps, const scalar_t* bias,
-           scalar_t* out, Sizes s, int samples) {
-  using T = accumulate_t<scalar_t>;
-  extern __shared__ unsigned char shared_bytes[];
-  T* slab = reinterpret_cast<T*>(shared_bytes);
-  const int of_block = blockDim.x * PT, proposal_tiles = (s.P + of_block - 1) / of_block;
-  const int channel_tiles = (s.channels + DT - 1) / DT;
-  const int p0 = static_cast<int>(blockIdx.x % proposal_tiles) * of_block;
-  const int d0 = static_cast<int>(blockIdx.x / proposal_tiles % channel_tiles) * DT;
-  const int64_t b = blockIdx.x / proposal_tiles / channel_tiles;
-  const int64_t lists = s.each_video ? b * s.N : 0, columns = s.B * s.clips;
-  const int held = min(DT, s.channels - d0);
-  T sum[PT][DT] = {};
-  bool reads = true;
-  if (staged && samples < s.N) {  // Maps have whole rows of proposals that read nothing: nothing is copied for them.
-    const int chunks = (s.P + kChunk - 1) / kChunk, first = p0 / kChunk;
-    const int count = (min(p0 + of_block, s.P) - 1) / kChunk - first + 1;
-    bool found = false;
-    for (int i = threadIdx.x; i < count * s.N; i += blockDim.x) {
-      found = found || taps.reach[(lists + i / count) * chunks + first + i % count].last >= 0;
-    }
-    reads = __syncthreads_or(found) != 0;
-  }
-  for (int n0 = 0; reads && n0 < s.N; n0 += samples) {
-    const int pitch = skewed(s.clips);
-    if constexpr (staged) {
-      const int lane = threadIdx.x % kWarp;
-      __syncthreads();  // the samples before these have been used
-      for (int row = threadIdx.x / kWarp; row < min(samples, s.N - n0) * DT; row += blockDim.x / kWarp) {
-        const int n = n0 + row / DT, d = row % DT;
-        if (d < held) {
-          const T* from = product + (static_cast<int64_t>(n) * s.channels + d0 + d) * columns + b * s.clips;
-          T* to = slab + row * pitch;
-          for (int t = lane; t < s.clips; t += kWarp) {
-            __pipeline_memcpy_async(to + skewed(t), from + t, sizeof(T));
-          }
-        }
-      }
-      __pipeline_commit();
-      __pipeline_wait_prior(0);
-      __syncthreads();
-    }
-    for (int n = n0; n < min(n0 + samples, s.N); ++n) {
-      const int64_t first = (lists + n) * s.per_bin * s.P;
-      const T* rows;
-      if constexpr (staged) {
-        rows = slab + (n - n0) * DT * pitch;
-      } else {
-        rows = product + (static_cast<int64_t>(n) * s.channels + d0) * columns + b * s.clips;
-      }
-#pragma unroll
-      for (int i = 0; i < PT; ++i) {
-        const int p = p0 + i * blockDim.x + threadIdx.x;
-        if (p >= s.P) {
-          break;
-        }
-        int64_t at = first + p;
-        for (int k = 0; k < s.per_bin; ++k, at += s.P) {
-          const int entry = taps.entries[at];
-          const T lower = taps.lower[at], upper = taps.upper[at];
-          if (entry < 0) {
-            break;
-          }
-          int low = entry / 2, high = low + entry % 2;
-          if constexpr (staged) {
-            low = skewed(low);
-            high = skewed(high);
-#pragma unroll
-            for (int d = 0; d < DT; ++d) {
-              sum[i][d] += lower * rows[d * pitch + low];
-              sum[i][d] += upper * rows[d * pitch + high];
-            }
-          } else {
-#pragma unroll
-            for (int d = 0; d < DT; ++d) {
-              if (d < held) {
-                sum[i][d] += lower * rows[d * columns + low];
-                sum[i][d] += upper * rows[d * columns + high];
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < PT; ++i) {
-    const int p = p0 + i * blockDim.x + threadIdx.x;
-    if (p < s.P) {
-      scalar_t* to = out + (b * s.D + s.first + d0) * s.P + p;
-#pragma unroll
-      for (int d = 0; d < DT; ++d, to += s.P) {
-        if (d < held) {
-          const T offset = bias != nullptr ? static_cast<T>(bias[s.first + d0 + d]) : T{0};
-          *to = static_cast<scalar_t>(sum[i][d] + offset);
-        }
-      }
-    }
-  }
-}
-
-constexpr int kWarps = kThreads / kWarp;
-
-// Adds the gradient of the proposals up into rows [B * clips, N * channels], without sorting what reads a row.
-//
-// A warp owns a sample and `tile` clips of it, for 32 channels, one a lane: it walks all proposals in their order and
-// adds to its rows in shared memory, which nobody else does. A block's warps own neighbouring samples, then clips, and
-// share the gradient of the chunks of proposals that one of them has a tap in; the others are passed over.
-template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads)
-    scatter(const scalar_t* grad, Taps<accumulate_t<scalar_t>> taps, accumulate_t<scalar_t>* rows, Sizes s, int tile) {
-  using T = accumulate_t<scalar_t>;
-  constexpr int kPitch = kChunk + 1, kRows = kWarp / kWarps, kSteps = kChunk / kWarp;
-  extern __shared__ unsigned char shared_bytes[];
-  __shared__ unsigned wanted[kWarps];
-  T* incoming = reinterpret_cast<T*>(shared_bytes);  // [channel][proposal of the chunk]
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  // Rows of a warp: its clips, and one before and behind them for the half of a pair that belongs to others.
-  T* own = incoming + kWarp * kPitch + warp * (tile + 2) * kWarp + lane;
-  const int chunks = (s.P + kChunk - 1) / kChunk, tiles = (s.clips + tile - 1) / tile;
-  const int64_t groups = (static_cast<int64_t>(s.N) * tiles + kWarps - 1) / kWarps;
-  const int channel_tiles = (s.channels + kWarp - 1) / kWarp;
-  const int64_t group = blockIdx.x % groups * kWarps + warp;
-  const int d0 = static_cast<int>(blockIdx.x / groups % channel_tiles) * kWarp;
-  const int64_t b = blockIdx.x / groups / channel_tiles;
-  const bool active = group < static_cast<int64_t>(s.N) * tiles;
-  const int n = static_cast<int>(group % s.N), first = static_cast<int>(group / s.N) * tile;
-  const int64_t list = (s.each_video ? b * s.N : 0) + n;
-  for (int t = 0; t < tile + 2; ++t) {
-    own[t * kWarp] = 0;
-  }
-  for (int c0 = 0; c0 < chunks; c0 += kWarp) {
-    bool reached = false;
-    if (active && c0 + lane < chunks) {
-      const Reach reach = taps.reach[list * chunks + c0 + lane];
-      reached = reach.last >= first && reach.first < first + tile;
-    }
-    const unsigned mine = __ballot_sync(0xffffffffu, reached);
-    if (lane == 0) {
-      wanted[warp] = mine;
-    }
-    __syncthreads();
-    unsigned of_block = 0;
-    for (const unsigned bits : wanted) {
-      of_block |= bits;
-    }
-    __syncthreads();
-    for (; of_block != 0; of_block &= of_block - 1) {
-      const int c = __ffs(static_cast<int>(of_block)) - 1, p0 = (c0 + c) * kChunk;
-      scalar_t values[kRows][kSteps];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int d = d0 + warp * kRows + r;
-        const scalar_t* from = grad + (b * s.D + s.first + d) * s.P + p0 + lane;
-#pragma unroll
-        for (int j = 0; j < kSteps; ++j) {
-          values[r][j] = d < s.channels && p0 + j * kWarp + lane < s.P ? from[j * kWarp] : static_cast<scalar_t>(0.f);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int j = 0; j < kSteps; ++j) {
-          incoming[(warp * kRows + r) * kPitch + j * kWarp + lane] = static_cast<T>(values[r][j]);
-        }
-      }
-      __syncthreads();
-      if (mine >> c & 1u) {
-        for (int j = 0; j < kSteps; ++j) {
-          const int p = p0 + j * kWarp + lane;
-          const T* gradient = incoming + lane * kPitch + j * kWarp;
-          int64_t at = list * s.per_bin * s.P + p;
-          bool ended = p >= s.P;
-          for (int k = 0; k < s.per_bin; ++k, at += s.P) {
-            const int entry = ended ? -1 : taps.entries[at];
-            ended = entry < 0;
-            if (__ballot_sync(0xffffffffu, !ended) == 0) {
-              break;
-            }
-            const int row = entry / 2 - first + 1;
-            const bool hit = !ended && static_cast<unsigned>(row) <= static_cast<unsigned>(tile);
-            const T lower = hit ? taps.lower[at] : T{0}, upper = hit ? taps.upper[at] : T{0};
-            unsigned hits = __ballot_sync(0xffffffffu, hit);
-            while (hits != 0) {
-              const int from = __ffs(static_cast<int>(hits)) - 1;
-              hits &= hits - 1;
-              const int pair = __shfl_sync(0xffffffffu, 2 * row + entry % 2, from);
-              const T low = __shfl_sync(0xffffffffu, lower, from), high = __shfl_sync(0xffffffffu, upper, from);
-              const T value = gradient[from];
-              T* target = own + (pair / 2) * kWarp;
-              if (pair % 2 == 0) {
-                target[0] += (low + high) * value;
-              } else {
-                const T before = target[0], behind = target[kWarp];
-                target[0] = before + low * value;
-                target[kWarp] = behind + high * value;
-              }
-            }
-          }
-        }
-      }
-      __syncthreads();
-    }
-  }
-  if (active && d0 + lane < s.channels) {
-    for (int t = 0; t < tile && first + t < s.clips; ++t) {
-      rows[((b * s.clips + first + t) * s.N + n) * s.channels + d0 + lane] = own[(t + 1) * kWarp];
-    }
-  }
-}
-
-template <typename T>
-__global__ void add(const T* from, T* to, int64_t count) {
-  for (int64_t index = first_index(); index < count; index += index_stride()) {
-    to[index] += from[index];
-  }
-}
 
 unsigned grid(const char* op, int64_t blocks) {
   STD_TORCH_CHECK(blocks <= INT_MAX, op, ": more than 2^31 blocks");
@@ -316,6 +90,32 @@ void launch_gather(const Tensor& product, const Taps<accumulate_t<scalar_t>>& ta
       read<accumulate_t<scalar_t>>(product), taps, bias ? read<scalar_t>(*bias) : nullptr, write<scalar_t>(out), s,
       plan.samples);
   check_launch("proposal_conv");
+}
+
+template <typename scalar_t>
+void launch_scatter(const char* op, const Tensor& grad, const Taps<accumulate_t<scalar_t>>& taps, const Tensor& rows,
+                    const Sizes& s, cudaStream_t stream) {
+  using T = accumulate_t<scalar_t>;
+  // Long videos: more clips a warp, so that proposals are passed over less often.
+  const int tile = sizeof(T) == 8 || s.clips <= 512 ? 16 : s.clips <= 2048 ? 32 : 64;
+  const int64_t warps = int64_t{s.N} * ((s.clips + tile - 1) / tile);
+  STD_TORCH_CHECK(warps <= INT_MAX, op, ": more than 2^31 warps");
+  const auto blocks = [&](int wide) {
+    return s.B * ((warps + kWarps - 1) / kWarps) * ((s.channels + wide * kWarp - 1) / (wide * kWarp));
+  };
+  const auto launch = [&]<int wide>() {
+    const int shared = wide * kWarp * (kChunk + 1 + kWarps * (tile + 2)) * static_cast<int>(sizeof(T));
+    allow_shared(op, &scatter<scalar_t, wide>, shared);
+    scatter<scalar_t, wide>
+        <<<grid(op, blocks(wide)), kThreads, shared, stream>>>(read<scalar_t>(grad), taps, write<T>(rows), s, tile);
+    check_launch(op);
+  };
+  // Two channels a lane halve what a tap costs besides adding, where blocks are enough all the same.
+  if (sizeof(T) == 4 && tile == 16 && blocks(2) >= kBlocks) {
+    launch.template operator()<2>();
+  } else {
+    launch.template operator()<1>();
+  }
 }
 
 // The call's tensors, checked and contiguous, and what the products and kernels need of them.
@@ -469,14 +269,7 @@ std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const T
       Tensor slices = torch::stable::new_empty(x, {slice_rows, C}, dtype);
       launch_prepare<scalar_t, T>(op, call, s, storage, slices, is_copy ? &columns : nullptr);
       Tensor rows = torch::stable::new_empty(x, {B * clips, slice_rows}, dtype);
-      // Long videos: more clips a warp, so that proposals are passed over less often.
-      const int tile = sizeof(T) == 8 || clips <= 512 ? 16 : clips <= 2048 ? 32 : 64;
-      const int64_t groups = (call.N * ((clips + tile - 1) / tile) + kWarps - 1) / kWarps;
-      const int shared = (kWarp * (kChunk + 1) + kWarps * (tile + 2) * kWarp) * static_cast<int>(sizeof(T));
-      allow_shared(op, &scatter<scalar_t>, shared);
-      scatter<scalar_t><<<grid(op, B * groups * ((s.channels + kWarp - 1) / kWarp)), kThreads, shared, stream>>>(
-          read<scalar_t>(grad), storage.taps(), write<T>(rows), s, tile);
-      check_launch(op);
+      launch_scatter<scalar_t>(op, grad, storage.taps(), rows, s, stream);
       if (by_x) {
         const Tensor& target = first == 0 ? grad_columns : more;
         matrix_product(torch::stable::transpose(slices, 0, 1), torch::stable::transpose(rows, 0, 1), target);
