@@ -111,11 +111,12 @@ void launch_scatter(const char* op, const Tensor& grad, const Taps<accumulate_t<
     check_launch(op);
   };
   // Two channels a lane halve what a tap costs besides adding, where blocks are enough all the same.
-  if (sizeof(T) == 4 && tile == 16 && blocks(2) >= kBlocks) {
-    launch.template operator()<2>();
-  } else {
-    launch.template operator()<1>();
+  if constexpr (sizeof(T) == 4) {
+    if (tile == 16 && blocks(2) >= kBlocks) {
+      return launch.template operator()<2>();
+    }
   }
+  launch.template operator()<1>();
 }
 
 // The call's tensors, checked and contiguous, and what the products and kernels need of them.
@@ -172,9 +173,8 @@ void launch_prepare(const char* op, const Call& call, const Sizes& s, const TapS
                       columns != nullptr && s.first == 0 ? swap_blocks(s.B, s.C, s.clips) : 0};
   if (blocks.count() > 0) {
     prepare<scalar_t, To><<<grid(op, blocks.count()), kChunk, 0, current_stream(call.x)>>>(
-        call.proposals.ends, write<int>(storage.entries), write<T>(storage.weights), storage.count,
-        write<Reach>(storage.reach), read<scalar_t>(call.weight), write<To>(slices), read<scalar_t>(call.x),
-        columns != nullptr ? write<To>(*columns) : nullptr, s, blocks);
+        call.proposals.ends, write<Tap<T>>(storage.list), write<Reach>(storage.reach), read<scalar_t>(call.weight),
+        write<To>(slices), read<scalar_t>(call.x), columns != nullptr ? write<To>(*columns) : nullptr, s, blocks);
     check_launch(op);
   }
 }

@@ -13,7 +13,7 @@ constexpr int kMostThreads = 512;  // of a block of `gather`
 // proposals in registers. The rows that it reads, DT channels of a few samples, are copied to shared memory, whose
 // banks neighbouring proposals share out well (skewed()); rows too long for that are read where they are.
 template <typename scalar_t, int DT, int PT, bool staged>
-__global__ void __launch_bounds__(kMostThreads, sizeof(accumulate_t<scalar_t>) == 8 || !staged ? 1 : 2)
+__global__ static void __launch_bounds__(kMostThreads, sizeof(accumulate_t<scalar_t>) == 8 || !staged ? 1 : 2)
     gather(const accumulate_t<scalar_t>* product, Taps<accumulate_t<scalar_t>> taps, const scalar_t* bias,
            scalar_t* out, Sizes s, int samples) {
   using T = accumulate_t<scalar_t>;
@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(accumulate_t<scalar_t>) =
   const int held = min(DT, s.channels - d0);
   T sum[PT][DT] = {};
   bool reads = true;
-  if (staged && samples < s.N) {  // Maps have whole rows of proposals that read nothing: nothing is copied for them.
+  if (staged && PT == 1 &&
+      samples < s.N) {  // Maps have whole rows of proposals that read nothing: nothing is copied for them.
     const int chunks = (s.P + kChunk - 1) / kChunk, first = p0 / kChunk;
     const int count = (min(p0 + of_block, s.P) - 1) / kChunk - first + 1;
     bool found = false;
@@ -64,38 +65,53 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(accumulate_t<scalar_t>) =
       } else {
         rows = product + (static_cast<int64_t>(n) * s.channels + d0) * columns + b * s.clips;
       }
+      const Tap<T>* list = taps.taps + first;
+      const int p = p0 + threadIdx.x;
+      Tap<T> next{-1, -1, T{0}, T{0}};  // the first tap of a proposal is read while the one before it is added up
+      if (p < s.P) {
+        next = list[p];
+      }
 #pragma unroll
       for (int i = 0; i < PT; ++i) {
-        const int p = p0 + i * blockDim.x + threadIdx.x;
-        if (p >= s.P) {
-          break;
-        }
-        int64_t at = first + p;
-        for (int k = 0; k < s.per_bin; ++k, at += s.P) {
-          const int entry = taps.entries[at];
-          const T lower = taps.lower[at], upper = taps.upper[at];
-          if (entry < 0) {
-            break;
+        Tap<T> tap = next;
+        if (i + 1 < PT) {
+          next.low = -1;
+          if (p + (i + 1) * static_cast<int>(blockDim.x) < s.P) {
+            next = list[p + (i + 1) * blockDim.x];
           }
-          int low = entry / 2, high = low + entry % 2;
+        }
+        for (int k = 1; tap.low >= 0; ++k) {
           if constexpr (staged) {
-            low = skewed(low);
-            high = skewed(high);
+            const T *low = rows + skewed(tap.low), *high = rows + skewed(tap.high);
 #pragma unroll
             for (int d = 0; d < DT; ++d) {
-              sum[i][d] += lower * rows[d * pitch + low];
-              sum[i][d] += upper * rows[d * pitch + high];
+              sum[i][d] += tap.lower * low[d * pitch];
+              sum[i][d] += tap.upper * high[d * pitch];
             }
           } else {
 #pragma unroll
             for (int d = 0; d < DT; ++d) {
               if (d < held) {
-                sum[i][d] += lower * rows[d * columns + low];
-                sum[i][d] += upper * rows[d * columns + high];
+                sum[i][d] += tap.lower * rows[d * columns + tap.low];
+                sum[i][d] += tap.upper * rows[d * columns + tap.high];
               }
             }
           }
+          if (k >= s.per_bin) {
+            break;
+          }
+          tap = list[static_cast<int64_t>(k) * s.P + p + i * blockDim.x];
         }
+      }
+    }
+  }
+  if (bias != nullptr) {
+#pragma unroll
+    for (int d = 0; d < DT; ++d) {
+      const T offset = d < held ? static_cast<T>(bias[s.first + d0 + d]) : T{0};
+#pragma unroll
+      for (int i = 0; i < PT; ++i) {
+        sum[i][d] += offset;
       }
     }
   }
@@ -107,8 +123,7 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(accumulate_t<scalar_t>) =
 #pragma unroll
       for (int d = 0; d < DT; ++d, to += s.P) {
         if (d < held) {
-          const T offset = bias != nullptr ? static_cast<T>(bias[s.first + d0 + d]) : T{0};
-          *to = static_cast<scalar_t>(sum[i][d] + offset);
+          *to = static_cast<scalar_t>(sum[i][d]);
         }
       }
     }
@@ -131,13 +146,13 @@ struct alignas(4 * sizeof(T)) Hit {
 // order and adds to its rows in shared memory, which nobody else does. A block's warps own neighbouring samples, then
 // clips, and share the gradient of the chunks of proposals that one of them has a tap in; the others are passed over.
 template <typename scalar_t, int wide>
-__global__ void __launch_bounds__(kThreads)
+__global__ static void __launch_bounds__(kThreads, sizeof(accumulate_t<scalar_t>) == 8 || wide > 1 ? 2 : 4)
     scatter(const scalar_t* grad, Taps<accumulate_t<scalar_t>> taps, accumulate_t<scalar_t>* rows, Sizes s, int tile) {
   using T = accumulate_t<scalar_t>;
   constexpr int kChannels = wide * kWarp, kPitch = kChunk + 1, kRows = kChannels / kWarps, kSteps = kChunk / kWarp;
   extern __shared__ unsigned char shared_bytes[];
   __shared__ unsigned wanted[kWarps];
-  __shared__ Hit<T> hits[kWarps][kWarp];
+  __shared__ Hit<T> hits[kWarps][kWarp + 1];         // one more, which is read but not used
   T* incoming = reinterpret_cast<T*>(shared_bytes);  // [channel][proposal of the chunk]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   // Rows of a warp: its clips, and one before and behind them for the half of a pair that belongs to others.
@@ -193,41 +208,47 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kSteps && (mine >> c & 1u) != 0; ++j) {
         const int p = p0 + j * kWarp + lane;
         const T* gradient = incoming + lane * kPitch + j * kWarp;
-        int64_t at = list * s.per_bin * s.P + p;
+        const Tap<T>* at = taps.taps + list * s.per_bin * s.P + p;
         bool ended = p >= s.P;
         for (int k = 0; k < s.per_bin; ++k, at += s.P) {
-          const int entry = ended ? -1 : taps.entries[at];
-          ended = entry < 0;
+          Tap<T> tap{-1, -1, T{0}, T{0}};
+          if (!ended) {
+            tap = *at;
+          }
+          ended = tap.low < 0;
           if (__ballot_sync(0xffffffffu, !ended) == 0) {
             break;
           }
           // A clip read alone: all of it to its row, and nothing of a number to the row before the first, which is
           // thrown away, so that two different rows are added to, always.
-          const bool pair = (entry & 1) != 0;
-          const int row = (entry >> 1) - first + 1;
+          const bool pair = tap.high > tap.low;
+          const int row = tap.low - first + 1;
           const bool hit = !ended && row >= (pair ? 0 : 1) && row <= tile;
           const unsigned found = __ballot_sync(0xffffffffu, hit);
           if (hit) {
-            const T lower = taps.lower[at], upper = taps.upper[at];
             hits[warp][__popc(found & ((1u << lane) - 1))] = {row * kChannels | (pair ? row + 1 : 0) * kChannels << 16,
-                                                              lane, pair ? lower : lower + upper, upper};
+                                                              lane, pair ? tap.lower : tap.lower + tap.upper,
+                                                              tap.upper};
           }
           __syncwarp();
           const int count = __popc(found);
+          Hit<T> next = hits[warp][0];
+#pragma unroll 2
           for (int i = 0; i < count; ++i) {
-            const Hit<T> next = hits[warp][i];
-            T *here = own + (next.rows & 0xffff), *behind = own + (next.rows >> 16);
+            const Hit<T> hit_now = next;
+            T *here = own + (hit_now.rows & 0xffff), *behind = own + (hit_now.rows >> 16);
             T value[wide], at_here[wide], at_behind[wide];
 #pragma unroll
             for (int w = 0; w < wide; ++w) {
-              value[w] = gradient[w * kWarp * kPitch + next.from];
+              value[w] = gradient[w * kWarp * kPitch + hit_now.from];
               at_here[w] = here[w * kWarp];
               at_behind[w] = behind[w * kWarp];
             }
+            next = hits[warp][i + 1];  // before what is stored, for which it would have to wait
 #pragma unroll
             for (int w = 0; w < wide; ++w) {
-              here[w * kWarp] = at_here[w] + next.lower * value[w];
-              behind[w * kWarp] = at_behind[w] + next.upper * value[w];
+              here[w * kWarp] = at_here[w] + hit_now.lower * value[w];
+              behind[w * kWarp] = at_behind[w] + hit_now.upper * value[w];
             }
           }
           __syncwarp();
@@ -251,7 +272,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void add(const T* from, T* to, int64_t count) {
+__global__ static void add(const T* from, T* to, int64_t count) {
   for (int64_t index = first_index(); index < count; index += index_stride()) {
     to[index] += from[index];
   }

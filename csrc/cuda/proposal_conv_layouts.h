@@ -99,7 +99,7 @@ inline int64_t swap_blocks(int64_t B, int64_t C, int64_t clips) {
   return (B * C * clips + kSwapped - 1) / kSwapped;
 }
 
-// Blocks first .. first + count - 1 of a launch that does several things at once.
+// How many blocks of a launch do what.
 struct Blocks {
   int64_t taps, weight, x;
   int64_t count() const {
@@ -109,22 +109,22 @@ struct Blocks {
 
 // Before the products: the taps, the weight as kernel slices [N * channels, C] and x as [C, B * clips].
 template <typename scalar_t, typename To>
-__global__ void __launch_bounds__(kChunk)
-    prepare(const double* ends, int* entries, accumulate_t<scalar_t>* tap_weights, int64_t upper, Reach* reach,
-            const scalar_t* weight, To* slices, const scalar_t* x, To* columns, Sizes s, Blocks blocks) {
+__global__ static void __launch_bounds__(kChunk)
+    prepare(const double* ends, Tap<accumulate_t<scalar_t>>* taps, Reach* reach, const scalar_t* weight, To* slices,
+            const scalar_t* x, To* columns, Sizes s, Blocks blocks) {
   int64_t block = blockIdx.x;
   if (block < blocks.weight) {
     turn_weight<false>(weight, slices, block, s);
   } else if ((block -= blocks.weight) < blocks.x) {
     swap_rows(x, columns, s.C, s.B, s.clips, block);
   } else {
-    write_taps(ends, s.clips, s.P, s.N, s.per_bin, block - blocks.x, entries, tap_weights, upper, reach);
+    write_taps(ends, s.clips, s.P, s.N, s.per_bin, block - blocks.x, taps, reach);
   }
 }
 
 // Behind them: the slices' gradient into the weight's, and x's gradient from [C, B * clips]; rounded here, once.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kChunk)
+__global__ static void __launch_bounds__(kChunk)
     finish(const accumulate_t<scalar_t>* slices, scalar_t* grad_weight, const accumulate_t<scalar_t>* columns,
            scalar_t* grad_x, Sizes s, Blocks blocks) {
   const int64_t block = blockIdx.x;

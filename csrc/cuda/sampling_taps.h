@@ -17,16 +17,19 @@ struct alignas(8) Reach {
   int first, last;
 };
 
-// The clips that each sample of each proposal reads, [videos, N, per_bin, P], so that neighbouring proposals lie side
-// by side. Up to per_bin entries a sample, in pairs of neighbouring clips: 2 * clip, and one more where the clip behind
-// it is read as well. An entry below zero ends the list. The weights have the division by per_bin in them.
-//
-// A clip that is read alone has its weight in two halves, of the same clip: readers need no branch, and what is not
-// read (it may be infinite, or outside) is not multiplied by zero either.
+// Two clips that a sample reads, and how much of each; below zero: the list has ended. The weights have the division by
+// samples_per_bin in them. A clip that is read alone has its weight in two halves, of the same clip: readers need no
+// branch, and what is not read (it may be infinite, or outside) is not multiplied by zero either.
+template <typename T>
+struct alignas(sizeof(T) == 4 ? 16 : 8) Tap {
+  int low, high;
+  T lower, upper;
+};
+
+// The taps of each sample of each proposal, [videos, N, per_bin, P], so that neighbouring proposals lie side by side.
 template <typename T>
 struct Taps {
-  const int* entries;
-  const T *lower, *upper;
+  const Tap<T>* taps;
   const Reach* reach;  // [videos, N, chunks]
 };
 
@@ -34,60 +37,52 @@ struct Taps {
 // the points of BMN's samples are often less than a clip apart.
 template <typename T>
 struct TapWriter {
-  int* entries;
-  T *lower, *upper;
-  int64_t step;  // from an entry of the list to the next one
-  int room;      // entries that may still be written
-  int clip = -1;
-  T low = 0, high = 0;
+  Tap<T>* taps;
+  int64_t step;  // from a tap of the list to the next one
+  int room;      // taps that may still be written
+  Tap<T> tap{-1, -1, T{0}, T{0}};
   Reach reach{INT_MAX, -1};
 
-  __device__ void add(int next, double weight) {
+  __device__ void add(int clip, double weight) {
     const T value = static_cast<T>(weight);
     if (value == 0) {
       return;
     }
-    if (clip >= 0 && next == clip + 1 && high == 0) {
-      high = value;
+    if (tap.low >= 0 && clip == tap.low + 1 && tap.high < 0) {
+      tap.high = clip;
+      tap.upper = value;
       return;
     }
     flush();
-    clip = next;
-    low = value;
-    high = 0;
+    tap = {clip, -1, value, T{0}};
   }
   __device__ void flush() {
-    if (clip < 0) {
+    if (tap.low < 0) {
       return;
     }
-    const bool pair = high != 0;
-    const T half = low / 2;
-    *entries = 2 * clip + (pair ? 1 : 0);
-    *lower = pair ? low : half;
-    *upper = pair ? high : low - half;
-    reach.first = min(reach.first, clip);
-    reach.last = max(reach.last, pair ? clip + 1 : clip);
-    advance();
-  }
-  __device__ void advance() {
-    entries += step;
-    lower += step;
-    upper += step;
+    if (tap.high < 0) {
+      tap.high = tap.low;
+      tap.upper = tap.lower / 2;
+      tap.lower -= tap.upper;
+    }
+    reach.first = min(reach.first, tap.low);
+    reach.last = max(reach.last, tap.high);
+    *taps = tap;
+    taps += step;
     --room;
   }
   __device__ void end() {
     flush();
     if (room > 0) {
-      *entries = -1;
-      *lower = *upper = 0;
+      *taps = {-1, -1, T{0}, T{0}};
     }
   }
 };
 
 // A block of kChunk threads: sample n of one chunk of proposals. `block` counts chunks, then samples, then videos.
 template <typename T>
-__device__ void write_taps(const double* ends, int clips, int P, int N, int per_bin, int64_t block, int* entries,
-                           T* weights, int64_t upper, Reach* reach) {
+__device__ void write_taps(const double* ends, int clips, int P, int N, int per_bin, int64_t block, Tap<T>* taps,
+                           Reach* reach) {
   __shared__ Reach of_warp[kChunk / kWarp];
   const int chunks = (P + kChunk - 1) / kChunk, chunk = static_cast<int>(block % chunks);
   const int64_t row = block / chunks;  // of samples
@@ -99,8 +94,7 @@ __device__ void write_taps(const double* ends, int clips, int P, int N, int per_
     assert(isfinite(start) && isfinite(end) && start <= end &&
            "vpgfast: a proposal must be two finite numbers, its end not before its start");
     const SamplingPoints point(start, end, points);
-    const int64_t at = row * per_bin * P + p;
-    TapWriter<T> list{entries + at, weights + at, weights + upper + at, P, per_bin};
+    TapWriter<T> list{taps + row * per_bin * P + p, P, per_bin};
     int clip = -1;  // weights of it and of the next one are still being added up
     double low = 0, high = 0;
     for (int k = 0; k < per_bin; ++k) {
@@ -154,16 +148,15 @@ struct TapStorage {
     STD_TORCH_CHECK(clips < (1 << 30) && P < (1 << 30) && N < (1 << 30) && proposals.per_bin < (1 << 30), op,
                     ": more than 2^30 clips, proposals or samples");
     blocks = videos * N * ((P + kChunk - 1) / kChunk);
-    count = videos * N * proposals.per_bin * P;
-    entries = torch::stable::new_empty(x, {count}, ScalarType::Int);
-    weights = torch::stable::new_empty(x, {2 * count}, accumulate_dtype(x));
+    list = torch::stable::new_empty(x, {videos * N * proposals.per_bin * P * static_cast<int64_t>(sizeof(Tap<T>) / 4)},
+                                    ScalarType::Int);
     reach = torch::stable::new_empty(x, {2 * blocks}, ScalarType::Int);
   }
   Taps<T> taps() const {
-    return {read<int>(entries), read<T>(weights), read<T>(weights) + count, read<Reach>(reach)};
+    return {read<Tap<T>>(list), read<Reach>(reach)};
   }
-  Tensor entries, weights, reach;
-  int64_t blocks, count;
+  Tensor list, reach;
+  int64_t blocks;
 };
 
 }  // namespace vpgfast
