@@ -129,6 +129,9 @@ CUDA_SHAPES = [
     (2, 2, 33, 700, 300, 3, 2),
     (1, 3, 70, 20, 2500, 13, 4),
     (2, 2, 5, 9, 300, 70, 1),  # more samples than a tile of the weight holds
+    (1, 2, 70, 17, 60, 264, 1),  # and enough of them for two channels a lane backwards
+    (1, 1, 40, 8, 50_000, 1, 1),  # enough proposals for 16 channels a thread
+    (1, 1, 33, 8, 70_000, 1, 2),  # for 32
 ]
 
 
