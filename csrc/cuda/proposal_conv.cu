@@ -5,6 +5,7 @@
 // once. Lists of what is read (sampling_taps.h) are made by the launch that turns the weight and x round for cuBLAS.
 
 #include <optional>
+#include <vector>
 
 #include "cuda/proposal_conv_kernels.h"
 

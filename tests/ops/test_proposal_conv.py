@@ -139,9 +139,7 @@ CUDA_SHAPES = [
 @pytest.mark.parametrize("shape", CUDA_SHAPES, ids=str)
 @pytest.mark.parametrize("each_video", [False, True], ids=["shared", "each_video"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_long_and_wide(
-    device: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...], each_video: bool
-) -> None:
+def test_long_and_wide(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...], each_video: bool) -> None:
     """Calls the op itself, so that few proposals take no other way."""
     B, _, _, T, P, _, per_bin = shape
     inputs = [t.to(device) for t in random_case(shape, dtype)]
