@@ -17,6 +17,27 @@ inline void matrix_product(const Tensor& a, const Tensor& b, const Tensor& out) 
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the result holds
 }
 
+// out = a b in the dtype of sums: of 16-bit matrices a float32 product, whose sums are not rounded to 16 bits on the
+// way to whatever is yet added to them. Torch has that product on CUDA alone; on the CPU the matrices are widened
+// first.
+inline void matrix_product_float(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const ScalarType dtype = out.scalar_type();
+  if (a.scalar_type() == dtype) {
+    matrix_product(a, b, out);
+  } else if (a.is_cuda()) {
+    std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                      torch::stable::detail::from(dtype), torch::stable::detail::from(out)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // as above
+  } else {
+    Tensor wide_a = torch::stable::new_empty(a, {a.size(0), a.size(1)}, dtype);
+    Tensor wide_b = torch::stable::new_empty(b, {b.size(0), b.size(1)}, dtype);
+    torch::stable::copy_(wide_a, a);
+    torch::stable::copy_(wide_b, b);
+    matrix_product(wide_a, wide_b, out);
+  }
+}
+
 // Sorts a vector of integers, equals in their order. `sorted` may be `values`.
 inline void stable_sort(const Tensor& values, Tensor& sorted, Tensor& order) {
   std::array<StableIValue, 4> stack{torch::stable::detail::from(values),

@@ -1,244 +1,296 @@
 // proposal_conv on CUDA. See vpgfast/ops/proposal_conv.py for what it computes.
 //
-// As on the CPU: all clips are convolved with all N kernel slices by one matrix product (cuBLAS, in the tensors'
-// dtype), then each proposal's output is a sum of a few rows of it, formed in float32.
+// As on the CPU: all clips are convolved with all N kernel slices by one matrix product (cuBLAS), then each proposal's
+// output is a sum of a few of its columns. The product is in float32 for 16-bit tensors too, so that a sum is rounded
+// once. Lists of what is read (sampling_taps.h) are made by the launch that turns the weight and x round for cuBLAS.
 
 #include <optional>
+#include <vector>
 
-#include "cuda/proposals_cuda.h"
+#include "cuda/proposal_conv_kernels.h"
 
 namespace vpgfast {
 namespace {
 
-constexpr int kProposals = 32;                            // of a block
-constexpr int kChannels = 64;                             // of a block
-constexpr int kPoints = 16;                               // of each proposal, worked out at a time
-constexpr int kOfWarp = kProposals / (kThreads / kWarp);  // proposals
-constexpr int kOfLane = kChannels / kWarp;                // channels
-constexpr int64_t kProductBytes = int64_t{1} << 30;       // of the matrix product that is held at a time
+constexpr int64_t kProductBytes = int64_t{1} << 30;  // of the matrix product that is held at a time
+constexpr int kBlocks = 132;                         // that fill a large GPU
+constexpr int64_t kWork = 1024 * kBlocks;            // threads that do
+constexpr int kDefaultShared = 48 << 10;             // bytes of shared memory that a block may have without asking
 
-struct Sizes {
-  int64_t B, clips, N, P, per_bin;
-  int64_t D, first, channels;  // channels first .. first + channels - 1 of D are held
+// What follows from the shape and the GPU alone: how a block of `gather` is cut.
+struct GatherPlan {
+  int channels, proposals;  // of a thread
+  bool staged;              // through shared memory
+  int threads, samples;     // of a block; samples staged at a time
+  int shared;               // bytes
 };
 
-// A block writes 64 channels of 32 proposals: warps add up rows with neighbouring channels in neighbouring lanes, and
-// the sums are turned round in shared memory, so that reads and writes are both coalesced.
+unsigned grid(const char* op, int64_t blocks) {
+  STD_TORCH_CHECK(blocks <= INT_MAX, op, ": more than 2^31 blocks");
+  return static_cast<unsigned>(blocks);
+}
+
+// Bytes of shared memory that a block can ask for here.
+int most_shared(const Tensor& x) {
+  int bytes = kDefaultShared;
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, std::max(0, int{x.get_device_index()}));
+  return bytes;
+}
+
+template <typename Kernel>
+void allow_shared(const char* op, Kernel* kernel, int bytes) {
+  if (bytes > kDefaultShared) {
+    STD_TORCH_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess, op,
+                    ": ", bytes, " bytes of shared memory were refused");
+  }
+}
+
+// Many channels a thread spare reading the taps again, few give more blocks; long rows leave room for few channels, of
+// which each then has many proposals, so that rows are copied once or twice altogether.
+GatherPlan gather_plan(const Sizes& s, int element, int most_shared) {
+  GatherPlan plan{8, 1, false, kThreads, s.N, 0};
+  const int64_t row = std::max<int64_t>(1, skewed(s.clips)) * element;
+  const auto blocks = [&](int64_t proposals) {
+    return s.B * ((s.channels + plan.channels - 1) / plan.channels) * ((s.P + proposals - 1) / proposals);
+  };
+  const auto share_out = [&](int most) {  // proposals evenly over blocks, in whole warps
+    const int of_block = most * plan.proposals, tiles = (s.P + of_block - 1) / of_block;
+    const int of_thread = tiles * plan.proposals, threads = (s.P + of_thread - 1) / of_thread;
+    return (threads + kWarp - 1) / kWarp * kWarp;
+  };
+  if (8 * row <= kDefaultShared) {
+    plan.staged = true;
+    for (plan.channels = 32; plan.channels > 8; plan.channels /= 2) {
+      if (plan.channels * row <= kDefaultShared && blocks(1) >= kWork) {
+        break;
+      }
+    }
+    plan.threads = share_out(plan.channels == 32 ? kMostThreads : kThreads);
+  } else if (4 * row <= most_shared) {
+    plan = {4, 8, true, kMostThreads, 1, 0};
+    while (plan.threads > 64 && blocks(plan.threads * plan.proposals) < kBlocks) {
+      plan.threads /= 2;
+    }
+    plan.threads = share_out(plan.threads);
+  }
+  if (plan.staged) {
+    const int64_t bytes = plan.channels * row, room = std::min<int64_t>(int64_t{128} * plan.threads, most_shared);
+    plan.samples = static_cast<int>(std::clamp<int64_t>(room / bytes, 1, s.N));
+    plan.shared = static_cast<int>(plan.samples * bytes);
+  }
+  return plan;
+}
+
+template <typename scalar_t, int DT, int PT, bool staged>
+void launch_gather(const Tensor& product, const Taps<accumulate_t<scalar_t>>& taps, const std::optional<Tensor>& bias,
+                   const Tensor& out, const Sizes& s, const GatherPlan& plan) {
+  const int64_t of_block = int64_t{plan.threads} * PT;
+  const int64_t blocks = s.B * ((s.channels + DT - 1) / DT) * ((s.P + of_block - 1) / of_block);
+  allow_shared("proposal_conv", &gather<scalar_t, DT, PT, staged>, plan.shared);
+  gather<scalar_t, DT, PT, staged><<<grid("proposal_conv", blocks), plan.threads, plan.shared, current_stream(out)>>>(
+      read<accumulate_t<scalar_t>>(product), taps, bias ? read<scalar_t>(*bias) : nullptr, write<scalar_t>(out), s,
+      plan.samples);
+  check_launch("proposal_conv");
+}
+
 template <typename scalar_t>
-__global__ void gather(const scalar_t* rows, const double* ends, bool each_video, const scalar_t* bias, scalar_t* out,
-                       Sizes s) {
+void launch_scatter(const char* op, const Tensor& grad, const Taps<accumulate_t<scalar_t>>& taps, const Tensor& rows,
+                    const Sizes& s, cudaStream_t stream) {
   using T = accumulate_t<scalar_t>;
-  __shared__ int64_t clip[kProposals][kPoints];
-  __shared__ T lower_weight[kProposals][kPoints], upper_weight[kProposals][kPoints];
-  __shared__ T tile[kProposals][kChannels + 1];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t proposal_tiles = (s.P + kProposals - 1) / kProposals;
-  const int64_t channel_tiles = (s.channels + kChannels - 1) / kChannels;
-  const int64_t points = s.N * s.per_bin, row_length = s.N * s.channels;
-  const T share = T{1} / static_cast<T>(s.per_bin);
-  for (int64_t index = blockIdx.x; index < s.B * channel_tiles * proposal_tiles; index += gridDim.x) {
-    const int64_t p0 = index % proposal_tiles * kProposals, d0 = index / proposal_tiles % channel_tiles * kChannels;
-    const int64_t b = index / (proposal_tiles * channel_tiles);
-    const scalar_t* video = rows + b * s.clips * row_length + d0;
-    T sum[kOfWarp][kOfLane] = {};
-    for (int64_t m0 = 0; m0 < points; m0 += kPoints) {
-      __syncthreads();  // the points before these have been used, and the tile before this one
-      for (int k = threadIdx.x; k < kProposals * kPoints; k += kThreads) {
-        const int p = k / kPoints, m = k % kPoints;
-        if (p0 + p < s.P && m0 + m < points) {
-          const int64_t proposal = (each_video ? b * s.P : 0) + p0 + p;
-          const Neighbours near(proposal_points(ends, proposal, points)[m0 + m], s.clips);
-          clip[p][m] = near.lower;
-          lower_weight[p][m] = static_cast<T>(near.lower_weight);
-          upper_weight[p][m] = static_cast<T>(near.upper_weight);
-        } else {
-          lower_weight[p][m] = upper_weight[p][m] = 0;
-        }
-      }
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < kOfWarp; ++i) {
-        const int p = warp * kOfWarp + i;
-        for (int m = 0; m < kPoints; ++m) {
-          const T lower = lower_weight[p][m], upper = upper_weight[p][m];
-          const scalar_t* row = video + clip[p][m] * row_length + (m0 + m) / s.per_bin * s.channels;
-#pragma unroll
-          for (int j = 0; j < kOfLane; ++j) {
-            const int d = lane + j * kWarp;
-            if (d0 + d < s.channels) {
-              sum[i][j] += lower != 0 ? lower * static_cast<T>(row[d]) : T{0};
-              sum[i][j] += upper != 0 ? upper * static_cast<T>(row[row_length + d]) : T{0};
-            }
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kOfWarp; ++i) {
-#pragma unroll
-      for (int j = 0; j < kOfLane; ++j) {
-        tile[warp * kOfWarp + i][lane + j * kWarp] = sum[i][j] * share;
-      }
-    }
-    __syncthreads();
-    for (int d = warp; d < kChannels && d0 + d < s.channels; d += kThreads / kWarp) {
-      if (p0 + lane < s.P) {
-        const T offset = bias != nullptr ? static_cast<T>(bias[s.first + d0 + d]) : T{0};
-        out[(b * s.D + s.first + d0 + d) * s.P + p0 + lane] = static_cast<scalar_t>(tile[lane][d] + offset);
-      }
+  // Long videos: more clips a warp, so that proposals are passed over less often.
+  const int tile = sizeof(T) == 8 || s.clips <= 512 ? 16 : s.clips <= 2048 ? 32 : 64;
+  const int64_t warps = int64_t{s.N} * ((s.clips + tile - 1) / tile);
+  STD_TORCH_CHECK(warps <= INT_MAX, op, ": more than 2^31 warps");
+  const auto blocks = [&](int wide) {
+    return s.B * ((warps + kWarps - 1) / kWarps) * ((s.channels + wide * kWarp - 1) / (wide * kWarp));
+  };
+  const auto launch = [&]<int wide>() {
+    const int shared = wide * kWarp * (kChunk + 1 + kWarps * (tile + 2)) * static_cast<int>(sizeof(T));
+    allow_shared(op, &scatter<scalar_t, wide>, shared);
+    scatter<scalar_t, wide>
+        <<<grid(op, blocks(wide)), kThreads, shared, stream>>>(read<scalar_t>(grad), taps, write<T>(rows), s, tile);
+    check_launch(op);
+  };
+  // Two channels a lane halve what a tap costs besides adding, where blocks are enough all the same.
+  if constexpr (sizeof(T) == 4) {
+    if (tile == 16 && blocks(2) >= kBlocks) {
+      return launch.template operator()<2>();
     }
   }
+  launch.template operator()<1>();
 }
 
-// A warp adds up 32 channels of one row's gradient. `grad` lies channels-last, [B, P, channels].
-template <typename scalar_t>
-__global__ void gather_backward(const scalar_t* grad, const int64_t* starts,
-                                const SortedTap<accumulate_t<scalar_t>>* taps, int64_t video_rows, scalar_t* grad_rows,
-                                Sizes s) {
+// The call's tensors, checked and contiguous, and what the products and kernels need of them.
+struct Call {
+  Call(const char* op, const Tensor& x_in, const Tensor& proposals_in, const Tensor& weight_in, int64_t samples_per_bin)
+      : x(x_in), weight(weight_in), proposals(op, proposals_in, x_in.size(0), weight_in.size(2), samples_per_bin) {
+    x = torch::stable::contiguous(x);
+    weight = torch::stable::contiguous(weight);
+    B = x.size(0), C = x.size(1), clips = x.size(2), D = weight.size(0), N = weight.size(2), P = proposals.P;
+    // Output channels at a time, so that the matrix product stays within its bound.
+    const int64_t element = x.scalar_type() == ScalarType::Double ? 8 : 4;
+    const int64_t channel = std::max<int64_t>(1, B * clips * N * element);
+    step = std::clamp<int64_t>(kProductBytes / channel, std::min<int64_t>(D, 64), std::max<int64_t>(D, 1));
+    STD_TORCH_CHECK(step <= INT_MAX, op, ": more than 2^31 channels");
+  }
+  Sizes sizes(int64_t first, int64_t channels) const {
+    return {B,
+            C,
+            D,
+            first,
+            static_cast<int>(clips),
+            static_cast<int>(P),
+            static_cast<int>(N),
+            static_cast<int>(proposals.per_bin),
+            static_cast<int>(channels),
+            proposals.each_video};
+  }
+  // x as [C, B * clips], in `dtype`; a copy that `prepare` is yet to fill, unless x lies that way.
+  Tensor columns(ScalarType dtype, bool& is_copy) const {
+    is_copy = B != 1 || dtype != x.scalar_type();
+    if (!is_copy) {
+      Tensor same = x;
+      return torch::stable::view(same, {C, clips});
+    }
+    return torch::stable::new_empty(x, {C, B * clips}, dtype);
+  }
+  Tensor x, weight;
+  Proposals proposals;
+  int64_t B, C, clips, D, N, P, step;
+};
+
+void check_inputs(const char* op, const Tensor& x, const Tensor& weight) {
+  check_sizes(op, "x", x, {-1, -1, -1});
+  check_sizes(op, "weight", weight, {-1, x.size(1), -1});
+  check_dtype(op, "weight", weight, x.scalar_type());
+}
+
+// Kernel slices of channels first .. of the weight, x's columns and the taps; the latter two with the first slices.
+template <typename scalar_t, typename To>
+void launch_prepare(const char* op, const Call& call, const Sizes& s, const TapStorage<accumulate_t<scalar_t>>& storage,
+                    const Tensor& slices, const Tensor* columns) {
   using T = accumulate_t<scalar_t>;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t channel_tiles = (s.channels + kWarp - 1) / kWarp, rows = s.N * s.clips;
-  for (int64_t index = first_index() / kWarp; index < s.B * rows * channel_tiles; index += index_stride() / kWarp) {
-    const int64_t d = index % channel_tiles * kWarp + lane, row = index / channel_tiles % rows;
-    const int64_t b = index / (channel_tiles * rows), n = row / s.clips, t = row % s.clips;
-    if (d >= s.channels) {
-      continue;
-    }
-    const int64_t begin = starts[b * video_rows + row], end = starts[b * video_rows + row + 1];
-    T sum = 0;
-    for (int64_t k = begin; k < end; ++k) {
-      sum += taps[k].weight * static_cast<T>(grad[(b * s.P + taps[k].list) * s.channels + d]);
-    }
-    grad_rows[((b * s.clips + t) * s.N + n) * s.channels + d] = static_cast<scalar_t>(sum / static_cast<T>(s.per_bin));
+  const Blocks blocks{s.first == 0 ? storage.blocks : 0, WeightTile(s).count(s),
+                      columns != nullptr && s.first == 0 ? swap_blocks(s.B, s.C, s.clips) : 0};
+  if (blocks.count() > 0) {
+    prepare<scalar_t, To><<<grid(op, blocks.count()), kChunk, 0, current_stream(call.x)>>>(
+        call.proposals.ends, write<Tap<T>>(storage.list), write<Reach>(storage.reach), read<scalar_t>(call.weight),
+        write<To>(slices), read<scalar_t>(call.x), columns != nullptr ? write<To>(*columns) : nullptr, s, blocks);
+    check_launch(op);
   }
 }
 
-template <typename scalar_t, typename T>
-__global__ void add(const scalar_t* from, T* to, int64_t count) {
-  for (int64_t index = first_index(); index < count; index += index_stride()) {
-    to[index] += static_cast<T>(from[index]);
-  }
-}
-
-// Output channels at a time, so that the matrix product stays within its bound.
-int64_t channels_at_a_time(const Tensor& x, int64_t D, int64_t N) {
-  const int64_t channel = std::max<int64_t>(1, x.size(0) * x.size(2) * N * x.element_size());
-  return std::clamp<int64_t>(kProductBytes / channel, std::min<int64_t>(D, kChannels), std::max<int64_t>(D, 1));
-}
-
-// [B, C, T] as [B * T, C].
-Tensor clip_rows(const Tensor& x) {
-  const Tensor rows = torch::stable::contiguous(torch::stable::transpose(x, 1, 2));
-  return torch::stable::view(rows, {x.size(0) * x.size(2), x.size(1)});
-}
-
-// Channels first .. first + channels - 1 of [D, C, N] as [N * channels, C].
-Tensor kernel_slices(Tensor& weight, int64_t first, int64_t channels) {
-  const Tensor part = torch::stable::transpose(torch::stable::narrow(weight, 0, first, channels), 1, 2);
-  return torch::stable::view(torch::stable::contiguous(torch::stable::transpose(part, 0, 1)),
-                             {weight.size(2) * channels, weight.size(1)});
-}
-
-Tensor proposal_conv(const Tensor& x, const Tensor& proposals_in, const Tensor& weight_in,
+Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tensor& weight_in,
                      const std::optional<Tensor>& bias_in, int64_t samples_per_bin) {
-  check_sizes("proposal_conv", "x", x, {-1, -1, -1});
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const int64_t B = x.size(0), C = x.size(1), clips = x.size(2);
-  check_sizes("proposal_conv", "weight", weight_in, {-1, C, -1});
-  check_dtype("proposal_conv", "weight", weight_in, x.scalar_type());
-  Tensor weight = weight_in;
-  const int64_t D = weight.size(0), N = weight.size(2);
-  const Proposals proposals("proposal_conv", proposals_in, B, N, samples_per_bin);
-  const int64_t P = proposals.P;
+  check_inputs("proposal_conv", x_in, weight_in);
+  const torch::stable::accelerator::DeviceGuard guard(x_in.get_device_index());
+  const Call call("proposal_conv", x_in, proposals_in, weight_in, samples_per_bin);
   std::optional<Tensor> bias;
   if (bias_in) {
-    check_sizes("proposal_conv", "bias", *bias_in, {D});
-    check_dtype("proposal_conv", "bias", *bias_in, x.scalar_type());
+    check_sizes("proposal_conv", "bias", *bias_in, {call.D});
+    check_dtype("proposal_conv", "bias", *bias_in, call.x.scalar_type());
     bias = torch::stable::contiguous(*bias_in);
   }
-  Tensor out = torch::stable::new_empty(x, {B, D, P});
-  if (B * D * P == 0) {
+  Tensor out = torch::stable::new_empty(call.x, {call.B, call.D, call.P});
+  if (call.B * call.D * call.P == 0) {
     return out;
   }
-  const Tensor clips_last = clip_rows(x);
-  const int64_t step = channels_at_a_time(x, D, N);
-  for (int64_t d = 0; d < D; d += step) {
-    const int64_t channels = std::min(step, D - d);
-    Tensor rows = torch::stable::new_empty(x, {B * clips, N * channels});
-    matrix_product(clips_last, torch::stable::transpose(kernel_slices(weight, d, channels), 0, 1), rows);
-    const Sizes sizes{B, clips, N, P, samples_per_bin, D, d, channels};
-    const int64_t blocks = B * ((channels + kChannels - 1) / kChannels) * ((P + kProposals - 1) / kProposals);
-    dispatch_floating("proposal_conv", x.scalar_type(), [&]<typename scalar_t>() {
-      gather<<<blocks_for(blocks * kThreads), kThreads, 0, current_stream(x)>>>(
-          read<scalar_t>(rows), proposals.ends, proposals.each_video, bias ? read<scalar_t>(*bias) : nullptr,
-          write<scalar_t>(out), sizes);
-      check_launch("proposal_conv");
-    });
-  }
+  dispatch_floating("proposal_conv", call.x.scalar_type(), [&]<typename scalar_t>() {
+    using T = accumulate_t<scalar_t>;
+    const TapStorage<T> storage("proposal_conv", call.proposals, call.x, call.B, call.clips);
+    bool is_copy = false;
+    const Tensor columns = call.columns(call.x.scalar_type(), is_copy);
+    for (int64_t first = 0; first < call.D; first += call.step) {
+      const Sizes s = call.sizes(first, std::min(call.step, call.D - first));
+      const int64_t slice_rows = call.N * s.channels;
+      const Tensor slices = torch::stable::new_empty(call.x, {slice_rows, call.C});
+      launch_prepare<scalar_t, scalar_t>("proposal_conv", call, s, storage, slices, is_copy ? &columns : nullptr);
+      Tensor product = torch::stable::new_empty(call.x, {slice_rows, call.B * call.clips}, accumulate_dtype(call.x));
+      if (call.C == 0) {
+        torch::stable::zero_(product);
+      } else if (call.clips > 0) {
+        matrix_product_float(slices, columns, product);
+      }
+      const GatherPlan plan = gather_plan(s, sizeof(T), most_shared(call.x));
+      const auto launch = [&]<int DT, int PT, bool staged>() {
+        launch_gather<scalar_t, DT, PT, staged>(product, storage.taps(), bias, out, s, plan);
+      };
+      if (!plan.staged) {
+        launch.template operator()<8, 1, false>();
+      } else if (plan.channels == 4) {
+        launch.template operator()<4, 8, true>();
+      } else if (plan.channels == 8) {
+        launch.template operator()<8, 1, true>();
+      } else if (plan.channels == 16) {
+        launch.template operator()<16, 1, true>();
+      } else {
+        launch.template operator()<32, 1, true>();
+      }
+    }
+  });
   return out;
 }
 
-// Gradients by x and by the weight; one that is not asked for is empty.
-std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const Tensor& x, const Tensor& proposals_in,
+// Gradients by x and by the weight; one that is not asked for is empty. In float32 for 16-bit tensors, up to the end.
+std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& proposals_in,
                                                   const Tensor& weight_in, int64_t samples_per_bin, bool by_x,
                                                   bool by_weight) {
-  check_sizes("proposal_conv_backward", "x", x, {-1, -1, -1});
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const int64_t B = x.size(0), C = x.size(1), clips = x.size(2);
-  check_sizes("proposal_conv_backward", "weight", weight_in, {-1, C, -1});
-  check_dtype("proposal_conv_backward", "weight", weight_in, x.scalar_type());
-  Tensor weight = weight_in, grad = grad_in;
-  const int64_t D = weight.size(0), N = weight.size(2);
-  const Proposals proposals("proposal_conv_backward", proposals_in, B, N, samples_per_bin);
-  const int64_t P = proposals.P;
-  check_sizes("proposal_conv_backward", "grad", grad, {B, D, P});
-  check_dtype("proposal_conv_backward", "grad", grad, x.scalar_type());
-  Tensor grad_x = by_x ? torch::stable::new_zeros(x, {B, C, clips}) : torch::stable::new_empty(x, {0});
-  Tensor grad_weight = by_weight ? torch::stable::new_zeros(x, {D, C, N}) : torch::stable::new_empty(x, {0});
-  if (B * C * clips * D * P == 0) {
-    return {grad_x, grad_weight};
+  const char* op = "proposal_conv_backward";
+  check_inputs(op, x_in, weight_in);
+  const torch::stable::accelerator::DeviceGuard guard(x_in.get_device_index());
+  const Call call(op, x_in, proposals_in, weight_in, samples_per_bin);
+  const Tensor& x = call.x;
+  const int64_t B = call.B, C = call.C, clips = call.clips, D = call.D;
+  check_sizes(op, "grad", grad_in, {B, D, call.P});
+  check_dtype(op, "grad", grad_in, x.scalar_type());
+  if (B * C * clips * D * call.P == 0) {
+    return {torch::stable::new_zeros(x, by_x ? std::vector<int64_t>{B, C, clips} : std::vector<int64_t>{0}),
+            torch::stable::new_zeros(x, by_weight ? std::vector<int64_t>{D, C, call.N} : std::vector<int64_t>{0})};
   }
-  const Tensor clips_last = clip_rows(x);
-  const int64_t step = channels_at_a_time(x, D, N);
-  dispatch_floating("proposal_conv_backward", x.scalar_type(), [&]<typename scalar_t>() {
+  const Tensor grad = torch::stable::contiguous(grad_in);
+  Tensor grad_x = torch::stable::new_empty(x, by_x ? std::vector<int64_t>{B, C, clips} : std::vector<int64_t>{0});
+  Tensor grad_weight =
+      torch::stable::new_empty(x, by_weight ? std::vector<int64_t>{D, C, call.N} : std::vector<int64_t>{0});
+  dispatch_floating(op, x.scalar_type(), [&]<typename scalar_t>() {
     using T = accumulate_t<scalar_t>;
+    const ScalarType dtype = accumulate_dtype(x);
     const cudaStream_t stream = current_stream(x);
-    const TapsOfRows<T> taps("proposal_conv_backward", proposals, B, clips, true);
-    Tensor grad_clips = torch::stable::new_empty(x, {B * clips, C});
-    std::optional<Tensor> sums;  // over the shares of the channels, where there are several
-    if (by_x && step < D) {
-      sums = torch::stable::new_zeros(x, {B * clips, C}, accumulate_dtype(x));
+    const TapStorage<T> storage(op, call.proposals, x, B, clips);
+    bool is_copy = false;
+    const Tensor columns = call.columns(dtype, is_copy);
+    Tensor grad_columns, more;  // [C, B * clips]; the products of later channels, which are added to it
+    if (by_x) {
+      grad_columns =
+          is_copy ? torch::stable::new_empty(x, {C, B * clips}, dtype) : torch::stable::view(grad_x, {C, clips});
+      more = call.step < D ? torch::stable::new_empty(x, {C, B * clips}, dtype) : grad_columns;
     }
-    for (int64_t d = 0; d < D; d += step) {
-      const int64_t channels = std::min(step, D - d);
-      const Tensor part = torch::stable::narrow(grad, 1, d, channels);
-      const Tensor grad_last = torch::stable::contiguous(torch::stable::transpose(part, 1, 2));
-      Tensor grad_rows = torch::stable::new_empty(x, {B * clips, N * channels});
-      const Sizes sizes{B, clips, N, P, samples_per_bin, D, d, channels};
-      const int64_t warps = B * N * clips * ((channels + kWarp - 1) / kWarp);
-      gather_backward<scalar_t><<<blocks_for(warps * kWarp), kThreads, 0, stream>>>(
-          read<scalar_t>(grad_last), read<int64_t>(taps.starts), read<SortedTap<T>>(taps.sorted), taps.video_rows,
-          write<scalar_t>(grad_rows), sizes);
-      check_launch("proposal_conv_backward");
+    for (int64_t first = 0; first < D; first += call.step) {
+      const Sizes s = call.sizes(first, std::min(call.step, D - first));
+      const int64_t slice_rows = call.N * s.channels;
+      Tensor slices = torch::stable::new_empty(x, {slice_rows, C}, dtype);
+      launch_prepare<scalar_t, T>(op, call, s, storage, slices, is_copy ? &columns : nullptr);
+      Tensor rows = torch::stable::new_empty(x, {B * clips, slice_rows}, dtype);
+      launch_scatter<scalar_t>(op, grad, storage.taps(), rows, s, stream);
       if (by_x) {
-        matrix_product(grad_rows, kernel_slices(weight, d, channels), grad_clips);
-        if (sums) {
-          add<<<blocks_for(B * clips * C), kThreads, 0, stream>>>(read<scalar_t>(grad_clips), write<T>(*sums),
-                                                                  B * clips * C);
-          check_launch("proposal_conv_backward");
+        const Tensor& target = first == 0 ? grad_columns : more;
+        matrix_product(torch::stable::transpose(slices, 0, 1), torch::stable::transpose(rows, 0, 1), target);
+        if (first > 0) {
+          add<<<blocks_for(C * B * clips), kThreads, 0, stream>>>(read<T>(more), write<T>(grad_columns), C * B * clips);
+          check_launch(op);
         }
       }
-      if (by_weight) {
-        Tensor slices = torch::stable::new_empty(x, {N * channels, C});
-        matrix_product(torch::stable::transpose(grad_rows, 0, 1), clips_last, slices);
-        const Tensor by_channel = torch::stable::transpose(torch::stable::view(slices, {N, channels, C}), 0, 1);
-        Tensor target = torch::stable::narrow(grad_weight, 0, d, channels);
-        torch::stable::copy_(target, torch::stable::transpose(by_channel, 1, 2));
+      if (by_weight) {  // the slices are no longer needed: their gradient takes their place
+        matrix_product(torch::stable::transpose(rows, 0, 1), torch::stable::transpose(columns, 0, 1), slices);
       }
-    }
-    if (by_x) {
-      const Tensor rows = torch::stable::view(sums ? *sums : grad_clips, {B, clips, C});
-      torch::stable::copy_(grad_x, torch::stable::transpose(rows, 1, 2));
+      const bool last = first + s.channels == D;
+      const Blocks blocks{0, by_weight ? WeightTile(s).count(s) : 0,
+                          by_x && is_copy && last ? swap_blocks(B, C, clips) : 0};
+      if (blocks.count() > 0) {
+        finish<scalar_t><<<grid(op, blocks.count()), kChunk, 0, stream>>>(
+            read<T>(slices), by_weight ? write<scalar_t>(grad_weight) : nullptr, by_x ? read<T>(grad_columns) : nullptr,
+            by_x ? write<scalar_t>(grad_x) : nullptr, s, blocks);
+        check_launch(op);
+      }
     }
   });
   return {grad_x, grad_weight};

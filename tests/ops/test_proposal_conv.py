@@ -120,6 +120,61 @@ def check_16_bit_products(proposals: Tensor, inputs: list[Tensor], per_bin: int,
         torch.testing.assert_close(a.double(), b, rtol=0, atol=16 * torch.finfo(out.dtype).eps * max(scale, 1e-6))
 
 
+# B, C, D, T, P, N, samples per bin; each takes another way through the CUDA kernels
+CUDA_SHAPES = [
+    (1, 3, 5, 6, 4, 2, 1),
+    (1, 2, 3, 1, 1, 4, 1),  # one clip, one proposal
+    (1, 2, 40, 1600, 900, 2, 1),  # rows too long to hold eight channels of
+    (1, 2, 9, 15000, 7600, 2, 1),  # too long to hold at all
+    (2, 2, 33, 700, 300, 3, 2),
+    (1, 3, 70, 20, 2500, 13, 4),
+    (2, 2, 5, 9, 300, 70, 1),  # more samples than a tile of the weight holds
+    (1, 2, 70, 17, 60, 264, 1),  # and enough of them for two channels a lane backwards
+    (1, 1, 40, 8, 50_000, 1, 1),  # enough proposals for 16 channels a thread
+    (1, 1, 33, 8, 70_000, 1, 2),  # for 32
+]
+
+
+@implementations()
+@pytest.mark.parametrize("shape", CUDA_SHAPES, ids=str)
+@pytest.mark.parametrize("each_video", [False, True], ids=["shared", "each_video"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_long_and_wide(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...], each_video: bool) -> None:
+    """Calls the op itself, so that few proposals take no other way."""
+    B, _, _, T, P, _, per_bin = shape
+    inputs = [t.to(device) for t in random_case(shape, dtype)]
+    proposals = random_proposals(*((B, P) if each_video else (P,)), T=T).to(device)
+    compare(
+        lambda x, w, b: torch.ops.vpgfast.proposal_conv(x, proposals, w, b, per_bin),
+        inputs,
+        backend,
+        of_scale=1e-5 if dtype == torch.float32 else 0.0,
+    )
+
+
+@implementations()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_16_bit_results_are_rounded_once(device: str, backend: str, dtype: torch.dtype) -> None:
+    """No value lies further from the exact one than rounding it puts it, but for the rounding of float32 sums."""
+    shape = (2, 64, 48, 33, 60, 4, 2)
+    inputs = [t.to(device) for t in random_case(shape, dtype)]
+    proposals = random_proposals(60, T=33).to(device)
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    wide = [t.double().requires_grad_() for t in inputs]
+    with ops.backend(backend):  # type: ignore[arg-type]
+        out = proposal_conv(leaves[0], proposals, leaves[1], leaves[2], 2)
+    with ops.backend("reference"):
+        exact = proposal_conv(wide[0], proposals, wide[1], wide[2], 2)
+    incoming = (torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8).to(out)
+    ours = [out, *torch.autograd.grad(out, leaves[:2], incoming)]
+    theirs = [exact, *torch.autograd.grad(exact, wide[:2], incoming.double())]
+    for a, b in zip(ours, theirs, strict=True):
+        scale = float(b.detach().abs().max())
+        # Half a unit in the last place, as a share of the value, is at most half of epsilon.
+        allowed = 0.5 * torch.finfo(dtype).eps * b.abs() + 1e-5 * scale
+        assert int(((a.double() - b).abs() > allowed).sum()) == 0
+
+
 @pytest.mark.parametrize("each_video", [False, True], ids=["shared", "each_video"])
 def test_cut_into_videos_and_channels(each_video: bool) -> None:
     """Matrix products too large to hold at once: 24 videos of 4 MiB, then one video of 48 MiB."""

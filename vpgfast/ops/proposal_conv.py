@@ -112,7 +112,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | Non
             grad, x, proposals, weight, ctx.samples_per_bin, by_x, by_weight
         )
         grad_x, grad_weight = both[0] if by_x else None, both[1] if by_weight else None
-    grad_bias = grad.sum((0, 2)).to(grad.dtype) if by_bias else None
+    # First along memory, then over the videos: on CUDA half the time of one sum over both.
+    grad_bias = grad.sum(2, dtype=accumulate_dtype(grad.dtype)).sum(0).to(grad.dtype) if by_bias else None
     return grad_x, None, grad_weight, grad_bias, None
 
 
