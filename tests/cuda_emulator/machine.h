@@ -1,0 +1,67 @@
+// What the emulator's parts know of the launch that runs.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+#include "include/cuda_emulator.h"
+
+namespace cuda_emulator {
+
+constexpr int kWarp = 32;
+
+// What may be set from outside (host.cpp).
+struct Settings {
+  unsigned seed;
+  int poison;      // the byte that uninitialised memory holds
+  int processors;  // multiprocessors that the device says it has
+  bool capture;    // a CUDA graph is being captured: the host may not wait for the device
+};
+extern Settings settings;
+
+// A place in the run. Segments count up over all launches: a new one begins with a block and after every barrier.
+struct Now {
+  const Launch* launch = nullptr;
+  const char* arguments = nullptr;  // of the kernel, on the host's stack
+  size_t argument_bytes = 0;
+  int threads = 0;      // of a block
+  int thread = kScheduler;
+  uint32_t segment = 1;
+  uint32_t launchs_first = 1, blocks_first = 1;  // segments
+};
+extern Now now;
+inline bool in_a_kernel() {
+  return now.thread != kScheduler;
+}
+
+struct Region {
+  uintptr_t start;
+  size_t size;
+  bool contains(uintptr_t address) const {
+    return address - start < size;
+  }
+};
+// The block's shared memory, as far as it has been come by.
+extern std::vector<Region> shared_regions;
+bool is_shared(uintptr_t address);
+
+// When a thread's accesses are known to the others of its warp: clocks()[lane] is the last tick of that lane that
+// `thread` comes after; its own is the tick that it is in.
+const uint32_t* clocks(int thread);
+
+extern uint64_t launches;  // so far
+
+// What a failed launch says: an assertion, or a configuration that no device takes.
+struct Failure {
+  int code = 0;
+  std::string message;
+};
+extern Failure failure;
+
+[[noreturn]] void stop(const std::string& what);
+std::string to_string(const Place&);
+
+}  // namespace cuda_emulator
