@@ -47,9 +47,9 @@ assert library.__file__.startswith(os.getcwd()), f"{library.__file__} is not the
 '
 
 # Not about kernels, or about where the CPU's are registered.
-skipped="triton or compile or registration or memory or export or environment or without_any_library or test_registry"
+skipped="triton or compile or registration or memory or export or environment or without_any_library or test_registry or test_from_four_threads"
 echo "== testing with VPGFAST_EMULATOR_SEED=$VPGFAST_EMULATOR_SEED VPGFAST_EMULATOR_POISON=$VPGFAST_EMULATOR_POISON"
 # Not captured and with no handler of Python's own, so that a report is seen.
-"$python" -m pytest tests/ops tests/nn -p no:cacheprovider -p no:faulthandler --capture=no -q \
+"$python" -m pytest tests/cuda_emulator/check_kernels.py tests/ops tests/nn -p no:cacheprovider -p no:faulthandler --capture=no -q \
   -m "not slow and not gpu" -k "not ($skipped)" "$@"
 echo "== no errors"

@@ -18,8 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT)]
-from translate import translate  # noqa: E402
+sys.path[:0] = [str(ROOT), str(HERE.parent)]
+from cuda_emulator.translate import translate  # noqa: E402
 
 from _build.extensions import PYTHON_TARGET, TORCH_TARGET, find_torch  # noqa: E402
 
@@ -39,14 +39,14 @@ SHARED = "-std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -march=native -ff
 class Build:
     """Of the kernels of one tree in one mode."""
 
-    def __init__(self, tree: Path, mode: str, extra: tuple[str, ...] = ()) -> None:
+    def __init__(self, tree: Path, mode: str) -> None:
         torch = find_torch()
         assert torch is not None
         self.tree, self.mode, self.torch = tree, mode, torch
         self.cxx = os.environ.get("CXX", "g++")
         self.cache = Path(os.environ.get("VPGFAST_EMULATOR_CACHE", tree / "build" / "cuda_emulator"))
         self.cache.mkdir(parents=True, exist_ok=True)
-        self.flags = [*SHARED.split(), *extra, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+        self.flags = [*SHARED.split(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
         self.flags += [f"-DPy_LIMITED_API={PYTHON_TARGET}", "-DVPGFAST_MODULE=_C", f"-I{HERE / 'include'}"]
         self.headers = [f"-I{torch / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
         self.headers += [f"-ffile-prefix-map={tree}/="]
@@ -108,9 +108,11 @@ class Build:
         flags = [*KERNELS[self.mode].split(), f"-I{self.translated}", f"-I{self.tree / 'csrc'}"]
         return self.compile(source.stem, translated, ["-include", str(self.prefix), *flags])
 
-    def emulator(self) -> list[Path]:
+    def emulator(self, *extra: str) -> list[Path]:
+        flags = [*EMULATOR[self.mode].split(), *extra, f"-I{HERE}"]
+
         def one(source: Path) -> Path:
-            return self.compile(f"emulator-{source.stem}", source.read_text(), [*EMULATOR[self.mode].split(), f"-I{HERE}"])
+            return self.compile(f"emulator-{source.stem}", source.read_text(), flags)
 
         with self.pool() as pool:
             return list(pool.map(one, sorted(HERE.glob("*.cpp"))))

@@ -35,7 +35,7 @@ struct Thread {
   int source = 0;  // of the meeting
   bool fence = false;
   uint64_t value = 0, result = 0;
-  uint32_t clocks[kWarp] = {};
+  Clocks clocks;
   std::vector<std::vector<Copy>> copies;  // in groups, the last of which is open
 };
 // The lanes of a warp that wait for the others.
@@ -49,7 +49,7 @@ struct AssertionFailed {};
 std::mutex one_launch_at_a_time;
 std::vector<Thread> threads(kMostThreads);
 Meeting meetings[kMostThreads / kWarp];
-int living = 0, waiting = 0;
+int living = 0, waiting = 0, votes = 0, votes_counted = 0;
 void (*body)(void*) = nullptr;
 std::unique_ptr<char[]> dynamic_memory;
 char* dynamic_start = nullptr;
@@ -137,7 +137,7 @@ void stop_where_nobody_can_go_on() {
 
 void run_block(std::vector<int>& order) {
   living = now.threads;
-  waiting = 0;
+  waiting = votes = 0;
   now.blocks_first = ++now.segment;
   prepare_shared_memory();
   for (int t = 0; t < now.threads; ++t) {
@@ -145,8 +145,8 @@ void run_block(std::vector<int>& order) {
     thread.state = State::ready;
     thread.place = {};
     thread.copies.clear();
-    std::fill_n(thread.clocks, kWarp, 0u);
-    thread.clocks[t % kWarp] = 1;
+    thread.clocks = {};
+    thread.clocks.fences[t % kWarp] = thread.clocks.meetings[t % kWarp] = 1;
     start_fiber(t, thread_begins);
   }
   for (Meeting& meeting : meetings) {
@@ -196,25 +196,29 @@ void open_barrier_if_all_wait() {
     threads[t].state = State::ready;
   }
   waiting = 0;
+  votes_counted = votes;
+  votes = 0;
   ++now.segment;
 }
 
-// After a fence each of the lanes comes after what all of them have done.
-void join_clocks(Thread* lanes, unsigned mask) {
+// Each of the lanes now comes after what all of them have done.
+void join(Thread* lanes, unsigned mask, uint32_t (Clocks::*which)[32]) {
+#if defined(CUDA_EMULATOR_RACES)
   uint32_t latest[kWarp] = {};
   for (int i = 0; i < kWarp; ++i) {
-    if (mask >> i & 1u) {
-      for (int j = 0; j < kWarp; ++j) {
-        latest[j] = std::max(latest[j], lanes[i].clocks[j]);
-      }
+    for (int j = 0; j < kWarp && (mask >> i & 1u); ++j) {
+      latest[j] = std::max(latest[j], (lanes[i].clocks.*which)[j]);
     }
   }
   for (int i = 0; i < kWarp; ++i) {
     if (mask >> i & 1u) {
-      std::copy_n(latest, kWarp, lanes[i].clocks);
-      ++lanes[i].clocks[i];
+      std::copy_n(latest, kWarp, lanes[i].clocks.*which);
+      ++(lanes[i].clocks.*which)[i];
     }
   }
+#else
+  static_cast<void>(lanes), static_cast<void>(mask), static_cast<void>(which);
+#endif
 }
 
 void end_meeting(Thread* lanes, Meeting& meeting) {
@@ -232,8 +236,9 @@ void end_meeting(Thread* lanes, Meeting& meeting) {
       lanes[i].state = State::ready;
     }
   }
+  join(lanes, mask, &Clocks::meetings);
   if (lanes[now.thread % kWarp].fence) {
-    join_clocks(lanes, mask);
+    join(lanes, mask, &Clocks::fences);
   }
   meeting.here = 0;
 }
@@ -261,7 +266,7 @@ void fail(const char* what, Place place) {
   stop(to_string(place) + ": " + what);
 }
 
-const uint32_t* clocks(int thread) {
+const Clocks& clocks(int thread) {
   return threads[thread].clocks;
 }
 
@@ -344,6 +349,12 @@ void barrier(Place place) {
   if (self.state != State::ready) {
     go_to_scheduler();
   }
+}
+
+int barrier_with_votes(bool vote, Place place) {
+  votes += vote;
+  barrier(place);
+  return votes_counted;
 }
 
 uint64_t meet(unsigned mask, uint64_t value, int source, bool fence, Place place) {

@@ -48,9 +48,13 @@ struct Region {
 extern std::vector<Region> shared_regions;
 bool is_shared(uintptr_t address);
 
-// When a thread's accesses are known to the others of its warp: clocks()[lane] is the last tick of that lane that
-// `thread` comes after; its own is the tick that it is in.
-const uint32_t* clocks(int thread);
+// What a thread of a warp comes after, by the ticks of its lanes. A fence orders all that is before it. Any meeting, a
+// shuffle too, orders the reads before it alone: their values have been needed for it. A lane's own tick is the one that
+// it is in.
+struct Clocks {
+  uint32_t fences[32] = {}, meetings[32] = {};
+};
+const Clocks& clocks(int thread);
 
 extern uint64_t launches;  // so far
 

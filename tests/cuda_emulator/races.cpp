@@ -20,6 +20,7 @@ namespace {
 struct Access {
   uint32_t segment = 0, tick = 0, code = 0;
   int16_t thread = 0;
+  bool is_read = false;
 
   // Whether nothing orders this before `later`. Segments before `since` do not count.
   bool unordered(const Access& later, uint32_t since) const {
@@ -32,7 +33,8 @@ struct Access {
     if (segment < later.segment || thread == later.thread) {
       return false;
     }
-    return thread / kWarp != later.thread / kWarp || tick > clocks(later.thread)[thread % kWarp];
+    const Clocks& known = clocks(later.thread);
+    return thread / kWarp != later.thread / kWarp || tick > (is_read ? known.meetings : known.fences)[thread % kWarp];
   }
 };
 
@@ -204,9 +206,10 @@ void use(const void* data, size_t size, bool writes, bool atomic, void* code) {
   }
   const bool shared = is_shared(at);
   const uint32_t since = shared ? now.blocks_first : now.launchs_first;
-  const Access access{now.segment, clocks(now.thread)[now.thread % kWarp],
+  const Clocks& known = clocks(now.thread);
+  const Access access{now.segment, (writes ? known.fences : known.meetings)[now.thread % kWarp],
                       static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - library_start()),
-                      static_cast<int16_t>(now.thread)};
+                      static_cast<int16_t>(now.thread), !writes};
   // The largest power of two, up to 16, that both the place and the size are multiples of.
   const int aligned = __builtin_ctzll(at | size | 16);
   for (uintptr_t byte = at; byte < at + size;) {

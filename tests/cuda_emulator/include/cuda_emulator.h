@@ -58,6 +58,7 @@ void launch(const Launch& launch, const Kernel& kernel, Arguments... arguments) 
 void* dynamic_shared(size_t alignment);
 void poison_shared(void* data, size_t bytes);  // when the block's first thread comes by
 void barrier(Place);
+int barrier_with_votes(bool vote, Place);  // how many of the block's threads vote for it
 // Waits for the lanes of `mask` at this place. Returns the value of lane `source`, or, with source -1, the bits of the
 // lanes whose value is not zero. Orders memory only if `fence`: a shuffle does not.
 uint64_t meet(unsigned mask, uint64_t value, int source, bool fence, Place);

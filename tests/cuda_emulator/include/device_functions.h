@@ -48,21 +48,14 @@ inline int __any_sync(unsigned mask, int predicate, CUDA_EMULATOR_HERE) {
 inline int __all_sync(unsigned mask, int predicate, CUDA_EMULATOR_HERE) {
   return cuda_emulator::meet(mask, predicate != 0, -1, false, place) == mask;
 }
-// Of all threads of a block: a barrier, a vote, and the barrier that lets the next vote begin.
 inline int __syncthreads_count(int predicate, CUDA_EMULATOR_HERE) {
-  static int votes;
-  cuda_emulator::barrier(place);
-  votes = 0;
-  cuda_emulator::barrier(place);
-  votes += predicate != 0;
-  cuda_emulator::barrier(place);
-  return votes;
+  return cuda_emulator::barrier_with_votes(predicate != 0, place);
 }
 inline int __syncthreads_or(int predicate, CUDA_EMULATOR_HERE) {
-  return __syncthreads_count(predicate, place) != 0;
+  return cuda_emulator::barrier_with_votes(predicate != 0, place) != 0;
 }
 inline int __syncthreads_and(int predicate, CUDA_EMULATOR_HERE) {
-  return __syncthreads_count(predicate == 0, place) == 0;
+  return cuda_emulator::barrier_with_votes(predicate == 0, place) == 0;
 }
 #define __activemask() static_assert(false, "which lanes are active is not defined; name them in a mask")
 
