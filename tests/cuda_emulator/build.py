@@ -47,19 +47,21 @@ class Build:
         self.cache = Path(os.environ.get("VPGFAST_EMULATOR_CACHE", tree / "build" / "cuda_emulator"))
         self.cache.mkdir(parents=True, exist_ok=True)
         self.flags = [*SHARED.split(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-        self.flags += [f"-DPy_LIMITED_API={PYTHON_TARGET}", "-DVPGFAST_MODULE=_C", f"-I{HERE / 'include'}"]
-        self.headers = [f"-I{torch / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
-        self.headers += [f"-ffile-prefix-map={tree}/="]
+        self.flags += [f"-DPy_LIMITED_API={PYTHON_TARGET}", "-DVPGFAST_MODULE=_C"]
+        # Where things lie is no part of what an object is made from: a copy of the tree finds the original's objects.
+        places = [HERE / "include", HERE, tree / "csrc", torch / "include", sysconfig.get_paths()["include"]]
+        self.places = [f"-I{place}" for place in places]
+        self.new_objects = self.cache
 
     @cached_property
     def translated(self) -> Path:
         """Folder of the headers of ``csrc``, those for kernels translated."""
         headers = sorted(self.tree.glob("csrc/cuda/*.h"))
-        texts = {header.name: translate(header.read_text()) for header in headers}
+        texts = {file.name: f'#line 1 "{file.name}"\n{translate(file.read_text())}' for file in headers}
         folder = self.cache / f"headers-{self.key(*texts.items())}" / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            _write(folder / name, f'#line 1 "{self.tree}/csrc/cuda/{name}"\n{text}')
+            _write(folder / name, text)
         return folder.parent
 
     def key(self, *parts: object) -> str:
@@ -74,7 +76,7 @@ class Build:
     @cached_property
     def prefix(self) -> Path:
         """A header, compiled ahead, that stands in for CUDA's and torch's."""
-        flags = [*self.flags, *self.headers, *KERNELS[self.mode].split()]
+        flags = [*self.flags, *self.places, *KERNELS[self.mode].split()]
         name = self.key(self.state, KERNELS[self.mode])
         prefix = self.cache / f"prefix-{name}" / "prefix.h"
         prefix.parent.mkdir(exist_ok=True)
@@ -92,26 +94,26 @@ class Build:
 
     def compile(self, name: str, text: str, flags: list[str]) -> Path:
         """The object of a source, made if it is not in the cache."""
-        key = self.key(self.state, text, flags)
-        made = self.cache / f"{name}-{key}.o"
+        file = f"{name}-{self.key(self.state, text, flags)}"
+        made = self.cache / f"{file}.o"
         if not made.exists():
-            source = self.cache / f"{name}-{key}.{os.getpid()}.cpp"
+            made = self.new_objects / f"{file}.o"
+            source, target = (made.with_name(f"{file}.{os.getpid()}.{ending}") for ending in ("cpp", "o"))
             source.write_text(text)
-            self.run(*self.flags, *flags, *self.headers, "-c", str(source), "-o", f"{made}.{os.getpid()}")
-            os.replace(f"{made}.{os.getpid()}", made)
+            self.run(*self.flags, *flags, *self.places, "-c", str(source), "-o", str(target))
+            target.rename(made)
             source.unlink()
         return made
 
-    def kernel(self, source: Path, text: str | None = None) -> Path:
-        """The object of a ``.cu`` file, or of another text in its place."""
-        translated = f'#line 1 "{source}"\n' + translate(source.read_text() if text is None else text)
-        flags = [*KERNELS[self.mode].split(), f"-I{self.translated}", f"-I{self.tree / 'csrc'}"]
-        return self.compile(source.stem, translated, ["-include", str(self.prefix), *flags])
+    def kernel(self, source: Path) -> Path:
+        """The object of a ``.cu`` file."""
+        text = f'#line 1 "{source.name}"\n{translate(source.read_text())}'
+        flags = ["-include", str(self.prefix), *KERNELS[self.mode].split(), f"-I{self.translated}"]
+        return self.compile(source.stem, text, flags)
 
     def emulator(self, *extra: str) -> list[Path]:
-        flags = [*EMULATOR[self.mode].split(), *extra, f"-I{HERE}"]
-
         def one(source: Path) -> Path:
+            flags = [*EMULATOR[self.mode].split(), *extra]
             return self.compile(f"emulator-{source.stem}", source.read_text(), flags)
 
         with self.pool() as pool:
