@@ -114,7 +114,8 @@ class Build:
     def emulator(self, *extra: str) -> list[Path]:
         def one(source: Path) -> Path:
             flags = [*EMULATOR[self.mode].split(), *extra]
-            return self.compile(f"emulator-{source.stem}", source.read_text(), flags)
+            text = f'#line 1 "{source.name}"\n{source.read_text()}'
+            return self.compile(f"emulator-{source.stem}", text, flags)
 
         with self.pool() as pool:
             return list(pool.map(one, sorted(HERE.glob("*.cpp"))))

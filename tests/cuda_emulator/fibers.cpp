@@ -26,22 +26,20 @@ constexpr size_t kStack = size_t{256} << 10, kGuard = 4096;
 // Not a power of two: the stacks' tops take turns in the caches' sets.
 constexpr size_t kDistance = kStack + 2 * kGuard;
 
-char* stacks() {
-  static char* const all = [] {
-    void* memory = mmap(nullptr, kMostThreads * kDistance, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-      std::abort();
-    }
-    for (int fiber = 0; fiber < kMostThreads; ++fiber) {
-      mprotect(static_cast<char*>(memory) + fiber * kDistance, kGuard, PROT_NONE);
-    }
-    return static_cast<char*>(memory);
-  }();
-  return all;
+char* allocate_stacks() {
+  void* memory = mmap(nullptr, kMostThreads * kDistance, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    std::abort();
+  }
+  for (int fiber = 0; fiber < kMostThreads; ++fiber) {
+    mprotect(static_cast<char*>(memory) + fiber * kDistance, kGuard, PROT_NONE);
+  }
+  return static_cast<char*>(memory);
 }
+char* const stacks = allocate_stacks();
 char* stack_of(int fiber) {
-  return stacks() + fiber * kDistance + kGuard;
+  return stacks + fiber * kDistance + kGuard;
 }
 
 #if defined(CUDA_EMULATOR_UCONTEXT)
@@ -134,7 +132,7 @@ void fiber_has_begun() {
 }
 
 bool on_a_fibers_stack(uintptr_t address) {
-  return address - reinterpret_cast<uintptr_t>(stacks()) < kMostThreads * kDistance;
+  return address - reinterpret_cast<uintptr_t>(stacks) < kMostThreads * kDistance;
 }
 
 }  // namespace cuda_emulator

@@ -29,9 +29,10 @@ constexpr int kShared = 48 << 10, kSharedOptIn = 163 << 10;
 
 std::unordered_map<const void*, int> shared_limits;
 
-bool forbidden_in_a_capture(const std::string& what) {
+constexpr const char* kNotInACapture = "not permitted in the capture of a CUDA graph: ";
+bool forbidden_in_a_capture(const char* what) {
   if (settings.capture) {
-    failure = {cudaErrorStreamCaptureUnsupported, "not permitted in the capture of a CUDA graph: " + what};
+    failure = {cudaErrorStreamCaptureUnsupported, std::string(kNotInACapture) + what};
   }
   return settings.capture;
 }
@@ -229,10 +230,8 @@ AOTITorchError cuda_emulator_new_empty(AtenTensorHandle self, const int64_t* siz
 
 AOTITorchError cuda_emulator_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
                                              uint64_t version) {
-  if (waits_for_device(op, overload, stack)) {
-    const std::string what = std::string(op) + " waits for the device";
-    STD_TORCH_CHECK(!forbidden_in_a_capture(what), failure.message);
-  }
+  STD_TORCH_CHECK(!(settings.capture && waits_for_device(op, overload, stack)), kNotInACapture, op,
+                  " waits for the device");
   const AOTITorchError error = torch_call_dispatcher(op, overload, stack, version);
   const std::string_view name(op);
   if (error == 0 && (name == "aten::empty" || name == "aten::empty_like" || name == "aten::new_empty" ||

@@ -18,8 +18,6 @@ Now now;
 std::vector<Region> shared_regions;
 Failure failure;
 uint64_t launches = 0;
-void races_forget();         // races.cpp
-void check_launch_limits();  // host.cpp
 
 namespace {
 
@@ -308,11 +306,15 @@ void run(const Launch& launch, void (*kernel)(void*), void* arguments, size_t by
     for (const uint32_t b : blocks) {
       indices.block = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
       run_block(threads_in_order);
+      traffic_ends_block();
       if (failure.code != 0) {
         break;
       }
     }
-    races_forget();
+    races_end_launch();
+    if (counts_traffic()) {
+      traffic_ends_launch();
+    }
   }
   shared_regions.clear();
   now.launch = nullptr;

@@ -65,6 +65,14 @@ struct Failure {
 };
 extern Failure failure;
 
+// Told by the machine: races.cpp, traffic.cpp, host.cpp.
+void races_end_launch();
+bool counts_traffic();
+void note_traffic(uintptr_t at, size_t size, bool writes, bool atomic, uintptr_t code);
+void traffic_ends_block();
+void traffic_ends_launch();
+void check_launch_limits();
+
 [[noreturn]] void stop(const std::string& what);
 std::string to_string(const Place&);
 

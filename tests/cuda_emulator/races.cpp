@@ -41,12 +41,14 @@ struct Access {
 // Accesses that may be unordered among themselves: reads, or atomic ones.
 class Accesses {
  public:
-  void copy(const Accesses& other) {
-    earlier_ = other.earlier_;
-    first_ = other.first_;
-    second_ = other.second_;
-    lanes_ = other.lanes_ ? std::make_unique<std::array<Access, kWarp>>(*other.lanes_) : nullptr;
+  Accesses() = default;
+  Accesses(const Accesses& other)
+      : earlier_(other.earlier_), first_(other.first_), second_(other.second_) {
+    if (other.lanes_) {
+      lanes_ = std::make_unique<Lanes>(*other.lanes_);
+    }
   }
+  Accesses& operator=(Accesses&& other) = default;
   const Access* unordered(const Access& later, uint32_t since) const {
     for (const Access* one : {&earlier_, &first_, &second_}) {
       if (one->unordered(later, since)) {
@@ -76,16 +78,17 @@ class Accesses {
       first_ = a;
     } else {
       if (!lanes_) {
-        lanes_ = std::make_unique<std::array<Access, kWarp>>();
+        lanes_ = std::make_unique<Lanes>();
       }
       (*lanes_)[a.thread % kWarp] = a;
     }
   }
 
  private:
+  using Lanes = std::array<Access, kWarp>;
   Access earlier_;                                   // by a block that is through
   Access first_, second_;                            // of two warps, in the last segment
-  std::unique_ptr<std::array<Access, kWarp>> lanes_; // of the first one's warp, the others of its lanes
+  std::unique_ptr<Lanes> lanes_; // of the first one's warp, the others of its lanes
 };
 
 struct Cell {
@@ -107,10 +110,9 @@ struct Page {
       for (size_t i = 0; i < size_t{1} << (kPageBits - finer); ++i) {
         Cell& old = cells[i >> (shift - finer)];
         split[i].write = old.write;
-        split[i].reads.copy(old.reads);
+        split[i].reads = Accesses(old.reads);
         if (old.atomics) {
-          split[i].atomics = std::make_unique<Accesses>();
-          split[i].atomics->copy(*old.atomics);
+          split[i].atomics = std::make_unique<Accesses>(*old.atomics);
         }
       }
     }
@@ -204,6 +206,10 @@ void use(const void* data, size_t size, bool writes, bool atomic, void* code) {
       at - reinterpret_cast<uintptr_t>(now.arguments) < now.argument_bytes) {
     return;
   }
+  if (counts_traffic()) {
+    note_traffic(at, size, writes, atomic, reinterpret_cast<uintptr_t>(code));
+    return;
+  }
   const bool shared = is_shared(at);
   const uint32_t since = shared ? now.blocks_first : now.launchs_first;
   const Clocks& known = clocks(now.thread);
@@ -224,7 +230,7 @@ void use(const void* data, size_t size, bool writes, bool atomic, void* code) {
 
 }  // namespace
 
-void races_forget() {
+void races_end_launch() {
   if (pages.size() > kMostPages) {
     pages.clear();
     std::fill(std::begin(remembered), std::end(remembered), std::decay_t<decltype(remembered[0])>{});
