@@ -11,7 +11,7 @@ struct Mismatch {
   const struct {
     uint16_t kind, info;
     char name[1];
-  } * type;
+  }* type;
   unsigned char alignment_bits, kind;
 };
 }  // namespace

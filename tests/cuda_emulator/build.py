@@ -19,9 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
-from cuda_emulator.translate import translate  # noqa: E402
-
 from _build.extensions import PYTHON_TARGET, TORCH_TARGET, find_torch  # noqa: E402
+from cuda_emulator.translate import translate  # noqa: E402
 
 # Misaligned accesses are told of in every mode: a vector load that is not aligned is an error on a GPU alone.
 ALIGNMENT = "-fsanitize=alignment -fno-sanitize-recover=alignment"
@@ -33,7 +32,9 @@ KERNELS = {
 }
 EMULATOR = {"plain": "-O2", "races": "-O2 -DCUDA_EMULATOR_RACES", "asan": "-O1 -g1 -fsanitize=address"}
 # As a GPU multiplies and adds.
-SHARED = "-std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -march=native -ffp-contract=fast -Wall -Wno-unknown-pragmas"
+SHARED = (
+    "-std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -march=native -ffp-contract=fast -Wall -Wno-unknown-pragmas"
+)
 
 
 class Build:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import vpgfast._C
 from ops.fuzz import CASES, Draw
 from ops.test_fuzz import outputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import vpgfast._C
 from vpgfast import ops
 
 library = ctypes.CDLL(vpgfast._C.__file__)

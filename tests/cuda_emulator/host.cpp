@@ -204,8 +204,9 @@ void poison(AtenTensorHandle tensor) {
 
 // Whether an op makes the host wait for what the device has computed.
 bool waits_for_device(std::string_view op, std::string_view overload, const StableIValue* arguments) {
-  for (const char* known : {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select",
-                            "unique", "_unique2", "unique_consecutive", "unique_dim", "bincount", "cpu"}) {
+  for (const char* known :
+       {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select", "unique",
+        "_unique2", "unique_consecutive", "unique_dim", "bincount", "cpu"}) {
     if (op == std::string("aten::") + known) {
       return true;
     }
@@ -220,8 +221,8 @@ bool waits_for_device(std::string_view op, std::string_view overload, const Stab
 AOTITorchError cuda_emulator_new_empty(AtenTensorHandle self, const int64_t* size, int64_t dimensions, int32_t* dtype,
                                        int32_t* layout, int32_t* device, int32_t device_index, int32_t* pin_memory,
                                        AtenTensorHandle* result) {
-  const AOTITorchError error = aoti_torch_aten_new_empty(self, size, dimensions, dtype, layout, device, device_index,
-                                                         pin_memory, result);
+  const AOTITorchError error =
+      aoti_torch_aten_new_empty(self, size, dimensions, dtype, layout, device, device_index, pin_memory, result);
   if (error == 0) {
     poison(*result);
   }

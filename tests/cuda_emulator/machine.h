@@ -27,7 +27,7 @@ struct Now {
   const Launch* launch = nullptr;
   const char* arguments = nullptr;  // of the kernel, on the host's stack
   size_t argument_bytes = 0;
-  int threads = 0;      // of a block
+  int threads = 0;  // of a block
   int thread = kScheduler;
   uint32_t segment = 1;
   uint32_t launchs_first = 1, blocks_first = 1;  // segments
@@ -49,8 +49,8 @@ extern std::vector<Region> shared_regions;
 bool is_shared(uintptr_t address);
 
 // What a thread of a warp comes after, by the ticks of its lanes. A fence orders all that is before it. Any meeting, a
-// shuffle too, orders the reads before it alone: their values have been needed for it. A lane's own tick is the one that
-// it is in.
+// shuffle too, orders the reads before it alone: their values have been needed for it. A lane's own tick is the one
+// that it is in.
 struct Clocks {
   uint32_t fences[32] = {}, meetings[32] = {};
 };

@@ -42,8 +42,7 @@ struct Access {
 class Accesses {
  public:
   Accesses() = default;
-  Accesses(const Accesses& other)
-      : earlier_(other.earlier_), first_(other.first_), second_(other.second_) {
+  Accesses(const Accesses& other) : earlier_(other.earlier_), first_(other.first_), second_(other.second_) {
     if (other.lanes_) {
       lanes_ = std::make_unique<Lanes>(*other.lanes_);
     }
@@ -86,9 +85,9 @@ class Accesses {
 
  private:
   using Lanes = std::array<Access, kWarp>;
-  Access earlier_;                                   // by a block that is through
-  Access first_, second_;                            // of two warps, in the last segment
-  std::unique_ptr<Lanes> lanes_; // of the first one's warp, the others of its lanes
+  Access earlier_;                // by a block that is through
+  Access first_, second_;         // of two warps, in the last segment
+  std::unique_ptr<Lanes> lanes_;  // of the first one's warp, the others of its lanes
 };
 
 struct Cell {
@@ -255,13 +254,13 @@ void atomic(const void*, size_t) {
 
 #if defined(CUDA_EMULATOR_RACES)
 extern "C" {
-#define HOOK_(name, size, writes)                                                      \
-  void name(void* at) {                                                                \
-    cuda_emulator::use(at, size, writes, false, __builtin_return_address(0));          \
+#define HOOK_(name, size, writes)                                             \
+  void name(void* at) {                                                       \
+    cuda_emulator::use(at, size, writes, false, __builtin_return_address(0)); \
   }
-#define HOOKS_(size)                       \
-  HOOK_(__tsan_read##size, size, false)    \
-  HOOK_(__tsan_write##size, size, true)    \
+#define HOOKS_(size)                              \
+  HOOK_(__tsan_read##size, size, false)           \
+  HOOK_(__tsan_write##size, size, true)           \
   HOOK_(__tsan_unaligned_read##size, size, false) \
   HOOK_(__tsan_unaligned_write##size, size, true) \
   HOOK_(__tsan_volatile_read##size, size, false)  \

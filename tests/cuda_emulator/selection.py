@@ -23,7 +23,8 @@ LONG = ("from_four_threads_at_once", "cut_into_videos_and_channels", "more_rows_
 # Order and poison are not looked at a second time.
 LONG_WITH_RACES = (
     "test_deterministic", "deterministic_and_fully_written", "bmn_itself", "documented_bound", "neither_the",
-    "pairs_looked_at", "long_video", "many_curves", "many_paragraphs", "a_thousand",
+    "pairs_looked_at", "long_video", "many_curves", "many_paragraphs", "brute_force", "equals_2d_tan",
+    "maps_larger_than_the_caches",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -28,8 +29,10 @@ def library(mode: str, *extra: str) -> tuple[Path, dict[str, str]]:
         build.link(objects, made)
     environment = {"LD_LIBRARY_PATH": str(build.torch / "lib")}
     if mode == "asan":
-        found = [subprocess.check_output([build.cxx, f"-print-file-name=lib{name}.so"], text=True).strip()
-                 for name in ("asan", "ubsan", "stdc++")]
+        found = [
+            subprocess.check_output([build.cxx, f"-print-file-name=lib{name}.so"], text=True).strip()
+            for name in ("asan", "ubsan", "stdc++")
+        ]
         environment |= {"LD_PRELOAD": ":".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
     return made, environment
 
@@ -37,7 +40,9 @@ def library(mode: str, *extra: str) -> tuple[Path, dict[str, str]]:
 def run(mode: str, snippet: str, *extra: str, **settings: str) -> tuple[int, str]:
     """Its exit status and what it said."""
     made, environment = library(mode, *extra)
-    settings = {f"VPGFAST_EMULATOR_{name}": value for name, value in ({"SEED": "1", "POISON": "0xff"} | settings).items()}
+    settings = {
+        f"VPGFAST_EMULATOR_{name}": value for name, value in ({"SEED": "1", "POISON": "0xff"} | settings).items()
+    }
     command = [sys.executable, "-c", RUN, str(made), snippet]
     done = subprocess.run(command, env=os.environ | environment | settings, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr
@@ -115,6 +120,19 @@ def test_the_host_may_not_wait_in_a_capture() -> None:
 @pytest.mark.parametrize("snippet", ["shared_with_barrier", "failed_assertion", "functions_of_a_warp"])
 def test_fibers_of_other_processors(snippet: str) -> None:
     assert run("plain", snippet, "-DCUDA_EMULATOR_UCONTEXT") == (0, "")
+
+
+def test_traffic(tmp_path: Path) -> None:
+    """Two warps that write shared memory, read it crosswise and write what they have read."""
+    assert run("races", "shared_with_barrier", TRAFFIC=str(tmp_path / "lines"))[0] == 0
+    (launch,) = map(json.loads, (tmp_path / "lines").read_text().splitlines())
+    assert launch["kernel"] == "pass_on<kFence>"
+    assert (launch["grid"], launch["block"]) == ([1, 1, 1], 64)
+    assert launch["shared"] == {"requests": 4, "passes": 4, "least_passes": 4}
+    assert launch["loads"]["requests"] == 0
+    assert (launch["stores"]["requests"], launch["stores"]["bytes"]) == (2, 256)
+    assert launch["stores"]["sectors"] in (8, 10)  # the array may begin in the middle of one
+    assert launch["bytes_written_once"] in (256, 288)
 
 
 def test_translation() -> None:

@@ -107,8 +107,9 @@ void traffic_ends_block() {
 void traffic_ends_launch() {
   if (FILE* to = std::fopen(file(), "a")) {
     const Launch& launch = *now.launch;
-    std::fprintf(to, "{\"kernel\": \"%s\", \"grid\": [%u, %u, %u], \"block\": %d, \"dynamic_shared\": %ld, ", launch.name,
-                 launch.grid.x, launch.grid.y, launch.grid.z, now.threads, static_cast<long>(launch.shared));
+    std::fprintf(to, "{\"kernel\": \"%s\", \"grid\": [%u, %u, %u], \"block\": %d, \"dynamic_shared\": %ld, ",
+                 launch.name, launch.grid.x, launch.grid.y, launch.grid.z, now.threads,
+                 static_cast<long>(launch.shared));
     write(to, "loads", traffic.loads);
     write(to, "stores", traffic.stores);
     write(to, "atomics", traffic.atomics);

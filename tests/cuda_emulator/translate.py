@@ -100,7 +100,9 @@ def shared_memory(text: str, code: str) -> Iterator[Edit]:
             if parts is None:
                 raise TranslationError(f"line {line}: extern __shared__ of what is not an array")
             pointer = f"static_cast<{parts[1].strip()}*>"
-            rewritten = f"auto* {parts[2]} = {pointer}(cuda_emulator::dynamic_shared({alignment[1] if alignment else 16}));"
+            rewritten = (
+                f"auto* {parts[2]} = {pointer}(cuda_emulator::dynamic_shared({alignment[1] if alignment else 16}));"
+            )
         else:
             if "{" in declared or "=" in declared:
                 raise TranslationError(f"line {line}: __shared__ with a type of its own or a value")

@@ -29,8 +29,7 @@ struct Place {
   const char* file = nullptr;
   int line = 0;
 };
-#define CUDA_EMULATOR_HERE \
-  cuda_emulator::Place place = { __builtin_FILE(), __builtin_LINE() }
+#define CUDA_EMULATOR_HERE cuda_emulator::Place place = {__builtin_FILE(), __builtin_LINE()}
 
 struct Launch {
   Launch(const char* name, const void* function, dim3 grid, dim3 block, int64_t shared = 0, cudaStream_t = nullptr)

@@ -59,16 +59,17 @@ inline int __syncthreads_and(int predicate, CUDA_EMULATOR_HERE) {
 }
 #define __activemask() static_assert(false, "which lanes are active is not defined; name them in a mask")
 
-#define REDUCE_(name, T, operation)                                                                \
-  inline T name(unsigned mask, T value, CUDA_EMULATOR_HERE) {                                      \
-    T result = value;                                                                              \
-    for (int source = 0; source < 32; ++source) {                                                  \
-      const T other = cuda_emulator::shuffle(mask, value, mask >> source & 1u ? source : cuda_emulator::lane(), place); \
-      if ((mask >> source & 1u) && source != cuda_emulator::lane()) {                              \
-        result = operation;                                                                        \
-      }                                                                                            \
-    }                                                                                              \
-    return result;                                                                                 \
+#define REDUCE_(name, T, operation)                                                                         \
+  inline T name(unsigned mask, T value, CUDA_EMULATOR_HERE) {                                               \
+    T result = value;                                                                                       \
+    for (int source = 0; source < 32; ++source) {                                                           \
+      const T other =                                                                                       \
+          cuda_emulator::shuffle(mask, value, mask >> source & 1u ? source : cuda_emulator::lane(), place); \
+      if ((mask >> source & 1u) && source != cuda_emulator::lane()) {                                       \
+        result = operation;                                                                                 \
+      }                                                                                                     \
+    }                                                                                                       \
+    return result;                                                                                          \
   }
 REDUCE_(__reduce_add_sync, unsigned, result + other)
 REDUCE_(__reduce_add_sync, int, result + other)
@@ -77,7 +78,7 @@ REDUCE_(__reduce_max_sync, int, result > other ? result : other)
 REDUCE_(__reduce_min_sync, unsigned, result < other ? result : other)
 REDUCE_(__reduce_min_sync, int, result < other ? result : other)
 REDUCE_(__reduce_or_sync, unsigned, result | other)
-REDUCE_(__reduce_and_sync, unsigned, result & other)
+REDUCE_(__reduce_and_sync, unsigned, result& other)
 #undef REDUCE_
 
 // Memory -------------------------------------------------------------------------------------------------------------
@@ -106,20 +107,20 @@ void __stcg(T* at, T value) {
 // One thread runs at a time. The hooks do not see these: cuda_emulator::atomic tells of them.
 template <typename T>
 using Same_ = std::type_identity_t<T>;
-#define ATOMIC_(name, operation)                                                             \
-  template <typename T>                                                                      \
-  __attribute__((noinline, no_sanitize("thread"))) T name(T* at, Same_<T> value) {           \
-    cuda_emulator::atomic(at, sizeof(T));                                                    \
-    const T before = *at;                                                                    \
-    *at = operation;                                                                         \
-    return before;                                                                           \
+#define ATOMIC_(name, operation)                                                   \
+  template <typename T>                                                            \
+  __attribute__((noinline, no_sanitize("thread"))) T name(T* at, Same_<T> value) { \
+    cuda_emulator::atomic(at, sizeof(T));                                          \
+    const T before = *at;                                                          \
+    *at = operation;                                                               \
+    return before;                                                                 \
   }
 ATOMIC_(atomicAdd, before + value)
 ATOMIC_(atomicSub, before - value)
 ATOMIC_(atomicMin, value < before ? value : before)
 ATOMIC_(atomicMax, value > before ? value : before)
 ATOMIC_(atomicOr, before | value)
-ATOMIC_(atomicAnd, before & value)
+ATOMIC_(atomicAnd, before& value)
 ATOMIC_(atomicXor, before ^ value)
 ATOMIC_(atomicExch, value)
 ATOMIC_(atomicInc, before >= value ? 0 : before + 1)

@@ -2,18 +2,18 @@
 #ifndef CUDA_EMULATOR_VECTOR_TYPES_H_
 #define CUDA_EMULATOR_VECTOR_TYPES_H_
 
-#define VECTORS_(type, name, alignment2, alignment4)        \
-  struct alignas(alignment2) name##2 {                      \
-    type x, y;                                              \
-  };                                                        \
-  struct alignas(alignment4) name##4 {                      \
-    type x, y, z, w;                                        \
-  };                                                        \
-  constexpr name##2 make_##name##2(type x, type y) {        \
-    return {x, y};                                          \
-  }                                                         \
+#define VECTORS_(type, name, alignment2, alignment4)                 \
+  struct alignas(alignment2) name##2 {                               \
+    type x, y;                                                       \
+  };                                                                 \
+  struct alignas(alignment4) name##4 {                               \
+    type x, y, z, w;                                                 \
+  };                                                                 \
+  constexpr name##2 make_##name##2(type x, type y) {                 \
+    return {x, y};                                                   \
+  }                                                                  \
   constexpr name##4 make_##name##4(type x, type y, type z, type w) { \
-    return {x, y, z, w};                                    \
+    return {x, y, z, w};                                             \
   }
 VECTORS_(signed char, char, 2, 4)
 VECTORS_(unsigned char, uchar, 2, 4)
