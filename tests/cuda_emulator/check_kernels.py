@@ -1,5 +1,7 @@
-"""What the ops' own tests do not ask of the emulated kernels. ``scripts/emulate_cuda.sh`` runs it; pytest alone does not
-collect it, for it needs the emulated library."""
+"""What the ops' own tests do not ask of the emulated kernels.
+
+``scripts/emulate_cuda.sh`` runs this; pytest alone does not collect it, for it needs the emulated library.
+"""
 
 from __future__ import annotations
 
