@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <memory>
@@ -15,6 +16,52 @@
 
 namespace cuda_emulator {
 namespace {
+
+// A block that has met a fence and then an atomic access is known to the block that comes to the same place by an
+// atomic access and then meets a fence: the last block that adds up what all have written, say.
+struct Range {
+  uint32_t first, last;  // segments
+};
+struct {
+  std::unordered_map<uintptr_t, std::vector<Range>> released;  // in this launch, by the place of the atomic access
+  uint32_t launch = 0, block = 0;
+  std::vector<Range> acquired;                             // by the block that runs
+  uint32_t fenced[kMostThreads] = {};                      // the block in which the thread has met a fence
+  std::pair<uint32_t, uintptr_t> used[kMostThreads] = {};  // its block and place of the last atomic access
+
+  void begin() {
+    if (launch != now.launchs_first) {
+      launch = now.launchs_first;
+      released.clear();
+    }
+    if (block != now.blocks_first) {
+      block = now.blocks_first;
+      acquired.clear();
+    }
+  }
+  bool known(uint32_t segment) const {
+    return block == now.blocks_first && std::any_of(acquired.begin(), acquired.end(), [&](const Range& range) {
+             return range.first <= segment && segment <= range.last;
+           });
+  }
+  void atomic(uintptr_t at) {
+    begin();
+    used[now.thread] = {block, at};
+    if (fenced[now.thread] == block) {
+      std::vector<Range>& ranges = released[at];
+      ranges.push_back({block, now.segment});
+      ranges.insert(ranges.end(), acquired.begin(), acquired.end());
+    }
+  }
+  void fence() {
+    begin();
+    fenced[now.thread] = block;
+    const auto [in_block, at] = used[now.thread];
+    if (in_block == block) {
+      acquired.insert(acquired.end(), released[at].begin(), released[at].end());
+    }
+  }
+} blocks;
 
 // By whom and when an address was used. Segment 0 is never.
 struct Access {
@@ -28,7 +75,7 @@ struct Access {
       return false;
     }
     if (segment < now.blocks_first) {
-      return true;  // by another block of this launch
+      return !blocks.known(segment);  // by another block of this launch
     }
     if (segment < later.segment || thread == later.thread) {
       return false;
@@ -242,11 +289,17 @@ void access(const void* at, size_t size, bool writes) {
 }
 void atomic(const void* at, size_t size) {
   use(at, size, true, true, __builtin_return_address(0));
+  blocks.atomic(reinterpret_cast<uintptr_t>(at));
+}
+void fence() {
+  blocks.fence();
 }
 #else
 void access(const void*, size_t, bool) {
 }
 void atomic(const void*, size_t) {
+}
+void fence() {
 }
 #endif
 

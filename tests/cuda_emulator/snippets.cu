@@ -73,6 +73,37 @@ __global__ void read_and_write(int* out) {
   }
 }
 
+// The last block to come adds up what all have written.
+template <bool kFences>
+__global__ void add_up(int* parts, unsigned* count, int* sum) {
+  __shared__ bool last;
+  parts[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (kFences) {
+      __threadfence();
+    }
+    last = atomicAdd(count, 1u) == gridDim.x - 1;
+    if (kFences) {
+      __threadfence();
+    }
+  }
+  __syncthreads();
+  if (last && threadIdx.x == 0) {
+    *sum = 0;
+    for (unsigned i = 0; i < gridDim.x * blockDim.x; ++i) {
+      *sum += parts[i];
+    }
+  }
+}
+template <bool kFences>
+int added_up() {
+  int parts[5 * 32], sum = -1;
+  unsigned count = 0;
+  add_up<kFences><<<5, 32>>>(parts, &count, &sum);
+  return sum != 160;
+}
+
 __global__ void leave_before_barrier() {
   if (threadIdx.x == 5) {
     return;
@@ -237,6 +268,12 @@ EXPORT blocks_read_and_write() {
   int out[2] = {};
   read_and_write<<<3, 1>>>(out);
   return 0;
+}
+EXPORT last_block_adds_up() {
+  return added_up<true>();
+}
+EXPORT last_block_without_fences() {
+  return added_up<false>();
 }
 EXPORT barrier_without_one() {
   leave_before_barrier<<<1, kThreads>>>();

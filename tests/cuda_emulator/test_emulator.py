@@ -50,7 +50,7 @@ def run(mode: str, snippet: str, *extra: str, **settings: str) -> tuple[int, str
 
 RIGHT = (
     "shared_with_barrier", "shared_with_syncwarp", "shared_read_then_written", "blocks_add_atomically",
-    "unwritten_is_poison", "copy_waited_for", "vector_load_aligned", "failed_assertion", "shared_memory_limits",
+    "last_block_adds_up", "unwritten_is_poison", "copy_waited_for", "vector_load_aligned", "failed_assertion", "shared_memory_limits",
     "within_bounds", "matrix_products", "functions_of_a_warp", "numbers_beside_nan",
 )  # fmt: skip
 
@@ -85,6 +85,7 @@ RACES = {
     "shared_with_nothing": "race in shared memory: .*snippets.cu:\\d+; .* of thread \\d+ at snippets.cu:\\d+",
     "shared_with_shuffle": "race in shared memory: ",
     "blocks_write_one_place": "race in global memory: .* of another block",
+    "last_block_without_fences": "race in global memory: .* of another block",
     "blocks_read_and_write": "race in global memory: .* of another block",
 }
 

@@ -12,8 +12,9 @@ inline void __syncthreads(CUDA_EMULATOR_HERE) {
 inline void __syncwarp(unsigned mask = kCudaEmulatorAll, CUDA_EMULATOR_HERE) {
   cuda_emulator::meet(mask, 0, -1, true, place);
 }
-// Blocks run one after the other: what one has written the next can read. Nothing is ordered by it.
+// Blocks run one after the other: what one has written the next can read. Only races ask for a fence.
 inline void __threadfence() {
+  cuda_emulator::fence();
 }
 inline void __threadfence_block() {
 }
