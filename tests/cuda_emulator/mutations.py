@@ -39,7 +39,7 @@ FAULTS = {
     "offset down": (r" - 1\b(?!\.)", " - 0"),
     "lane": (r"% kWarp\b", "% (kWarp - 1)"),
     "warp": (r"\* kWarp\b", "* (kWarp - 1)"),
-    "accumulation": (r" \+= ", " = "),
+    "accumulation": (r"(?m)^(\s+[\w.\[\]]+) \+= ", r"\1 = "),
     "mask": (r"\b0xffffffffu\b", "0x7fffffffu"),
     "condition": (r" && (?=\w)", " || "),
     "first": (r"== 0\b", "== 1"),
@@ -100,6 +100,7 @@ class Trial:
     def __init__(self, folder: Path, seed: int) -> None:
         os.environ.setdefault("VPGFAST_EMULATOR_CACHE", str(ROOT / "build" / "cuda_emulator"))
         self.tree, self.seed = folder, seed
+        self.known: dict[tuple[str, str], list[str]] = {}
         for name in ("_build", "csrc", "tests", "triton_kernels", "vpgfast"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
@@ -131,16 +132,18 @@ class Trial:
             command, cwd=self.tree, env=environment, capture_output=True, text=True, errors="replace", timeout=seconds
         )
 
-    def failing(self, mode: str, words: str) -> list[str]:
-        """The tests that fail without a fault."""
-        trouble = self.library(mode, {})
-        assert trouble is None, trouble
-        done = self.run(mode, words, 1200)
-        assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
-        return re.findall(r"^FAILED (\S+::.*?)(?: - .*)?$", done.stdout, re.M)
+    def learn(self, mode: str, words: str) -> None:
+        """Notes the tests that fail without a fault."""
+        if (mode, words) not in self.known:
+            trouble = self.library(mode, {})
+            assert trouble is None, trouble
+            done = self.run(mode, words, 1800)
+            assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
+            self.known[mode, words] = re.findall(r"^FAILED (\S+::.*?)(?: - .*)?$", done.stdout, re.M)
 
-    def test(self, mode: str, words: str, seconds: int, left_out: list[str]) -> str | None:
+    def test(self, mode: str, words: str, seconds: int) -> str | None:
         """How the tests notice what is in the library, if they do."""
+        left_out = self.known[mode, words]
         try:
             done = self.run(mode, words, seconds, "-x", *(f"--deselect={test}" for test in left_out))
         except subprocess.TimeoutExpired:
@@ -151,9 +154,17 @@ class Trial:
         return (said or [f"status {done.returncode}"])[0][:160]
 
 
-def words_for(file: Path) -> str:
-    """The tests of the op that a file is for; of all ops, for a header."""
-    return file.stem if file.suffix == ".cu" else "test"
+def words_for(mutant: Mutant) -> str:
+    """The tests of the op that a file is for; of a header's function, those of the first ops that call it."""
+    if mutant.file.suffix == ".cu":
+        return mutant.file.stem
+    names = re.findall(r"(\w+)\([^()]*\)[^;{}]*\{", blanked(mutant.file.read_text())[: mutant.start])
+    callers = names and [
+        path.stem
+        for path in sorted(mutant.file.parent.glob("*.cu"))
+        if re.search(rf"\b{names[-1]}\b", path.read_text())
+    ]
+    return " or ".join(callers[:3] if callers else ["test_fuzz"])
 
 
 def main() -> int:
@@ -168,16 +179,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder) / "tree", given.seed)
         for file in sorted((ROOT / "csrc/cuda").glob("*.[ch]*")):
-            planted = list(mutants(file, given.faults, given.seed)) if given.only in file.name else []
-            words = words_for(file)
-            failing = {mode: trial.failing(mode, words) if planted else [] for mode in MODES}
-            for mutant in planted:
-                outcome, how = UNNOTICED, ""
+            for mutant in mutants(file, given.faults, given.seed) if given.only in file.name else ():
+                outcome, how, words = UNNOTICED, "", words_for(mutant)
                 for mode in MODES:
+                    trial.learn(mode, words)
                     if trouble := trial.library(mode, {file.name: mutant.text()}):
                         outcome, how = NOT_COMPILED, re.sub(r"(?s).*?error: (.*?)\n.*", r"\1", trouble)
                         break
-                    if said := trial.test(mode, words, given.seconds, failing[mode]):
+                    if said := trial.test(mode, words, given.seconds):
                         outcome, how = NOTICED, f"{mode}: {said}"
                         break
                 counts[outcome] += 1
