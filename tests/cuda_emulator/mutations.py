@@ -155,16 +155,16 @@ class Trial:
 
 
 def words_for(mutant: Mutant) -> str:
-    """The tests of the op that a file is for; of a header's function, those of the first ops that call it."""
+    """The tests of the op that a file is for; in a header, those of the first ops that use the function, or the header."""
     if mutant.file.suffix == ".cu":
         return mutant.file.stem
-    names = re.findall(r"(\w+)\([^()]*\)[^;{}]*\{", blanked(mutant.file.read_text())[: mutant.start])
-    callers = names and [
-        path.stem
-        for path in sorted(mutant.file.parent.glob("*.cu"))
-        if re.search(rf"\b{names[-1]}\b", path.read_text())
-    ]
-    return " or ".join(callers[:3] if callers else ["test_fuzz"])
+    before = blanked(mutant.file.read_text())[: mutant.start]
+    functions = re.findall(r"\b(?!if|for|while|switch)(\w+)\([^()]*\)[^;{}]*\{", before)
+    sources = {path.stem: path.read_text() for path in sorted(mutant.file.parent.glob("*.cu"))}
+    for name in (rf"\b{functions[-1]}\b" if functions else "$^", re.escape(f'"cuda/{mutant.file.name}"')):
+        if users := [stem for stem, text in sources.items() if re.search(name, text)]:
+            return " or ".join(users[:3])
+    return "test_fuzz"
 
 
 def main() -> int:

@@ -50,8 +50,8 @@ def run(mode: str, snippet: str, *extra: str, **settings: str) -> tuple[int, str
 
 RIGHT = (
     "shared_with_barrier", "shared_with_syncwarp", "shared_read_then_written", "blocks_add_atomically",
-    "last_block_adds_up", "unwritten_is_poison", "copy_waited_for", "vector_load_aligned", "failed_assertion", "shared_memory_limits",
-    "within_bounds", "matrix_products", "functions_of_a_warp", "numbers_beside_nan",
+    "last_block_adds_up", "unwritten_is_poison", "copy_waited_for", "vector_load_aligned", "failed_assertion",
+    "shared_memory_limits", "within_bounds", "matrix_products", "functions_of_a_warp", "numbers_beside_nan",
 )  # fmt: skip
 
 
