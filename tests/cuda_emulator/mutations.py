@@ -155,11 +155,11 @@ class Trial:
 
 
 def words_for(mutant: Mutant) -> str:
-    """The tests of the op that a file is for; in a header, those of the first ops that use the function, or the header."""
+    """The tests of the op that a file is for; in a header, of the first ops that use the function, or the header."""
     if mutant.file.suffix == ".cu":
         return mutant.file.stem
     before = blanked(mutant.file.read_text())[: mutant.start]
-    functions = re.findall(r"\b(?!if|for|while|switch)(\w+)\([^()]*\)[^;{}]*\{", before)
+    functions = re.findall(r"__(?:global|device)__[^;{(]*?(\w+)\(", before)
     sources = {path.stem: path.read_text() for path in sorted(mutant.file.parent.glob("*.cu"))}
     for name in (rf"\b{functions[-1]}\b" if functions else "$^", re.escape(f'"cuda/{mutant.file.name}"')):
         if users := [stem for stem, text in sources.items() if re.search(name, text)]:
