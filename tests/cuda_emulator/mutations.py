@@ -113,7 +113,8 @@ class Trial:
             if target.read_text() != text:
                 target.write_text(text)
         build = Build(self.tree, mode)
-        build.new_objects = self.tree
+        if changed:  # objects that are of no use later
+            build.new_objects = self.tree
         try:
             objects = [*build.emulator(), build.module(), *build.kernels().values()]
         except SystemExit as error:
