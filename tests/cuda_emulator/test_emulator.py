@@ -160,7 +160,10 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) { say("g<<<1>>>()"); }
     assert lines[8] == text.split("\n")[8].replace("CUDA", "CPU")
 
 
-@pytest.mark.parametrize("text", ["__shared__ struct { int a; } b;", "extern __shared__ int a;", "(*f)<<<1, 2>>>();"])
+UNKNOWN = ["__shared__ struct { int a; } b;", "extern __shared__ int a;", "(*f)<<<1, 2>>>();", 'asm volatile("x" : );']
+
+
+@pytest.mark.parametrize("text", UNKNOWN)
 def test_what_is_not_known_is_not_translated(text: str) -> None:
     with pytest.raises(TranslationError):
         translate(text)

@@ -121,6 +121,9 @@ def dispatch_key(code: str) -> Iterator[Edit]:
 
 def translate(text: str) -> str:
     code = blanked(text)
+    if ptx := re.search(r"\basm\b(?:\s+volatile)?\s*\(", code):
+        line = code.count("\n", 0, ptx.start()) + 1
+        raise TranslationError(f"line {line}: inline PTX; mma.h and cuda_pipeline.h are what the emulator knows")
     for start, end, new in sorted(
         [*launches(text, code), *shared_memory(text, code), *dispatch_key(code)], reverse=True
     ):
