@@ -287,8 +287,8 @@ void races_end_launch() {
 void access(const void* at, size_t size, bool writes) {
   use(at, size, writes, false, __builtin_return_address(0));
 }
-void atomic(const void* at, size_t size) {
-  use(at, size, true, true, __builtin_return_address(0));
+void atomic(const void* at, size_t size, void* code) {
+  use(at, size, true, true, code);
   blocks.atomic(reinterpret_cast<uintptr_t>(at));
 }
 void fence() {
@@ -297,7 +297,7 @@ void fence() {
 #else
 void access(const void*, size_t, bool) {
 }
-void atomic(const void*, size_t) {
+void atomic(const void*, size_t, void*) {
 }
 void fence() {
 }

@@ -18,11 +18,14 @@ OTHER_SUBJECTS = (
     # of the reference alone
     r"\[.*\breference\]$",
 )  # fmt: skip
-# One launch runs at a time, on one thread.
-LONG = ("from_four_threads_at_once", "cut_into_videos_and_channels", "more_rows_than_a_chunk_holds", "a_thousand_clips")
+# One launch runs at a time, on one thread: other numbers of threads say nothing new.
+LONG = (
+    "from_four_threads_at_once", "cut_into_videos_and_channels", "more_rows_than_a_chunk_holds", "a_thousand_clips",
+    "test_fuzz.py::test_deterministic",
+)  # fmt: skip
 # Order and poison are not looked at a second time.
 LONG_WITH_RACES = (
-    "test_deterministic", "deterministic_and_fully_written", "bmn_itself", "documented_bound", "neither_the",
+    "deterministic_and_fully_written", "bmn_itself", "documented_bound", "neither_the",
     "pairs_looked_at", "long_video", "many_curves", "many_paragraphs", "brute_force", "equals_2d_tan",
     "maps_larger_than_the_caches",
 )  # fmt: skip

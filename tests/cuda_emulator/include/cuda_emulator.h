@@ -66,7 +66,7 @@ const uint64_t* gather(uint64_t value, Place);
 int lane();
 // What the hooks of the races build do not see. `size` bytes that the emulator reads or writes for the thread.
 void access(const void* at, size_t size, bool writes);
-void atomic(const void* at, size_t size);
+void atomic(const void* at, size_t size, void* code);
 void fence();  // before an atomic access it releases what the block has done, after one it acquires
 // Asynchronous copies of a thread, in groups.
 void copy_async(void* to, const void* from, size_t size, size_t zeros, Place);

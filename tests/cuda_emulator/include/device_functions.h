@@ -111,7 +111,7 @@ using Same_ = std::type_identity_t<T>;
 #define ATOMIC_(name, operation)                                                   \
   template <typename T>                                                            \
   __attribute__((noinline, no_sanitize("thread"))) T name(T* at, Same_<T> value) { \
-    cuda_emulator::atomic(at, sizeof(T));                                          \
+    cuda_emulator::atomic(at, sizeof(T), __builtin_return_address(0));             \
     const T before = *at;                                                          \
     *at = operation;                                                               \
     return before;                                                                 \
@@ -128,7 +128,7 @@ ATOMIC_(atomicInc, before >= value ? 0 : before + 1)
 #undef ATOMIC_
 template <typename T>
 __attribute__((noinline, no_sanitize("thread"))) T atomicCAS(T* at, Same_<T> compare, Same_<T> value) {
-  cuda_emulator::atomic(at, sizeof(T));
+  cuda_emulator::atomic(at, sizeof(T), __builtin_return_address(0));
   const T before = *at;
   *at = before == compare ? value : before;
   return before;
