@@ -3,8 +3,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 BIN := .venv/bin
+EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/cuda_emulator/include/*)
 
-.PHONY: demo test lint sanitize benchmarks clean
+.PHONY: demo test lint sanitize emulate nightly benchmarks clean
 .DEFAULT_GOAL := demo
 
 # Rebuilt when the kernels or the metadata change. torch first, by version: the kernels are built against it.
@@ -20,17 +21,31 @@ demo: .venv/.ready
 	$(BIN)/python -m vpgfast.train
 
 # The tests come last: their closing line is what one wants to read.
-test: lint sanitize
+test: lint sanitize emulate
 	$(BIN)/python -m pytest
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*) $(EMULATOR)
 
 sanitize: .venv/.ready
 	scripts/sanitize.sh
+
+# The CUDA kernels on the CPU. Two orders, two poisons; with races the tests that hold the most memory are left out.
+emulate: .venv/.ready
+	scripts/emulate_cuda.sh plain
+	VPGFAST_FUZZ_CASES=20 scripts/emulate_cuda.sh races
+
+# Everything, in every mode, and what the tests notice of faults that are planted: hours.
+nightly: export VPGFAST_EMULATOR_ALL = 1
+nightly: export VPGFAST_FUZZ_CASES = 160
+nightly: .venv/.ready
+	scripts/emulate_cuda.sh plain
+	scripts/emulate_cuda.sh races
+	scripts/emulate_cuda.sh asan
+	env -u VPGFAST_EMULATOR_ALL $(BIN)/python tests/cuda_emulator/mutations.py
 
 benchmarks: .venv/.ready
 	$(BIN)/python -m pytest benchmarks
