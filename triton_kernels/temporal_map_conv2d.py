@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vpgfast.ops import OPS
+from vpgfast.ops._registry import interpreted
 from vpgfast.ops.temporal_map_conv2d import out_size
 
 from ._launch import on_device
@@ -115,7 +116,7 @@ def _backward_weight(grad, x, sources, row_of, listed, grad_kernel, B, C, D, cou
 
 def _operand(tensor: Tensor) -> Tensor:
     """The interpreter computes 16-bit products wrongly: there they are formed of float32 copies."""
-    return tensor if tensor.is_cuda else tensor.float()
+    return tensor.float() if interpreted() else tensor
 
 
 def _settings(x: Tensor, columns: int, channels: int) -> dict[str, Any]:

@@ -297,7 +297,7 @@ Tensor pairwise_relevance(const Tensor& a_in, const Tensor& b_in, const Tensor& 
 template <typename scalar_t>
 void launch_side(Side<scalar_t> side, const Tensor& like, bool packed) {
   constexpr int kWidth = kChannels<scalar_t>;
-  const int64_t tiles = tiles_of(side.X);
+  const int64_t X = side.X, H = side.H, tiles = tiles_of(X);
   if (tiles == 0) {
     return;
   }
@@ -309,7 +309,7 @@ void launch_side(Side<scalar_t> side, const Tensor& like, bool packed) {
   side.others_per_part = (side.Y + parts - 1) / parts;
   Tensor sums;
   if (parts > 1) {
-    sums = torch::stable::new_empty(like, {parts, side.X, side.H}, accumulate_dtype(like));
+    sums = torch::stable::new_empty(like, {parts, X, H}, accumulate_dtype(like));
     side.parts = write<accumulate_t<scalar_t>>(sums);
   }
   const dim3 blocks(static_cast<unsigned>(tiles), static_cast<unsigned>(parts), static_cast<unsigned>(spans));

@@ -149,7 +149,7 @@ def load_libraries() -> None:
     COMPILED.update((name, d) for name in OPS for d in LIBRARY if has_kernel(f"vpgfast::{name}", d.upper()))
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter, the only way they run on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -160,7 +160,7 @@ def implementation(op: Op, device: str, backend: Backend) -> Backend:
         return "reference"
     compiled = (op.name, device) in COMPILED and LIBRARY[device] not in MISSING
     if op.triton is not None and _has_triton():
-        if backend == "triton" and (device == "cuda" or _interpreted()):
+        if backend == "triton" and (device == "cuda" or interpreted()):
             return "triton"
         if device == "cuda" and not compiled:
             return "triton"
