@@ -12,8 +12,6 @@ three TF32 products that together keep float32's digits. float64 has no kernel: 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -25,9 +23,10 @@ from vpgfast.ops.temporal_map_conv2d import out_size
 
 from ._launch import on_device
 
-BLOCK = 128  # of rows and of channels of a block of results
+BLOCKS = ((128, 128, 8), (64, 128, 4), (64, 64, 4), (32, 64, 4))
+"""Rows and channels of a block of results and its warps: the largest of which there are enough is taken."""
+PROGRAMS = 256  # are enough
 BYTES_SUMMED = 128  # of a row or column of its factors at a time
-WARPS = 8
 
 
 @triton.jit(do_not_specialize=["count", "T_from", "T_to", "K", "padding"])
@@ -91,24 +90,23 @@ def _forward(x, kernel, bias, sources, row_of, scale, out, B, C, D, count, rows_
 
 
 @triton.jit(do_not_specialize=["B", "count", "rows_from", "rows_to"])
-def _backward_weight(grad, x, sources, row_of, listed, grad_kernel, B, C, D, count, rows_from, rows_to,
+def _backward_weight(grad, x, read, written, pairs, grad_kernel, B, C, D, count, rows_from, rows_to,
                      PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                      CHANNELS: tl.constexpr):  # fmt: skip
-    """One tap's gradient between a block of output channels and one of input channels: a sum over all rows."""
+    """One tap's gradient between a block of output channels and one of input channels: a sum over all rows that the
+    tap reads. ``read`` and ``written`` [taps, count] list them, ``pairs`` [taps] says how many there are."""
     tap = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     sums = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
-    for first in range(0, tl.load(listed) * B, ROWS):
-        n, video, inside = _rows(first, B, count, ROWS)
-        source = tl.load(sources + tap * count + n, mask=inside, other=-1)
-        if tl.max(source, 0) >= 0:
-            result = (video * rows_to + tl.load(row_of + n, mask=inside, other=0)) * D
-            g = tl.load(grad + result[None, :] + column[:, None],
-                        mask=(source >= 0)[None, :] & (column < D)[:, None], other=0)  # fmt: skip
-            a = tl.load(x + ((video * rows_from + source) * C)[:, None] + channel[None, :],
-                        mask=(source >= 0)[:, None] & (channel < C)[None, :], other=0)  # fmt: skip
-            sums = tl.dot(g, a, sums, input_precision=PRECISION)
+    listed = tl.load(pairs + tap).to(tl.int32)
+    for first in range(0, listed * B, ROWS):
+        n, video, inside = _rows(first, B, listed, ROWS)
+        result = (video * rows_to + tl.load(written + tap * count + n, mask=inside, other=0)) * D
+        source = (video * rows_from + tl.load(read + tap * count + n, mask=inside, other=0)) * C
+        g = tl.load(grad + result[None, :] + column[:, None], mask=inside[None, :] & (column < D)[:, None], other=0)
+        a = tl.load(x + source[:, None] + channel[None, :], mask=inside[:, None] & (channel < C)[None, :], other=0)
+        sums = tl.dot(g, a, sums, input_precision=PRECISION)
     place = (tap * D + column).to(tl.int64)[:, None] * C + channel[None, :]
     tl.store(grad_kernel + place, sums.to(grad_kernel.dtype.element_ty),
              mask=(column < D)[:, None] & (channel < C)[None, :])  # fmt: skip
@@ -119,17 +117,17 @@ def _operand(tensor: Tensor) -> Tensor:
     return tensor.float() if interpreted() else tensor
 
 
-def _settings(x: Tensor, columns: int, channels: int) -> dict[str, Any]:
-    def block(size: int, largest: int) -> int:
-        return min(largest, max(16, triton.next_power_of_2(size)))
+def _block(size: int, largest: int) -> int:
+    return min(largest, max(16, triton.next_power_of_2(size)))
 
+
+def _at_a_time(x: Tensor) -> int:
+    return BYTES_SUMMED // x.element_size()
+
+
+def _precision(x: Tensor) -> str:
     tf32 = x.dtype != torch.float32 or torch.backends.cudnn.allow_tf32
-    return {
-        "PRECISION": "tf32" if tf32 else "tf32x3",
-        "COLUMNS": block(columns, BLOCK),
-        "CHANNELS": block(channels, BYTES_SUMMED // x.element_size()),
-        "num_warps": WARPS,
-    }
+    return "tf32" if tf32 else "tf32x3"
 
 
 class Cells:
@@ -141,29 +139,27 @@ class Cells:
         row_of: int32 [N], the row of each.
         row_of_cell: int32 [T * T], the row that holds a cell; -1 where none does.
         rows: how many rows there are.
-        listed: int64 [1], how many cells of ``places`` there are.
     """
 
-    def __init__(self, T: int, places: Tensor, row_of: Tensor, row_of_cell: Tensor, rows: int, listed: Tensor) -> None:
-        self.T, self.places, self.row_of, self.row_of_cell = T, places, row_of, row_of_cell
-        self.rows, self.listed = rows, listed
+    def __init__(self, T: int, places: Tensor, row_of: Tensor, row_of_cell: Tensor, rows: int) -> None:
+        self.T, self.places, self.row_of, self.row_of_cell, self.rows = T, places, row_of, row_of_cell, rows
 
     @classmethod
     def of_map(cls, mask: Tensor | None, T: int, device: torch.device) -> Cells:
         """Every cell has its row."""
         every = torch.arange(T * T, dtype=torch.int32, device=device)
         if mask is None:
-            return cls(T, every, every, every, T * T, torch.full((1,), T * T, device=device))
+            return cls(T, every, every, every, T * T)
         flat = mask.flatten()
         places = torch.nonzero_static(flat, size=T * T, fill_value=-1).flatten().int()
-        return cls(T, places, places, torch.where(flat, every, -1), T * T, flat.sum(dtype=torch.int64).reshape(1))
+        return cls(T, places, places, torch.where(flat, every, -1), T * T)
 
     @classmethod
     def of_list(cls, cells: Tensor, T: int) -> Cells:
         """Row n holds cell ``cells[n]``."""
         rows = torch.arange(len(cells), dtype=torch.int32, device=cells.device)
         row_of_cell = torch.full((T * T,), -1, dtype=torch.int32, device=cells.device).index_copy_(0, cells, rows)
-        return cls(T, cells.int(), rows, row_of_cell, len(cells), torch.full((1,), len(cells), device=cells.device))
+        return cls(T, cells.int(), rows, row_of_cell, len(cells))
 
     def sources(self, of: Cells, k: int, padding: int, forward: bool) -> Tensor:
         """int32 [k * k, N]: the row of ``of`` that each tap reads for each of these cells; -1 where none."""
@@ -186,12 +182,16 @@ def _convolve(
     taps, D, count = kernel.shape[0], kernel.shape[1], len(to.places)
     out = torch.zeros(B, to.rows, D, dtype=dtype, device=x.device)
     if out.numel():
-        settings = _settings(x, D, C)
-        block = min(BLOCK, max(16, triton.next_power_of_2(count * B)))
+        # Half of a list that was made on the device may be padding: a rough guess of how many blocks have work.
+        height, width, warps = next(
+            (b for b in BLOCKS if triton.cdiv(count * B // 2, b[0]) * triton.cdiv(D, b[1]) >= PROGRAMS), BLOCKS[-1]
+        )
+        height, width = _block(count * B, height), _block(D, width)
         with on_device(x):
-            _forward[(triton.cdiv(count * B, block), triton.cdiv(D, settings["COLUMNS"]))](
+            _forward[(triton.cdiv(count * B, height), triton.cdiv(D, width))](
                 x, kernel, x if bias is None else bias, sources, to.row_of, x if scale is None else scale, out,
-                B, C, D, count, rows, to.rows, taps, bias is not None, scale is not None, relu, ROWS=block, **settings,
+                B, C, D, count, rows, to.rows, taps, bias is not None, scale is not None, relu, _precision(x),
+                height, width, _block(C, _at_a_time(x)), num_warps=warps,
             )  # fmt: skip
     return out
 
@@ -200,6 +200,19 @@ def _inverse_counts(sources: Tensor) -> Tensor:
     """One over the number of valid taps of each listed cell, 0 where there is none."""
     count = (sources >= 0).sum(0)
     return torch.where(count > 0, 1 / count.clamp(min=1).float(), 0)
+
+
+def _pairs(sources: Tensor, row_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each tap the rows that it reads and those that it writes, in the cells' order and side by side: int32
+    [taps, N] each; and how many there are, [taps]."""
+    valid = sources >= 0
+    end = valid.shape[1]
+    place = torch.where(valid, valid.cumsum(1) - 1, end)  # behind the last: what is left out
+
+    def gathered(rows: Tensor) -> Tensor:
+        return rows.new_zeros(valid.shape[0], end + 1).scatter_(1, place, rows)[:, :end].contiguous()
+
+    return gathered(sources), gathered(row_of.expand_as(sources).contiguous()), valid.sum(1)
 
 
 def convolve_cells(
@@ -239,15 +252,12 @@ def backward_cells(
     if needs_weight:
         by_tap = torch.zeros(k * k, D, C, dtype=weight.dtype, device=x.device)
         if by_tap.numel() and grad.numel() and rows:
-            settings = _settings(results, D, C) | {"CHANNELS": min(BLOCK, max(16, triton.next_power_of_2(C)))}
-            at_a_time = BYTES_SUMMED // results.element_size()
-            block = min(at_a_time, max(16, triton.next_power_of_2(len(to.places) * B)))
+            height, width = _block(D, BLOCKS[0][0]), _block(C, BLOCKS[0][1])
+            block = _block(len(to.places) * B, _at_a_time(results))
             with on_device(x):
-                _backward_weight[
-                    (k * k, triton.cdiv(D, settings["COLUMNS"]), triton.cdiv(C, settings["CHANNELS"]))
-                ](
-                    results, _operand(x.contiguous()), sources, to.row_of, to.listed, by_tap, B, C, D, len(to.places),
-                    rows, to.rows, ROWS=block, **settings,
+                _backward_weight[(k * k, triton.cdiv(D, height), triton.cdiv(C, width))](
+                    results, _operand(x.contiguous()), *_pairs(sources, to.row_of), by_tap, B, C, D, len(to.places),
+                    rows, to.rows, _precision(x), block, height, width, num_warps=BLOCKS[0][2],
                 )  # fmt: skip
         grad_weight = by_tap.unflatten(0, (k, k)).permute(2, 3, 0, 1).contiguous()
     if needs_bias:

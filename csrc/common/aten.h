@@ -38,14 +38,4 @@ inline void matrix_product_float(const Tensor& a, const Tensor& b, const Tensor&
   }
 }
 
-// Sorts a vector of integers, equals in their order. `sorted` may be `values`.
-inline void stable_sort(const Tensor& values, Tensor& sorted, Tensor& order) {
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(values),
-                                    torch::stable::detail::from(std::optional<bool>(true)),
-                                    torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  sorted = torch::stable::detail::to<Tensor>(stack[0]);
-  order = torch::stable::detail::to<Tensor>(stack[1]);
-}
-
 }  // namespace vpgfast

@@ -13,7 +13,6 @@ namespace vpgfast {
 namespace {
 
 constexpr int64_t kProductBytes = int64_t{1} << 30;  // of the matrix product that is held at a time
-constexpr int kBlocks = 132;                         // that fill a large GPU
 constexpr int64_t kWork = 1024 * kBlocks;            // threads that do
 constexpr int kDefaultShared = 48 << 10;             // bytes of shared memory that a block may have without asking
 
@@ -25,29 +24,9 @@ struct GatherPlan {
   int shared;               // bytes
 };
 
-unsigned grid(const char* op, int64_t blocks) {
-  STD_TORCH_CHECK(blocks <= INT_MAX, op, ": more than 2^31 blocks");
-  return static_cast<unsigned>(blocks);
-}
-
-// Bytes of shared memory that a block can ask for here.
-int most_shared(const Tensor& x) {
-  int bytes = kDefaultShared;
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, std::max(0, int{x.get_device_index()}));
-  return bytes;
-}
-
-template <typename Kernel>
-void allow_shared(const char* op, Kernel* kernel, int bytes) {
-  if (bytes > kDefaultShared) {
-    STD_TORCH_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess, op,
-                    ": ", bytes, " bytes of shared memory were refused");
-  }
-}
-
 // Many channels a thread spare reading the taps again, few give more blocks; long rows leave room for few channels, of
 // which each then has many proposals, so that rows are copied once or twice altogether.
-GatherPlan gather_plan(const Sizes& s, int element, int most_shared) {
+GatherPlan gather_plan(const Sizes& s, int element, int shared) {
   GatherPlan plan{8, 1, false, kThreads, s.N, 0};
   const int64_t row = std::max<int64_t>(1, skewed(s.clips)) * element;
   const auto blocks = [&](int64_t proposals) {
@@ -66,7 +45,7 @@ GatherPlan gather_plan(const Sizes& s, int element, int most_shared) {
       }
     }
     plan.threads = share_out(plan.channels == 32 ? kMostThreads : kThreads);
-  } else if (4 * row <= most_shared) {
+  } else if (4 * row <= shared) {
     plan = {4, 8, true, kMostThreads, 1, 0};
     while (plan.threads > 64 && blocks(plan.threads * plan.proposals) < kBlocks) {
       plan.threads /= 2;
@@ -74,7 +53,7 @@ GatherPlan gather_plan(const Sizes& s, int element, int most_shared) {
     plan.threads = share_out(plan.threads);
   }
   if (plan.staged) {
-    const int64_t bytes = plan.channels * row, room = std::min<int64_t>(int64_t{128} * plan.threads, most_shared);
+    const int64_t bytes = plan.channels * row, room = std::min<int64_t>(int64_t{128} * plan.threads, shared);
     plan.samples = static_cast<int>(std::clamp<int64_t>(room / bytes, 1, s.N));
     plan.shared = static_cast<int>(plan.samples * bytes);
   }
@@ -86,38 +65,11 @@ void launch_gather(const Tensor& product, const Taps<accumulate_t<scalar_t>>& ta
                    const Tensor& out, const Sizes& s, const GatherPlan& plan) {
   const int64_t of_block = int64_t{plan.threads} * PT;
   const int64_t blocks = s.B * ((s.channels + DT - 1) / DT) * ((s.P + of_block - 1) / of_block);
-  allow_shared("proposal_conv", &gather<scalar_t, DT, PT, staged>, plan.shared);
+  allow_shared(&gather<scalar_t, DT, PT, staged>, plan.shared);
   gather<scalar_t, DT, PT, staged><<<grid("proposal_conv", blocks), plan.threads, plan.shared, current_stream(out)>>>(
       read<accumulate_t<scalar_t>>(product), taps, bias ? read<scalar_t>(*bias) : nullptr, write<scalar_t>(out), s,
       plan.samples);
   check_launch("proposal_conv");
-}
-
-template <typename scalar_t>
-void launch_scatter(const char* op, const Tensor& grad, const Taps<accumulate_t<scalar_t>>& taps, const Tensor& rows,
-                    const Sizes& s, cudaStream_t stream) {
-  using T = accumulate_t<scalar_t>;
-  // Long videos: more clips a warp, so that proposals are passed over less often.
-  const int tile = sizeof(T) == 8 || s.clips <= 512 ? 16 : s.clips <= 2048 ? 32 : 64;
-  const int64_t warps = int64_t{s.N} * ((s.clips + tile - 1) / tile);
-  STD_TORCH_CHECK(warps <= INT_MAX, op, ": more than 2^31 warps");
-  const auto blocks = [&](int wide) {
-    return s.B * ((warps + kWarps - 1) / kWarps) * ((s.channels + wide * kWarp - 1) / (wide * kWarp));
-  };
-  const auto launch = [&]<int wide>() {
-    const int shared = wide * kWarp * (kChunk + 1 + kWarps * (tile + 2)) * static_cast<int>(sizeof(T));
-    allow_shared(op, &scatter<scalar_t, wide>, shared);
-    scatter<scalar_t, wide>
-        <<<grid(op, blocks(wide)), kThreads, shared, stream>>>(read<scalar_t>(grad), taps, write<T>(rows), s, tile);
-    check_launch(op);
-  };
-  // Two channels a lane halve what a tap costs besides adding, where blocks are enough all the same.
-  if constexpr (sizeof(T) == 4) {
-    if (tile == 16 && blocks(2) >= kBlocks) {
-      return launch.template operator()<2>();
-    }
-  }
-  launch.template operator()<1>();
 }
 
 // The call's tensors, checked and contiguous, and what the products and kernels need of them.
@@ -211,7 +163,7 @@ Tensor proposal_conv(const Tensor& x_in, const Tensor& proposals_in, const Tenso
       } else if (call.clips > 0) {
         matrix_product_float(slices, columns, product);
       }
-      const GatherPlan plan = gather_plan(s, sizeof(T), most_shared(call.x));
+      const GatherPlan plan = gather_plan(s, sizeof(T), static_cast<int>(most_shared()));
       const auto launch = [&]<int DT, int PT, bool staged>() {
         launch_gather<scalar_t, DT, PT, staged>(product, storage.taps(), bias, out, s, plan);
       };
@@ -270,7 +222,7 @@ std::tuple<Tensor, Tensor> proposal_conv_backward(const Tensor& grad_in, const T
       Tensor slices = torch::stable::new_empty(x, {slice_rows, C}, dtype);
       launch_prepare<scalar_t, T>(op, call, s, storage, slices, is_copy ? &columns : nullptr);
       Tensor rows = torch::stable::new_empty(x, {B * clips, slice_rows}, dtype);
-      launch_scatter<scalar_t>(op, grad, storage.taps(), rows, s, stream);
+      launch_scatter<scalar_t, false>(op, grad, storage.taps(), rows, s, stream);
       if (by_x) {
         const Tensor& target = first == 0 ? grad_columns : more;
         matrix_product(torch::stable::transpose(slices, 0, 1), torch::stable::transpose(rows, 0, 1), target);

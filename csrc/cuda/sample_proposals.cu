@@ -1,6 +1,6 @@
 // sample_proposals on CUDA. See vpgfast/ops/sample_proposals.py for what it computes.
 
-#include "cuda/proposals_cuda.h"
+#include "cuda/scatter_taps.h"
 
 namespace vpgfast {
 namespace {
@@ -8,8 +8,6 @@ namespace {
 constexpr int kListThreads = 128;
 constexpr int kChannels = 8;       // of a thread, in registers
 constexpr int kMostChannels = 32;  // of a block, for which a thread works out its one point once
-constexpr int64_t kStagedBytes = 40 << 10;
-constexpr int64_t kFewestChannels = 4, kMostStagedChannels = 16;
 
 // blockIdx: a tile of lists (samples of proposals), some channels, a video; a thread has one list. Where a sample is
 // one point (kOnePoint) its two clips and weights serve all of the block's channels.
@@ -69,56 +67,32 @@ __global__ void __launch_bounds__(kListThreads, 6)
   }
 }
 
-// A block has 2^log_channels channels of a video. It reads their gradient into shared memory once, as it lies; then
-// every thread adds up the taps of one clip of one channel, in their order, and neighbouring threads, which have the
-// same clip, read the same tap. Where a channel's gradient is too long for shared memory (not kStaged) it stays where
-// it is.
-template <typename scalar_t, bool kStaged>
+// Sums over the samples of rows [B, clips, N, C] to [B, C, clips]; a block has 32 channels of 32 clips of a video.
+template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads)
-    sample_backward(const scalar_t* grad, const int64_t* starts, const SortedTap<accumulate_t<scalar_t>>* taps,
-                    int64_t video_rows, scalar_t* grad_x, int64_t B, int64_t C, int64_t clips, int64_t lists,
-                    int64_t per_bin, int log_channels) {
+    sum_samples(const accumulate_t<scalar_t>* rows, scalar_t* grad_x, int64_t C, int clips, int N) {
   using T = accumulate_t<scalar_t>;
-  extern __shared__ unsigned char shared_bytes[];
-  auto* staged = reinterpret_cast<T*>(shared_bytes);
-  const int channels = 1 << log_channels, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  // Channel c of list l. Turned by l, so that neither lanes in a row of lists nor in one of channels meet in a bank.
-  const auto place = [&](int c, int64_t l) {
-    return (static_cast<int>(l) << log_channels) + ((c + static_cast<int>(l)) & (channels - 1));
-  };
-  for (int64_t b = blockIdx.y; b < B; b += gridDim.y) {
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) << log_channels; first < C;
-         first += static_cast<int64_t>(gridDim.x) << log_channels) {
-      if constexpr (kStaged) {
-        for (int c = warp; c < channels && first + c < C; c += kThreads / kWarp) {
-          const scalar_t* from = grad + (b * C + first + c) * lists;
-#pragma unroll 8
-          for (int64_t l = lane; l < lists; l += kWarp) {
-            staged[place(c, l)] = static_cast<T>(from[l]);
-          }
-        }
-        __syncthreads();
-      }
-      const int c = threadIdx.x & (channels - 1);
-      const int64_t channel = b * C + first + c;
-      for (int64_t clip = threadIdx.x >> log_channels; clip < clips && first + c < C;
-           clip += kThreads >> log_channels) {
-        const int64_t row = b * video_rows + clip, end = starts[row + 1];
-        T sum = 0;
+  __shared__ T turned[kWarp][kWarp + 1];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int tiles = (clips + kWarp - 1) / kWarp, channel_tiles = static_cast<int>((C + kWarp - 1) / kWarp);
+  const int first = static_cast<int>(blockIdx.x % tiles) * kWarp;
+  const int64_t c0 = static_cast<int64_t>(blockIdx.x / tiles % channel_tiles) * kWarp;
+  const int64_t b = blockIdx.x / tiles / channel_tiles;
+  for (int t = warp; t < kWarp && first + t < clips; t += kThreads / kWarp) {
+    const T* from = rows + (b * clips + first + t) * N * C + c0 + lane;
+    T sum = 0;
+    if (c0 + lane < C) {
 #pragma unroll 4
-        for (int64_t k = starts[row]; k < end; ++k) {
-          const SortedTap<T> tap = taps[k];
-          if constexpr (kStaged) {
-            sum += tap.weight * staged[place(c, tap.list)];
-          } else {
-            sum += tap.weight * static_cast<T>(grad[channel * lists + tap.list]);
-          }
-        }
-        grad_x[channel * clips + clip] = static_cast<scalar_t>(sum / static_cast<T>(per_bin));
+      for (int n = 0; n < N; ++n) {
+        sum += from[n * C];
       }
-      if constexpr (kStaged) {
-        __syncthreads();  // before other channels' gradient comes
-      }
+    }
+    turned[t][lane] = sum;
+  }
+  __syncthreads();
+  for (int c = warp; c < kWarp && c0 + c < C; c += kThreads / kWarp) {
+    if (first + lane < clips) {
+      grad_x[(b * C + c0 + c) * clips + first + lane] = static_cast<scalar_t>(turned[lane][c]);
     }
   }
 }
@@ -168,34 +142,31 @@ Tensor sample_proposals_backward(const Tensor& grad_in, const Tensor& proposals_
   if (B * C * clips > 0) {
     dispatch_floating("sample_proposals_backward", grad.scalar_type(), [&]<typename scalar_t>() {
       using T = accumulate_t<scalar_t>;
-      const TapsOfRows<T> taps("sample_proposals_backward", proposals, B, clips, false);
-      const int64_t lists = num_samples * proposals.P, bytes = lists * static_cast<int64_t>(sizeof(T));
-      int64_t channels = std::min(kMostStagedChannels, kStagedBytes / std::max<int64_t>(1, bytes));
-      if (channels < kFewestChannels) {
-        channels = std::min(kFewestChannels, most_shared() / bytes);
-      }
-      const bool staged = channels > 0;
-      int log_channels = 0;
-      while (staged ? 2 << log_channels <= channels : log_channels < 3) {
-        ++log_channels;
-      }
-      const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(((C - 1) >> log_channels) + 1, 1 << 30)),
-                        static_cast<unsigned>(std::min<int64_t>(B, 65535)));
+      const char* op = "sample_proposals_backward";
       const cudaStream_t stream = current_stream(grad);
-      const auto* dy = read<scalar_t>(grad);
-      const auto* starts = read<int64_t>(taps.starts);
-      const auto* sorted = read<SortedTap<T>>(taps.sorted);
-      if (staged) {
-        const int64_t shared = bytes << log_channels;
-        allow_shared(sample_backward<scalar_t, true>, shared);
-        sample_backward<scalar_t, true><<<blocks, kThreads, shared, stream>>>(dy, starts, sorted, taps.video_rows,
-                                                                              write<scalar_t>(grad_x), B, C, clips,
-                                                                              lists, samples_per_bin, log_channels);
-      } else {
-        sample_backward<scalar_t, false><<<blocks, kThreads, 0, stream>>>(dy, starts, sorted, taps.video_rows,
-                                                                          write<scalar_t>(grad_x), B, C, clips, lists,
-                                                                          samples_per_bin, log_channels);
+      const TapStorage<T> storage(op, proposals, grad, B, clips);
+      const Sizes s{B,
+                    0,
+                    C,
+                    0,
+                    static_cast<int>(clips),
+                    static_cast<int>(proposals.P),
+                    static_cast<int>(num_samples),
+                    static_cast<int>(samples_per_bin),
+                    static_cast<int>(C),
+                    proposals.each_video};
+      const Blocks blocks{storage.blocks, 0, 0};
+      if (blocks.count() == 0) {
+        torch::stable::zero_(grad_x);
+        return;
       }
+      prepare<scalar_t, T><<<grid(op, blocks.count()), kChunk, 0, stream>>>(proposals.ends, write<Tap<T>>(storage.list),
+                                                                            write<Reach>(storage.reach), nullptr,
+                                                                            nullptr, nullptr, nullptr, s, blocks);
+      const Tensor rows = torch::stable::new_empty(grad, {B * clips * num_samples, C}, accumulate_dtype(grad));
+      launch_scatter<scalar_t, true>(op, grad, storage.taps(), rows, s, stream);
+      const int64_t tiles = B * ((C + kWarp - 1) / kWarp) * ((clips + kWarp - 1) / kWarp);
+      sum_samples<<<grid(op, tiles), kThreads, 0, stream>>>(read<T>(rows), write<scalar_t>(grad_x), C, s.clips, s.N);
       check_launch("sample_proposals_backward");
     });
   }

@@ -1,6 +1,7 @@
 // What the points of proposals read, worked out once: lists that the kernels walk without double precision or division.
 #pragma once
 
+#include <cassert>
 #include <climits>
 
 #include "common/aten.h"
@@ -9,6 +10,14 @@
 #include "cuda/launch.h"
 
 namespace vpgfast {
+
+// The points of proposal `index` of a list.
+__device__ __forceinline__ SamplingPoints proposal_points(const double* ends, int64_t index, int64_t points) {
+  const double start = ends[2 * index], end = ends[2 * index + 1];
+  assert(isfinite(start) && isfinite(end) && start <= end &&
+         "vpgfast: a proposal must be two finite numbers, its end not before its start");
+  return SamplingPoints(start, end, points);
+}
 
 constexpr int kChunk = 128;  // neighbouring proposals, whose reach is known together
 
@@ -90,10 +99,7 @@ __device__ void write_taps(const double* ends, int clips, int P, int N, int per_
   Reach all{INT_MAX, -1};
   if (p < P) {
     const int64_t points = static_cast<int64_t>(N) * per_bin, proposal = row / N * P + p;
-    const double start = ends[2 * proposal], end = ends[2 * proposal + 1];
-    assert(isfinite(start) && isfinite(end) && start <= end &&
-           "vpgfast: a proposal must be two finite numbers, its end not before its start");
-    const SamplingPoints point(start, end, points);
+    const SamplingPoints point = proposal_points(ends, proposal, points);
     TapWriter<T> list{taps + row * per_bin * P + p, P, per_bin};
     int clip = -1;  // weights of it and of the next one are still being added up
     double low = 0, high = 0;

@@ -62,7 +62,8 @@ def sampling_points(proposals: Tensor, count: int) -> Tensor:
     start, end = proposals.unbind(-1)
     if count == 1:
         return ((start + end) / 2)[..., None]
-    step = (end - start) / (count - 1)
+    # Divided by a tensor: on CUDA torch multiplies by the inverse of a number, which may differ in the last bit.
+    step = (end - start) / torch.full_like(start, count - 1)
     # Product and sum are rounded one after the other: a point at -1 and one just above it read different clips.
     return start[..., None] + step[..., None] * torch.arange(count, dtype=proposals.dtype, device=proposals.device)
 

@@ -49,6 +49,16 @@ inline int __any_sync(unsigned mask, int predicate, CUDA_EMULATOR_HERE) {
 inline int __all_sync(unsigned mask, int predicate, CUDA_EMULATOR_HERE) {
   return cuda_emulator::meet(mask, predicate != 0, -1, false, place) == mask;
 }
+template <typename T>
+unsigned __match_any_sync(unsigned mask, T value, CUDA_EMULATOR_HERE) {
+  unsigned equal = 0;
+  for (int source = 0; source < 32; ++source) {
+    if ((mask >> source & 1u) != 0 && cuda_emulator::shuffle(mask, value, source, place) == value) {
+      equal |= 1u << source;
+    }
+  }
+  return equal;
+}
 inline int __syncthreads_count(int predicate, CUDA_EMULATOR_HERE) {
   return cuda_emulator::barrier_with_votes(predicate != 0, place);
 }
