@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         metrics: by name, fractions in [0, 1].
-        baselines: random, uniform, prior -> the same names.
+        baselines: random, uniform, prior, whole video, ... -> the same names, see :mod:`vpgfast.metrics.baselines`.
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         paragraphs: the items that were predicted.
         ranked: their ranked spans, see :mod:`vpgfast.metrics.spans`.
