@@ -21,21 +21,18 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.models.alignment import own_video, similar_spans
-from vpgfast.models.dmr_jrg import (
-    DMRJRG,
+from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig, Draws
+from vpgfast.models.dmr_jrg_parts import (
     ClassEncoder,
-    DMRJRGConfig,
-    Draws,
     draw_words,
     mean_of_paragraphs,
     nce_loss,
     rank_loss,
     rewards_of,
-    to_paragraphs,
     triplet_loss,
     unit,
 )
-from vpgfast.models.layers import sinusoid
+from vpgfast.models.layers import sinusoid, to_paragraphs
 from vpgfast.models.method import RetrievalMethod
 from vpgfast.models.moment_map import MomentMap, Pointwise, SimilarityMap, fuse
 from vpgfast.models.reconstructor import word_nll

@@ -383,3 +383,8 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def to_paragraphs(x: Tensor, there: Tensor, fill: float = 0.0) -> Tensor:
+    """Sentences [N, ...] to their places in paragraphs [B, M, ...], by bool [B, M]; ``fill`` where there is none."""
+    return x.new_full((*there.shape, *x.shape[1:]), fill).index_put(there.nonzero().unbind(1), x)
