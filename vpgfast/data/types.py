@@ -101,6 +101,8 @@ class BatchNeeds:
         max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into
             pieces.
         sentence_order: ``"time"`` sorts a paragraph's sentences by annotated start, ``"file"`` leaves them.
+        whole_paragraphs: in evaluation, do not split paragraphs for a method of single sentences: it answers them
+            together.
         content_words: whether the method is made from word vectors with
             :attr:`~vpgfast.data.text.WordVectors.content_counts`, the nouns and verbs of the training text.
 
@@ -118,6 +120,7 @@ class BatchNeeds:
     vocabulary: bool = True
     max_sentences: int | None = None
     sentence_order: Literal["time", "file"] = "time"
+    whole_paragraphs: bool = False
     content_words: bool = False
 
     def __post_init__(self) -> None:

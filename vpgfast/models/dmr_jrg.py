@@ -39,6 +39,7 @@ from vpgfast.models.dmr_jrg_parts import (
 from vpgfast.models.layers import at_least_float32, masked_mean, same_videos, to_paragraphs
 from vpgfast.models.method import RetrievalMethod
 from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap, fuse
+from vpgfast.models.ordered import Candidates, put_in_order
 from vpgfast.models.reconstructor import Reconstructor
 from vpgfast.ops import dense_anchor_mask, ordered_suppression_scan, temporal_map_bce, temporal_nms
 
@@ -365,10 +366,15 @@ class DMRJRG(RetrievalMethod):
         found = kept >= 0
         kept = kept.clamp_min(0)
         chosen = spans.gather(2, kept.unsqueeze(-1).expand(-1, -1, -1, 2)) / self.config.segments
-        return Prediction(
+        prediction = Prediction(
             spans=(chosen * batch.durations[:, None, None, None]).masked_fill(~found.unsqueeze(-1), 0),
             scores=scores.gather(2, kept).masked_fill(~found, -torch.inf),
         )
+        if self.config.decode == "independent":
+            return prediction
+        seconds = spans / self.config.segments * batch.durations[:, None, None, None]
+        candidates = Candidates(seconds, to_paragraphs(F.logsigmoid(moments.logits), there, -torch.inf))
+        return put_in_order(prediction, candidates, there, self.config.nms)
 
     def check_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Refuses weights that were trained beside another language model."""

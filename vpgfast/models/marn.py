@@ -22,6 +22,7 @@ from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.models.configs.marn import MARNConfig
 from vpgfast.models.layers import WordEmbedding, at_least_float32
 from vpgfast.models.method import Method
+from vpgfast.models.ordered import Candidates, predict_in_order
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
 
 
@@ -54,6 +55,7 @@ class MARN(Method):
             resample="pool",
             fixed_length=True,
             max_words=config.max_words,
+            whole_paragraphs=config.decode == "ordered",
         )
 
     def __init__(self, config: MARNConfig, feature_dim: int, word_vectors: WordVectors) -> None:
@@ -128,10 +130,26 @@ class MARN(Method):
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` proposals of the highest attention that do not overlap a better one too much (Eq. 15)."""
+        if self.config.decode == "ordered":
+            return predict_in_order(batch, lambda part: self.answer(part, top_n), self.config.nms)
+        return self.rank(self.scores(batch), batch, top_n)
+
+    def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
+        """Ranked spans of single sentences, and all proposals as candidates."""
+        scores = self.scores(batch)
+        candidates = Candidates(self.spans * batch.durations[:, None, None], scores.clamp_min(1e-30).log())
+        return self.rank(scores, batch, top_n), candidates
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Of all proposals, [B, P], each above 0 (Eq. 15)."""
         proposals, clips = self(batch)
         scores = proposals.weights
         if clips is not None and self.config.clip_scores:
             scores = scores + self.config.epsilon * clips.weights[:, self.middle]
+        return scores
+
+    def rank(self, scores: Tensor, batch: Batch, top_n: int) -> Prediction:
+        """The ``top_n`` proposals of the highest scores, after suppression."""
         spans = self.spans.expand(len(scores), -1, -1)
         kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
         found = kept >= 0

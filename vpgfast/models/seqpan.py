@@ -31,6 +31,7 @@ from vpgfast.models.layers import (
     masked_softmax,
 )
 from vpgfast.models.method import Method
+from vpgfast.models.ordered import Candidates, predict_in_order
 
 OUTSIDE, BEGIN, INSIDE, END = range(4)
 """The region labels O, B-M, I-M and E-M of section 3.1.4."""
@@ -66,6 +67,7 @@ class SeqPAN(Method):
             resample="pool",
             chars=config.char_cnn,
             max_words=config.max_words,
+            whole_paragraphs=config.decode == "ordered",
         )
 
     def __init__(self, config: SeqPANConfig, feature_dim: int, word_vectors: WordVectors) -> None:
@@ -139,7 +141,22 @@ class SeqPAN(Method):
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` spans of the highest joint probability (Eq. 14); scores are these probabilities."""
-        scores = self(batch)
+        if self.config.decode == "ordered":
+            return predict_in_order(batch, lambda part: self.answer(part, top_n))
+        return self.rank(self(batch), batch, top_n)
+
+    def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
+        """Ranked spans of single sentences, and as candidates each start with the best of its ends."""
+        scores, mask = self(batch), batch.video_mask
+        best, place = scores.end.masked_fill(~mask, -torch.inf).flip(1).cummax(1)
+        best, end = best.flip(1), mask.shape[1] - 1 - place.flip(1)
+        start = torch.arange(mask.shape[1], device=mask.device).expand_as(end)
+        spans = clips_to_spans(start, end, mask, self.config.clip_times) * batch.durations[:, None, None]
+        candidates = Candidates(spans, (scores.start + best).masked_fill(~mask, -torch.inf))
+        return self.rank(scores, batch, top_n), candidates
+
+    def rank(self, scores: Scores, batch: Batch, top_n: int) -> Prediction:
+        """The ``top_n`` spans of the highest joint probability."""
         start, end, log_probability = best_clips(scores.start, scores.end, batch.video_mask, top_n)
         spans = clips_to_spans(start, end, batch.video_mask, self.config.clip_times) * batch.durations[:, None, None]
         found = log_probability > -torch.inf

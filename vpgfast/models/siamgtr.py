@@ -21,6 +21,7 @@ from vpgfast.models.alignment import alignment_loss, own_video, similar_spans
 from vpgfast.models.configs.siamgtr import SiamGTRConfig
 from vpgfast.models.layers import Linear, at_least_float32, mlp, same_videos
 from vpgfast.models.method import Method
+from vpgfast.models.ordered import Candidates, put_in_order
 from vpgfast.models.siamgtr_network import (
     AlignedAttention,
     Concepts,
@@ -177,12 +178,19 @@ class SiamGTR(Method):
         start, end = spans[..., :1], spans[..., 1:]
         shared = torch.minimum(end, clip + 1 / len(clip)) - torch.maximum(start, clip)
         scores = (found.weights[:, 1:] * shared.clamp_min(0) * len(clip)).sum(-1)
-        spans = spans * batch.durations[:, None, None]
+        seconds = spans * batch.durations[:, None, None]
         scores = scores.masked_fill(~batch.sentence_mask, -torch.inf)
-        return Prediction(
-            spans=F.pad(spans.unsqueeze(2), (0, 0, 0, top_n - 1)),
+        prediction = Prediction(
+            spans=F.pad(seconds.unsqueeze(2), (0, 0, 0, top_n - 1)),
             scores=F.pad(scores.unsqueeze(2), (0, top_n - 1), value=-torch.inf),
         )
+        if self.config.decode == "independent":
+            return prediction
+        moved, masses = moved_spans(spans, found.weights[:, 1:])
+        candidates = Candidates(moved * batch.durations[:, None, None, None], masses)
+        ordered = put_in_order(prediction, candidates, batch.sentence_mask)
+        ordered.scores[:, :, 1:] = -torch.inf  # the one span, as before
+        return ordered
 
     def project(self, batch: Batch) -> Tensor:
         """F_v (section 3.2), [B, T, D]."""
@@ -203,3 +211,28 @@ class SiamGTR(Method):
             logits = logits + torch.stack([centre, width], -1).to(logits.dtype).logit(0.005)
         centre, width = logits.sigmoid().unbind(-1)
         return torch.stack([centre - width / 2, centre + width / 2], -1)
+
+
+def moved_spans(spans: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sentence's span, and spans of its length from every clip on, with how much attention lies inside each.
+
+    The sentence's own span counts as much as the best of the others, and a little more: it stays where order allows.
+
+    Args:
+        spans: [B, M, 2], fractions of the duration.
+        weights: [B, M, T], attention that sums to 1.
+
+    Returns:
+        [B, M, 1 + T, 2], fractions of the duration, and logarithms of the attention, [B, M, 1 + T].
+    """
+    T = weights.shape[2]
+    length = spans[..., 1:] - spans[..., :1]
+    start = torch.minimum(torch.arange(T, device=spans.device) / T, 1 - length)  # within the video
+    moved = torch.stack([start, start + length], -1)
+    before = F.pad(weights.double().cumsum(2), (1, 0))  # attention before each clip's start
+    at = moved.double().clamp(0, 1).flatten(2) * T
+    clip = at.long().clamp(max=T - 1)
+    mass = torch.lerp(before.gather(2, clip), before.gather(2, clip + 1), at - clip).unflatten(2, (T, 2)).diff(dim=-1)
+    masses = mass.squeeze(-1).clamp_min(1e-9).log()
+    own = masses.amax(2, keepdim=True) + 1e-6
+    return torch.cat([spans.unsqueeze(2), moved], 2), torch.cat([own, masses], 2)
