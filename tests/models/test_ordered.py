@@ -13,11 +13,12 @@ from torch import Tensor
 
 from vpgfast.data.batches import make_batch, prepare
 from vpgfast.data.types import Batch, Paragraph, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.dmr_jrg import Moments
 from vpgfast.models.layers import to_paragraphs
 from vpgfast.models.marn import Attended
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import Candidates, put_in_order, single_sentences
+from vpgfast.models.ordered import put_in_order, single_sentences
 from vpgfast.models.registry import get_config, get_method
 from vpgfast.models.seqpan import Scores
 from vpgfast.models.siamgtr import moved_spans
@@ -136,7 +137,7 @@ def test_seqpan_with_an_ambiguous_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     model = make_model("seqpan", "ordered")
     starts = planted([[0, 0.45, 0, 0, 0, 0, 0, 0.55], [0, 0, 0, 0, 1.0]])
     ends = planted([[0, 0, 0.45, 0, 0, 0, 0, 0, 0, 0.55], [0, 0, 0, 0, 0, 1.0]])
-    monkeypatch.setattr(model, "forward", lambda batch: Scores(starts.log(), ends.log(), None))
+    monkeypatch.setattr(model, "forward", lambda batch: Scores(starts.log(), ends.log(), None, torch.zeros(2)))
     batch = batch_for(model, [replace(PARAGRAPHS[0], sentences=("word0.", "word1."), spans=None)])
     clip = 24.0 / (CLIPS - 1)
     found = model.predict(batch, 3).spans[0, :, 0] / clip

@@ -114,6 +114,7 @@ def make_batch(
         chars=_chars(texts, words.shape) if needs.chars else None,
         spans=spans,
         labelled=labelled,
+        clips=torch.tensor([len(x) for x in features]),
     )
 
 

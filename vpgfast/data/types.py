@@ -148,6 +148,7 @@ class Batch:
             spans; ``None`` where no item has any. With a ``labelled_share`` between 0 and 1 a training batch
             may happen to hold no labelled item: then it is ``None`` too.
         labelled: bool [B], whose sentences have spans; ``None`` exactly where ``spans`` is.
+        clips: int64 [B], how many clips the features of each video have, before they were brought to T.
     """
 
     paragraphs: list[Paragraph]
@@ -160,6 +161,7 @@ class Batch:
     chars: Tensor | None = None
     spans: Tensor | None = None
     labelled: Tensor | None = None
+    clips: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""

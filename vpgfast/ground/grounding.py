@@ -17,6 +17,7 @@ from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.metrics.spans import ranked_spans
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
+from vpgfast.models.windows import is_long, predict_long
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def ground(
         model: in evaluation mode, on the CPU or a GPU.
         config: the run's settings.
         vectors: the model's vocabulary.
-        features: float32 [T, d_v], any T >= 1; the method's own rule brings a long video down to the clips it takes.
+        features: float32 [T, d_v], any T >= 1; a longer video than the method takes is brought down to that, or seen
+            through windows, as its setting ``windowed`` says.
         duration: seconds.
         sentences: at least one, in the order of the paragraph they make (it matters to methods that take paragraphs).
         top: spans a sentence.
@@ -88,8 +90,11 @@ def ground(
     spans, scores = [], []
     for item in prepare([paragraph], needs, training=False):
         batch = make_batch([item], [features], vectors, needs, training=False).to(device)
-        with torch.no_grad():
-            prediction = model.predict(batch, top)
+        if is_long(config.model, needs, len(features)):
+            prediction = predict_long(model, item, features, vectors, needs, top)
+        else:
+            with torch.no_grad():
+                prediction = model.predict(batch, top)
         spans.append(ranked_spans(prediction, batch)[0])
         scores.append(prediction.scores[0, : len(item.sentences)].double().cpu().numpy())
     return Grounding(list(sentences), duration, _join(spans, top), _join(scores, top))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.dmr_jrg import DMRJRGConfig
 from vpgfast.models.dmr_jrg_parts import (
     ClassEncoder,
@@ -39,7 +40,7 @@ from vpgfast.models.dmr_jrg_parts import (
 from vpgfast.models.layers import at_least_float32, masked_mean, same_videos, to_paragraphs
 from vpgfast.models.method import RetrievalMethod
 from vpgfast.models.moment_map import TAN, MomentMap, Pointwise, SimilarityMap, fuse
-from vpgfast.models.ordered import Candidates, put_in_order
+from vpgfast.models.ordered import put_in_order
 from vpgfast.models.reconstructor import Reconstructor
 from vpgfast.ops import dense_anchor_mask, ordered_suppression_scan, temporal_map_bce, temporal_nms
 
@@ -375,6 +376,12 @@ class DMRJRG(RetrievalMethod):
         seconds = spans / self.config.segments * batch.durations[:, None, None, None]
         candidates = Candidates(seconds, to_paragraphs(F.logsigmoid(moments.logits), there, -torch.inf))
         return put_in_order(prediction, candidates, there, self.config.nms)
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: P holds for a moment and a sentence, whatever else the video shows."""
+        found = self.predict(batch, count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log())
 
     def check_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Refuses weights that were trained beside another language model."""

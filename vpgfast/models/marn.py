@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.marn import MARNConfig
 from vpgfast.models.layers import WordEmbedding, at_least_float32
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import Candidates, predict_in_order
+from vpgfast.models.ordered import predict_in_order
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
 
 
@@ -139,6 +140,15 @@ class MARN(Method):
         scores = self.scores(batch)
         candidates = Candidates(self.spans * batch.durations[:, None, None], scores.clamp_min(1e-30).log())
         return self.rank(scores, batch, top_n), candidates
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: attention, less how badly the sentence is told from what was attended (nats a word)."""
+        words, mask, query = batch.words[:, 0], batch.word_mask[:, 0], self.read(batch)
+        feature = self.proposals.attend(self.moments(self.proposals, batch), query).feature
+        badly = self.decoder(feature, self.words(words), words, mask)
+        found = self.rank(self.scores(batch), batch, count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log() - badly.unsqueeze(1))
 
     def scores(self, batch: Batch) -> Tensor:
         """Of all proposals, [B, P], each above 0 (Eq. 15)."""

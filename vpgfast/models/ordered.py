@@ -11,29 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vpgfast.data.types import Batch, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.layers import to_paragraphs
 from vpgfast.ops import ordered_candidates, temporal_iou
 
 _AT_ONCE = 16
 """Sentences that a method for single ones takes at a time, where a batch has fewer paragraphs."""
-
-
-class Candidates(NamedTuple):
-    """What a sentence's span may be.
-
-    Attributes:
-        spans: floating [..., P, 2], start and end in one unit for all sentences of a video.
-        scores: floating [..., P], logarithms of how likely each is; -inf for none.
-    """
-
-    spans: Tensor
-    scores: Tensor
 
 
 def single_sentences(batch: Batch) -> Iterator[Batch]:
@@ -53,6 +41,7 @@ def single_sentences(batch: Batch) -> Iterator[Batch]:
             chars=None if batch.chars is None else batch.chars[b, m].unsqueeze(1),
             spans=None,
             labelled=None,
+            clips=None,
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import NUM_CHARS, WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.seqpan import ClipTimes, SeqPANConfig
 from vpgfast.models.layers import (
     AttentionPooling,
@@ -31,7 +32,7 @@ from vpgfast.models.layers import (
     masked_softmax,
 )
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import Candidates, predict_in_order
+from vpgfast.models.ordered import predict_in_order
 
 OUTSIDE, BEGIN, INSIDE, END = range(4)
 """The region labels O, B-M, I-M and E-M of section 3.1.4."""
@@ -43,11 +44,13 @@ class Scores(NamedTuple):
     Attributes:
         start, end: [B, T] log-probabilities of the boundaries, a very low number on padding.
         labels: log-probabilities of the regions, [B, T, 4] ("sq") or [B, T, 2] ("fb"), or ``None``.
+        level: [B], what the logarithms of start and of end were lowered by to be probabilities, both together.
     """
 
     start: Tensor
     end: Tensor
     labels: Tensor | None
+    level: Tensor
 
 
 class SeqPAN(Method):
@@ -118,7 +121,9 @@ class SeqPAN(Method):
         if self.matching is not None:
             fused, labels = self.matching(fused)
         start, end = self.localizer(fused, video_mask)
-        return Scores(masked_log_softmax(start, video_mask), masked_log_softmax(end, video_mask), labels)
+        logs = masked_log_softmax(start, video_mask), masked_log_softmax(end, video_mask)
+        level = sum((raw - log)[:, 0] for raw, log in zip((start, end), logs, strict=True))  # the first clip is real
+        return Scores(*logs, labels, level)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11)."""
@@ -154,6 +159,14 @@ class SeqPAN(Method):
         spans = clips_to_spans(start, end, mask, self.config.clip_times) * batch.durations[:, None, None]
         candidates = Candidates(spans, (scores.start + best).masked_fill(~mask, -torch.inf))
         return self.rank(scores, batch, top_n), candidates
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: by the network's scores before the softmax over a window's clips, which would make the
+        best of every window likely."""
+        scores = self(batch)
+        found = self.rank(scores, batch, count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log() + scores.level.unsqueeze(1))
 
     def rank(self, scores: Scores, batch: Batch, top_n: int) -> Prediction:
         """The ``top_n`` spans of the highest joint probability."""

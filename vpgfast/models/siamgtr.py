@@ -18,10 +18,11 @@ from torch import Tensor
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.models.alignment import alignment_loss, own_video, similar_spans
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.siamgtr import SiamGTRConfig
 from vpgfast.models.layers import Linear, at_least_float32, mlp, same_videos
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import Candidates, put_in_order
+from vpgfast.models.ordered import put_in_order
 from vpgfast.models.siamgtr_network import (
     AlignedAttention,
     Concepts,
@@ -174,10 +175,7 @@ class SiamGTR(Method):
         found, spans = self(self.project(batch), self.text(batch), need_weights=True)
         assert found.weights is not None
         spans = spans[:, 1:].clamp(0, 1)
-        clip = torch.arange(self.config.max_clips, device=spans.device) / self.config.max_clips
-        start, end = spans[..., :1], spans[..., 1:]
-        shared = torch.minimum(end, clip + 1 / len(clip)) - torch.maximum(start, clip)
-        scores = (found.weights[:, 1:] * shared.clamp_min(0) * len(clip)).sum(-1)
+        scores = (found.weights[:, 1:] * shares_inside(spans, self.config.max_clips)).sum(-1)
         seconds = spans * batch.durations[:, None, None]
         scores = scores.masked_fill(~batch.sentence_mask, -torch.inf)
         prediction = Prediction(
@@ -191,6 +189,25 @@ class SiamGTR(Method):
         ordered = put_in_order(prediction, candidates, batch.sentence_mask)
         ordered.scores[:, :, 1:] = -torch.inf  # the one span, as before
         return ordered
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: by the alignment's similarities inside the span, log-sum-exp as its loss compares videos.
+
+        Without alignment by the attention inside, which is large in any window and compares badly.
+        """
+        clips, queries = self.project(batch), self.text(batch)
+        found, spans = self(clips, queries, need_weights=True)
+        spans = spans[:, 1].clamp(0, 1)
+        if self.alignment is None:
+            assert found.weights is not None
+            scores = (found.weights[:, 1] * shares_inside(spans, clips.shape[1])).sum(-1).clamp_min(1e-9).log()
+        else:
+            similarity = self.alignment.similarity(queries.sentences[:, 0], clips)
+            similarity = own_video(similarity, batch.sentence_mask)
+            inside = shares_inside(spans, clips.shape[1]).clamp_min(1e-9).log()
+            scores = (similarity + inside.to(similarity.dtype)).logsumexp(1)
+        return Candidates((spans * batch.durations[:, None])[:, None], scores[:, None])
 
     def project(self, batch: Batch) -> Tensor:
         """F_v (section 3.2), [B, T, D]."""
@@ -211,6 +228,13 @@ class SiamGTR(Method):
             logits = logits + torch.stack([centre, width], -1).to(logits.dtype).logit(0.005)
         centre, width = logits.sigmoid().unbind(-1)
         return torch.stack([centre - width / 2, centre + width / 2], -1)
+
+
+def shares_inside(spans: Tensor, T: int) -> Tensor:
+    """How much of each of T clips lies inside of spans, fractions of the duration: [..., 2] -> [..., T]."""
+    clip = torch.arange(T, device=spans.device) / T
+    shared = torch.minimum(spans[..., 1:], clip + 1 / T) - torch.maximum(spans[..., :1], clip)
+    return shared.clamp_min(0) * T
 
 
 def moved_spans(spans: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.wsra import WSRAConfig
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax, same_videos
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import Candidates, predict_in_order
+from vpgfast.models.ordered import predict_in_order
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
 
@@ -111,6 +112,12 @@ class WSRA(Method):
         """Ranked spans of single sentences, and all moments as candidates."""
         spans, scores = self.score_moments(batch)
         return self.rank(spans, scores, top_n), Candidates(spans, scores.log())
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: its scores hold for a snippet and a sentence alone."""
+        found = self.rank(*self.score_moments(batch), count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log())
 
     def score_moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Candidate moments in seconds, float64 [B, P, 2], and their mean scores [B, P]; -inf where there is none."""

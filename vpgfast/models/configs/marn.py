@@ -35,6 +35,8 @@ class MARNConfig(MethodConfig):
             video shows); 0 leaves it out.
         negative_margin: by how much worse, in nats a word.
         nms: largest IoU between two ranked proposals; null ranks all of them.
+        windowed: how evaluation and grounding see a video of more clips than max_clips: brought down to that many
+            (false), through windows of that many (true), or through windows if it has more than twice as many (auto).
         decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
             starts do not fall and the product of their scores is the largest there is ("ordered").
         max_words: longer sentences are cut to this many words.
@@ -58,6 +60,7 @@ class MARNConfig(MethodConfig):
     negative_weight: float = 0.0
     negative_margin: float = 1.0
     nms: float | None = 0.5
+    windowed: bool | Literal["auto"] = "auto"
     decode: Literal["independent", "ordered"] = "independent"
     max_words: int = 50
 

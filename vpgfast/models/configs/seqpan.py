@@ -37,6 +37,8 @@ class SeqPANConfig(MethodConfig):
         dropout: probability of dropping an element of the inputs and of each layer's output.
         max_clips: videos of more clips are mean-pooled to this many.
         max_words: longer sentences are cut to this many words.
+        windowed: how evaluation and grounding see a video of more clips than max_clips: brought down to that many
+            (false), through windows of that many (true), or through windows if it has more than twice as many (auto).
         decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
             starts do not fall and the product of their probabilities is the largest there is ("ordered").
         clip_times: which time a clip i of T stands for: "points", the instant i / (T - 1) of the duration (text under
@@ -64,6 +66,7 @@ class SeqPANConfig(MethodConfig):
     dropout: float = 0.2
     max_clips: int = 64
     max_words: int = 50
+    windowed: bool | Literal["auto"] = "auto"
     decode: Literal["independent", "ordered"] = "independent"
     clip_times: ClipTimes = "points"
     as_released: bool = False
