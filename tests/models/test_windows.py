@@ -150,3 +150,29 @@ def test_seqpan_compares_windows_before_the_softmax(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(inside.scores[0], inside.scores[1])
     torch.testing.assert_close(between.scores, torch.tensor([[4.0, 3.0], [10.0, 9.0]]))
     assert torch.equal(between.spans, inside.spans[:, 0])
+
+
+def test_seqpan_learns_presence_from_other_videos() -> None:
+    """Two videos: each is the other's other one. The loss is the logistic one, with the level as its logit."""
+    settings: dict[str, Any] = {"dim": 8, "heads": 2, "conv_layers": 1, "char_cnn": False, "max_clips": 4}
+    model = get_method("seqpan")(get_config("seqpan")(**settings, presence_weight=0.5), WIDTH, word_vectors())
+    model = with_random_weights(model, 0.5, torch.float32).eval()
+    rng = np.random.default_rng(3)
+    features = {name: rng.standard_normal((4, WIDTH)).astype(np.float32) for name in "ab"}
+    span = np.array([[0.0, 2.0]])
+    items = [Paragraph("a", 3.0, ("word1.",), span), Paragraph("b", 3.0, ("word2 word3.",), span)]
+
+    def batch(names: str) -> Batch:
+        needs = model.needs(model.config)
+        return make_batch(items, [features[name] for name in names], word_vectors(), needs, training=True)
+
+    own, other = model(batch("ab")).level, model(batch("ba")).level
+    losses = model.loss(batch("ab"))
+    expected = -torch.sigmoid(own).log().mean() - torch.sigmoid(-other).log().mean()
+    torch.testing.assert_close(losses["presence"], expected)
+    model.config.presence_weight = 0.0
+    without = model.loss(batch("ab"))
+    assert "presence" not in without
+    torch.testing.assert_close(losses["loss"], without["loss"] + 0.5 * expected)
+    items[1] = Paragraph("a", 3.0, ("word2 word3.",), span)  # no other video is left
+    torch.testing.assert_close(model.presence_loss(batch("ab"), own), -torch.sigmoid(own).log().mean())

@@ -191,7 +191,10 @@ class Prediction:
         spans: float [B, M, K, 2], start and end in seconds, best first.
         scores: float [B, M, K], falling along K; ``-inf`` marks a place that holds no span
             (its ``spans`` mean nothing).
+        curves: float [B, M, T], how well each clip fits each sentence, of a method that reads spans off that;
+            zero where padded.
     """
 
     spans: Tensor
     scores: Tensor
+    curves: Tensor | None = None

@@ -31,12 +31,14 @@ class Grounding:
         duration: of the video, in seconds.
         spans: float64 [M, K, 2], seconds, best first; NaN where there are fewer.
         scores: float64 [M, K], on the method's own scale.
+        curves: float64 [M, T], how well each of T clips of equal length fits each sentence, of a method that has that.
     """
 
     sentences: list[str]
     duration: float
     spans: np.ndarray
     scores: np.ndarray
+    curves: np.ndarray | None = None
 
     def as_text(self) -> str:
         """The sentences with their spans, one a line; several sentences are numbered."""
@@ -50,9 +52,9 @@ class Grounding:
                     lines.append(f"{rank:4d}.  {start:8.2f} - {end:8.2f} s   score {score:.4g}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As ``grounding.json`` holds it."""
-        sentences = []
+    def as_dict(self, curves: bool = False) -> dict[str, Any]:
+        """As ``grounding.json`` holds it, with ``curves`` where the method has any."""
+        sentences: list[dict[str, Any]] = []
         for sentence, spans, scores in zip(self.sentences, self.spans, self.scores, strict=True):
             found = [
                 {"start": round(float(start), 3), "end": round(float(end), 3), "score": float(score)}
@@ -60,6 +62,9 @@ class Grounding:
                 if np.isfinite(start)
             ]
             sentences.append({"sentence": sentence, "spans": found})
+        if curves and self.curves is not None:
+            for entry, curve in zip(sentences, self.curves, strict=True):
+                entry["curve"] = [round(float(value), 5) for value in curve]
         return {"duration": self.duration, "sentences": sentences}
 
 
@@ -87,7 +92,7 @@ def ground(
     needs = get_method(config.method).needs(config.model)
     paragraph = Paragraph("query", duration, tuple(sentences))
     device = next(model.parameters()).device
-    spans, scores = [], []
+    spans, scores, curves = [], [], []
     for item in prepare([paragraph], needs, training=False):
         batch = make_batch([item], [features], vectors, needs, training=False).to(device)
         if is_long(config.model, needs, len(features)):
@@ -97,7 +102,10 @@ def ground(
                 prediction = model.predict(batch, top)
         spans.append(ranked_spans(prediction, batch)[0])
         scores.append(prediction.scores[0, : len(item.sentences)].double().cpu().numpy())
-    return Grounding(list(sentences), duration, _join(spans, top), _join(scores, top))
+        if prediction.curves is not None:
+            curves.append(prediction.curves[0, : len(item.sentences)].double().cpu().numpy())
+    joined = np.concatenate(curves) if curves else None
+    return Grounding(list(sentences), duration, _join(spans, top), _join(scores, top), joined)
 
 
 def _join(parts: Sequence[np.ndarray], top: int) -> np.ndarray:

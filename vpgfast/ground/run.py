@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     output: Path = arguments.output or folder / f"ground-{name}"
     output.mkdir(parents=True, exist_ok=True)
     write_file(output / "grounding.txt", (found.as_text() + "\n").encode())
-    write_file(output / "grounding.json", (json.dumps({"video": name, **found.as_dict()}, indent=2) + "\n").encode())
+    content = json.dumps({"video": name, **found.as_dict(curves=True)}, indent=2)
+    write_file(output / "grounding.json", f"{content}\n".encode())
 
     from vpgfast.plots import draw_ranked  # and matplotlib with it, which takes longer than short answers
 

@@ -21,7 +21,7 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.marn import MARNConfig
-from vpgfast.models.layers import WordEmbedding, at_least_float32
+from vpgfast.models.layers import WordEmbedding, another_video, at_least_float32
 from vpgfast.models.method import Method
 from vpgfast.models.ordered import predict_in_order
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
@@ -292,23 +292,3 @@ class Decoder(nn.Module):
         logits = self.out(states).transpose(1, 2)
         nll = F.cross_entropy(logits, words, reduction="none")
         return (nll * mask).sum(1) / mask.sum(1).clamp_min(1)
-
-
-class AnotherVideo(NamedTuple):
-    """Another item of the batch for each item.
-
-    Attributes:
-        shift: by how much to roll the batch so that each item meets the other one.
-        different: bool [B], whether that is of another video.
-    """
-
-    shift: int
-    different: Tensor
-
-
-def another_video(batch: Batch) -> AnotherVideo:
-    """Drawn at random, the same shift for all."""
-    names = [paragraph.video_id for paragraph in batch.paragraphs]
-    shift = int(torch.randint(1, max(2, len(names)), ()))
-    different = [name != names[i - shift] for i, name in enumerate(names)]
-    return AnotherVideo(shift, torch.tensor(different, device=batch.video.device))

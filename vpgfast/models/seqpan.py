@@ -8,6 +8,7 @@ Letters: B sentences, each with its own copy of its video; T clips; W words; d w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from vpgfast.models.layers import (
     SeparableConvLayer,
     TransformerLayer,
     WordEmbedding,
+    another_video,
     at_least_float32,
     attend,
     init_linear,
@@ -126,7 +128,8 @@ class SeqPAN(Method):
         return Scores(*logs, labels, level)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11)."""
+        """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11), and with a
+        weight of its own ``presence``."""
         if batch.spans is None:
             raise ValueError("SeqPAN learns from spans, but this batch holds none")
         scores = self(batch)
@@ -141,7 +144,19 @@ class SeqPAN(Method):
             losses["matching"] = (nll * batch.video_mask).sum() / batch.video_mask.sum().clamp_min(1)
         if self.matching is not None and self.matching.embeddings is not None:
             losses["orthogonality"] = orthogonality(self.matching.embeddings)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        total = torch.stack(list(losses.values())).sum()
+        if self.config.presence_weight:
+            losses["presence"] = self.presence_loss(batch, scores.level)
+            total = total + self.config.presence_weight * losses["presence"]
+        return {"loss": total, **losses}
+
+    def presence_loss(self, batch: Batch, level: Tensor) -> Tensor:
+        """Cross-entropy of "the sentence happens here" in its own video and in another one of the batch (not in the
+        paper). ``level`` [B] is its logit, so that scores before the softmax mean the same in every video."""
+        other = another_video(batch)
+        video, mask = batch.video.roll(other.shift, 0), batch.video_mask.roll(other.shift, 0)
+        absent = F.softplus(self(replace(batch, video=video, video_mask=mask)).level) * other.different
+        return F.softplus(-level).mean() + absent.sum() / other.different.sum().clamp_min(1)
 
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
