@@ -2,7 +2,8 @@
 """An hour of moving_shapes in one video: squeezed into what a method takes, through windows, and in order over them.
 
 Makes the mp4 (about 200 videos strung together), decodes it, asks sentences from all over it, and stores the tables
-`long_video`, `long_video_memory` and `long_video_scales` (see stored_tables.py). The models are trained on ordinary moving_shapes:
+`long_video`, `long_video_memory` and `long_video_scales` (see stored_tables.py). The models are trained on ordinary
+moving_shapes:
 
     data="--data.moving_shapes.colours 7 --data.moving_shapes.distractors 0 --data.moving_shapes.train_videos 1600"
     for m in seqpan siamgtr; do
@@ -59,7 +60,11 @@ MODES = {
     "alignment": ("squeezed", "all clips", "all clips, in order"),
     "objects": ("squeezed", "all clips", "all clips, in order"),
 }
-LABELS = {"seqpan-presence": "seqpan, presence_weight 1", "alignment": "similarity on SiamGTR's alignment", "objects": "similarity on objects"}
+LABELS = {
+    "seqpan-presence": "seqpan, presence_weight 1",
+    "alignment": "similarity on SiamGTR's alignment",
+    "objects": "similarity on objects",
+}
 TRAINED = ("seqpan", "seqpan-presence", "siamgtr")
 COMMAND = "python scripts/long_video.py --runs runs"
 
