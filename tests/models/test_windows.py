@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from vpgfast.config import from_dict
 from vpgfast.data.batches import make_batch
 from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
+from vpgfast.evaluate.split import LongVideos
 from vpgfast.ground.grounding import ground
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.method import Method
@@ -107,6 +110,27 @@ def test_order_over_all_windows() -> None:
         model = Marks(decode)
         found = predict_long(model, paragraph, features, word_vectors(), model.needs(model.config), 3)
         assert found.spans[0, :, 0].tolist() == expected
+
+
+def test_evaluate_sees_long_videos_through_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two videos is long: its ranked spans are replaced, the first one's stay."""
+    model, features = Marks(), {"a": video(8, {0: [(2, 4, 1)]}), "b": video(200, {0: [(101, 104, 1)]})}
+    monkeypatch.setattr("vpgfast.evaluate.split.get_method", lambda name: Marks)
+    long = LongVideos(
+        fabric=SimpleNamespace(autocast=nullcontext),  # type: ignore[arg-type]
+        model=SimpleNamespace(module=model),
+        config=SimpleNamespace(method="marks", model=model.config),  # type: ignore[arg-type]
+        corpus=SimpleNamespace(features=features),  # type: ignore[arg-type]
+        vectors=word_vectors(),
+    )
+    items = [Paragraph("a", 8.0, ("0",)), Paragraph("b", 200.0, ("0",))]
+    batch = make_batch(items, list(features.values()), word_vectors(), model.needs(model.config), training=False)
+    assert batch.clips is not None
+    assert batch.clips.tolist() == [8, 200]
+    ranked = [np.zeros((1, 2, 2)), np.zeros((1, 2, 2))]
+    long.replace(batch, ranked, 2)
+    assert ranked[0].tolist() == np.zeros((1, 2, 2)).tolist()
+    assert ranked[1][0, 0].tolist() == [101, 104]
 
 
 @pytest.mark.parametrize("name", ["seqpan", "marn", "wsra", "dmr_jrg", "siamgtr"])
