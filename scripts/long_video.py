@@ -46,7 +46,7 @@ from vpgfast.metrics.rules import MetricRules
 from vpgfast.metrics.spans import evaluate_spans
 from vpgfast.models.configs.similarity import SimilarityConfig
 from vpgfast.models.similarity import Similarity
-from vpgfast.models.windows import window_starts
+from vpgfast.models.windows import window_size, window_starts
 from vpgfast.untrained import NO_WORDS
 
 OPTIONS = MovingShapesOptions(colours=7, distractors=0)
@@ -136,14 +136,15 @@ def compare_scales(arguments: argparse.Namespace, method: str) -> dict[str, Any]
     paragraphs, duration = read_paragraphs(arguments)
     model, config, vectors, features = trained(arguments, method)
     needs = model.needs(config.model)
-    starts, clip = window_starts(len(features), needs.max_clips), duration / len(features)
+    size = window_size(model, needs)
+    starts, clip = window_starts(len(features), size), duration / len(features)
     found: dict[str, list[float]] = {"own": [], "compared": []}
     for sentence, span in [pair for p in paragraphs for pair in zip(p.sentences, p.spans, strict=True)]:
-        items = [Paragraph("window", needs.max_clips * clip, (sentence,))] * len(starts)
-        windows = [features[start : start + needs.max_clips] for start in starts]
+        items = [Paragraph("window", size * clip, (sentence,))] * len(starts)
+        windows = [features[start : start + size] for start in starts]
         batch = make_batch(items, windows, vectors, needs, training=False)
         begin = np.array(starts) * clip
-        holds = (begin <= span[0]) & (span[1] <= begin + needs.max_clips * clip)
+        holds = (begin <= span[0]) & (span[1] <= begin + size * clip)
         scores = {"own": model.predict(batch, 1).scores[:, 0, 0], "compared": model.candidates(batch, 1).scores[:, 0]}
         for name, values in scores.items():
             found[name].append(float((values[~holds] < values[holds].max()).float().mean()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vpgfast.config import from_dict
 from vpgfast.data.batches import make_batch
+from vpgfast.data.features import ArrayFeatures, usual_clips
 from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
 from vpgfast.evaluate.split import LongVideos
 from vpgfast.ground.grounding import ground
@@ -78,15 +79,19 @@ def test_windows_cover_the_video_and_overlap_by_half(clips: int) -> None:
 
 
 def test_what_is_long() -> None:
-    def long(windowed: Any, clips: int) -> bool:
-        config = get_config("seqpan")(max_clips=SIZE, windowed=windowed)  # type: ignore[call-arg]
-        return is_long(config, get_method("seqpan").needs(config), clips)
+    def long(windowed: Any, clips: int, usual: int = 0) -> bool:
+        model = Marks()
+        model.config.windowed, model.usual_clips = windowed, usual
+        return is_long(model, model.needs(model.config), clips)
 
     assert [long("auto", clips) for clips in (8, 9, 16, 17)] == [False, False, False, True]
     assert [long(True, clips) for clips in (8, 9)] == [False, True]
     assert not long(False, 10_000)
+    # Training videos have 20 clips, which the method sees as 8: so does it see a window of 20.
+    assert [long("auto", clips, 20) for clips in (17, 40, 41)] == [False, False, True]
     config = get_config("similarity")()
-    assert not is_long(config, get_method("similarity").needs(config), 50_000)
+    untrained = get_method("similarity")(config, WIDTH, word_vectors())
+    assert not is_long(untrained, untrained.needs(config), 50_000)
 
 
 def test_moments_are_found_where_they_are() -> None:
@@ -100,6 +105,23 @@ def test_moments_are_found_where_they_are() -> None:
     assert (found.scores.diff(dim=-1).nan_to_num() <= 0).all()
     assert max(shape[0] for shape in model.shapes) == 64
     assert {shape[1:] for shape in model.shapes} == {(SIZE, WIDTH)}  # however long the video is
+
+
+def test_windows_are_as_long_as_training_videos() -> None:
+    """Training videos have 16 clips, brought down to 8: a clip of the method is two of the features."""
+    model = Marks()
+    model.usual_clips = 16
+    features = video(1000, {0: [(504, 508, 1)]})
+    paragraph = Paragraph("v", 500.0, ("0",))
+    found = predict_long(model, paragraph, features, word_vectors(), model.needs(model.config), 1)
+    assert found.spans[0, 0].tolist() == [[252, 254]]
+    assert {shape[1:] for shape in model.shapes} == {(SIZE, WIDTH)}
+
+
+def test_usual_clips_are_the_median_of_some() -> None:
+    reader = ArrayFeatures({f"v{i}": np.zeros((1 + i, 2), np.float32) for i in range(5)})
+    assert usual_clips(reader, ["v0", "v1", "v2", "v3", "v4", "v4"]) == 3
+    assert usual_clips(reader, [f"v{i}" for i in range(5)], most=2) == 2  # v0 and v3
 
 
 def test_order_over_all_windows() -> None:

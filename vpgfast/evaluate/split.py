@@ -103,15 +103,16 @@ class LongVideos:
 
     def replace(self, batch: Batch, ranked: list[np.ndarray], top_n: int) -> None:
         """Put the ranked spans of a batch's long videos in the place of others."""
-        needs = get_method(self.config.method).needs(self.config.model)
+        needs, model = (
+            get_method(self.config.method).needs(self.config.model),
+            getattr(self.model, "module", self.model),
+        )
         assert batch.clips is not None
         for b, clips in enumerate(batch.clips.tolist()):
-            if is_long(self.config.model, needs, clips):
+            if is_long(model, needs, clips):
                 features = self.corpus.features[batch.paragraphs[b].video_id]
                 with self.fabric.autocast():
-                    prediction = predict_long(
-                        *(self.model.module, batch.paragraphs[b], features, self.vectors, needs, top_n)
-                    )
+                    prediction = predict_long(*(model, batch.paragraphs[b], features, self.vectors, needs, top_n))
                 one = replace(batch, paragraphs=batch.paragraphs[b : b + 1])
                 (ranked[b],) = ranked_spans(prediction, one)
 

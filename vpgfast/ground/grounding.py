@@ -95,7 +95,7 @@ def ground(
     spans, scores, curves = [], [], []
     for item in prepare([paragraph], needs, training=False):
         batch = make_batch([item], [features], vectors, needs, training=False).to(device)
-        if is_long(config.model, needs, len(features)):
+        if is_long(model, needs, len(features)):
             prediction = predict_long(model, item, features, vectors, needs, top)
         else:
             with torch.no_grad():

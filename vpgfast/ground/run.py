@@ -21,7 +21,7 @@ from vpgfast.files import write_file
 from vpgfast.ground.grounding import ground, warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
-from vpgfast.models.windows import is_long, window_starts
+from vpgfast.models.windows import is_long, window_size, window_starts
 from vpgfast.untrained import as_checkpoint, is_untrained
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     features, duration = _features(arguments, checkpoint, config)
     needs = get_method(config.method).needs(config.model)
     warn_of_unknown_words(sentences, checkpoint.word_vectors, needs)
-    clips, limit = len(features), needs.max_clips
-    if is_long(config.model, needs, clips):
-        log.info("%d clips are seen through %d windows of %d", clips, len(window_starts(clips, limit)), limit)
+    clips, limit, size = len(features), needs.max_clips, window_size(model, needs)
+    if is_long(model, needs, clips):
+        log.info("%d clips are seen through %d windows of %d", clips, len(window_starts(clips, size)), size)
     elif clips > limit:
         log.info("%d clips are brought down to %d: one is %.1f s", clips, limit, duration / limit)
     if needs.level == "paragraph" and needs.max_sentences and len(sentences) > needs.max_sentences:

@@ -26,6 +26,8 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     """Dataclass of its settings, every one with a default."""
     config: Any
+    usual_clips: int = 0
+    """How many clips the features of a training video have, the median; 0 where that is not known."""
 
     @staticmethod
     @abstractmethod

@@ -1,15 +1,15 @@
-"""Long videos: a method that takes so many clips sees a longer video through windows of that many, with half overlap.
+"""Long videos: a method that takes so many clips sees a much longer video through windows, with half overlap.
 
-Each window is asked each sentence by itself, for the method was trained on videos that are as long as a window, not on
-paragraphs that are spread over hours. Its answers carry scores that can be compared between windows
-(:meth:`vpgfast.models.method.Method.candidates`): what is a probability within a window says nothing of whether
-the moment is in it. All windows' answers are merged by suppression; with ``decode: ordered`` a paragraph is decoded in
-order over all of them. Windows are asked a fixed number at a time, so memory does not grow with the video.
+A window holds as many clips as the method takes, or where training videos had more, as many as those; then it is
+brought down to what the method takes, as they were. Each window is asked each sentence by itself, for the method was
+trained on videos that are as long as a window, not on paragraphs that are spread over hours. Its answers carry scores
+that can be compared between windows (:meth:`vpgfast.models.method.Method.candidates`): what is a probability within a
+window says nothing of whether the moment is in it. All windows' answers are merged by suppression; with
+``decode: ordered`` a paragraph is decoded in order over all of them. Windows are asked a fixed number at a time, so
+memory does not grow with the video.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from vpgfast.models.ordered import Candidates, put_in_order
 from vpgfast.ops import temporal_nms
 
 BEYOND = 2.0
-"""``windowed: auto``: a video is long if it has more than this many times ``max_clips``."""
+"""``windowed: auto``: a video is long if it has more than this many times the clips of a window."""
 NMS = 0.5
 """Largest IoU between answers of different windows, of a method that has none of its own."""
 _AT_ONCE = 64
@@ -31,16 +31,21 @@ _ANSWERS = 5
 """Spans that a window gives to a sentence."""
 
 
-def is_long(config: Any, needs: BatchNeeds, clips: int) -> bool:
+def window_size(model: Method, needs: BatchNeeds) -> int:
+    """Clips of a window: what the method takes, or what a training video has, if that is more."""
+    return max(needs.max_clips, model.usual_clips)
+
+
+def is_long(model: Method, needs: BatchNeeds, clips: int) -> bool:
     """Whether a video of so many clips is seen through windows.
 
     Args:
-        config: the method's; a method without the setting ``windowed`` sees all videos as a whole.
+        model: a method without the setting ``windowed`` sees all videos as a whole.
         needs: its.
         clips: of the features.
     """
-    setting = getattr(config, "windowed", False)
-    return bool(setting) and clips > needs.max_clips * (BEYOND if setting == "auto" else 1)
+    setting = getattr(model.config, "windowed", False)
+    return bool(setting) and clips > window_size(model, needs) * (BEYOND if setting == "auto" else 1)
 
 
 def window_starts(clips: int, size: int) -> list[int]:
@@ -57,12 +62,12 @@ def predict_long(
     Args:
         model: in evaluation mode; not as Fabric wraps it.
         paragraph: M sentences.
-        features: float32 [T, d_v], T > ``needs.max_clips``.
+        features: float32 [T, d_v], T > :func:`window_size`.
         vectors: the model's vocabulary.
         needs: the method's.
         top_n: spans a sentence. Scores are those of the candidates.
     """
-    device, size, M = next(model.parameters()).device, needs.max_clips, len(paragraph.sentences)
+    device, size, M = next(model.parameters()).device, window_size(model, needs), len(paragraph.sentences)
     clip = paragraph.duration / len(features)
     starts = window_starts(len(features), size)
     pairs = [(start, m) for start in starts for m in range(M)]

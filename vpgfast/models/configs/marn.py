@@ -35,8 +35,8 @@ class MARNConfig(MethodConfig):
             video shows); 0 leaves it out.
         negative_margin: by how much worse, in nats a word.
         nms: largest IoU between two ranked proposals; null ranks all of them.
-        windowed: how evaluation and grounding see a video of more clips than max_clips: brought down to that many
-            (false), through windows of that many (true), or through windows if it has more than twice as many (auto).
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
         decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
             starts do not fall and the product of their scores is the largest there is ("ordered").
         max_words: longer sentences are cut to this many words.

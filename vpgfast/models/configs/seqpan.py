@@ -37,8 +37,8 @@ class SeqPANConfig(MethodConfig):
         dropout: probability of dropping an element of the inputs and of each layer's output.
         max_clips: videos of more clips are mean-pooled to this many.
         max_words: longer sentences are cut to this many words.
-        windowed: how evaluation and grounding see a video of more clips than max_clips: brought down to that many
-            (false), through windows of that many (true), or through windows if it has more than twice as many (auto).
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
         decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
             starts do not fall and the product of their probabilities is the largest there is ("ordered").
         presence_weight: weight of a loss that wants the scores of a sentence low in another video of the batch and high

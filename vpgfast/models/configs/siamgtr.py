@@ -52,8 +52,8 @@ class SiamGTRConfig(MethodConfig):
             in the paper). Beside labels it teaches that the alignment is right as it is: give it less weight than them.
         pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
             from the worst ones of the video to the best one.
-        windowed: how evaluation and grounding see a video of more clips than max_clips: brought down to that many
-            (false), through windows of that many (true), or through windows if it has more than twice as many (auto).
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
         decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
             starts do not fall and the product of their attention inside is the largest there is ("ordered").
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.

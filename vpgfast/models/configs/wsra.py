@@ -39,8 +39,8 @@ class WSRAConfig(MethodConfig):
         windows: lengths of the windows, as shares of the video.
         overlap: share of its length that a window has in common with the next.
         nms: largest IoU of two spans in a prediction; null keeps all.
-        windowed: how evaluation and grounding see a video of more clips than max_clips: brought down to that many
-            (false), through windows of that many (true), or through windows if it has more than twice as many (auto).
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
         decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
             starts do not fall and the product of their scores is the largest there is ("ordered").
         max_clips: videos of more clips are mean-pooled to this many.
