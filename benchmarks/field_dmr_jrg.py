@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vpgfast.data.types import Batch
-from vpgfast.models.dmr_jrg import DMRJRG, ClassEncoder
+from vpgfast.models.dmr_jrg import DMRJRG
+from vpgfast.models.dmr_jrg_parts import ClassEncoder
 from vpgfast.models.layers import FeedForward, MultiHeadAttention, Residual, sinusoid
 
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from vpgfast.data.types import Batch
-from vpgfast.models.layers import FeedForward, Linear, Residual
-from vpgfast.models.siamgtr import CrossAttention, EncoderLayer, Insertions, SiamGTR, draw_insertions, sinusoid
+from vpgfast.models.layers import FeedForward, Linear, Residual, sinusoid
+from vpgfast.models.siamgtr import SiamGTR
+from vpgfast.models.siamgtr_network import CrossAttention, EncoderLayer
+from vpgfast.models.siamgtr_training import Insertions, draw_insertions
 from vpgfast.ops import AttentionStats
 
 

@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from vpgfast.data.types import Batch
 from vpgfast.models import siamgtr
-from vpgfast.models.siamgtr import Insertions, SiamGTR, SiamGTRConfig, draw_insertions
+from vpgfast.models.siamgtr import SiamGTR, SiamGTRConfig
+from vpgfast.models.siamgtr_training import Insertions, draw_insertions
 
 from . import field_siamgtr
 from .field_siamgtr import FieldSiamGTR, plain

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from vpgfast.data.annotations import load_annotations
 from vpgfast.data.types import Batch, Paragraph, Prediction
 from vpgfast.errors import ConfigError
-from vpgfast.metrics.baselines import PositionPrior, baselines, in_order, random_spans, swap_sentences, uniform_split
+from vpgfast.metrics.baselines import (
+    MomentFrequency,
+    PositionPrior,
+    baselines,
+    in_order,
+    random_spans,
+    same_for_all,
+    swap_sentences,
+    uniform_split,
+)
+from vpgfast.metrics.best_span import best_single_span
 from vpgfast.metrics.rules import MetricRules, metric_names
 from vpgfast.metrics.spans import evaluate_spans, interval_iou, ranked_spans, score
 from vpgfast.metrics.table import format_table
@@ -246,10 +256,62 @@ def test_random_baseline_approaches_its_expectation() -> None:
 def test_baselines_have_the_keys_of_a_result() -> None:
     videos = [paragraph("a", 10, (0, 5), (5, 10)), paragraph("b", 10, (1, 3), (4, 9))]
     result = baselines(videos[1:], videos[:1], MetricRules())
-    assert list(result) == ["random", "uniform", "prior"]
+    assert list(result) == ["random", "uniform", "prior", "whole video", "best single span"]
     assert all(list(row) == metric_names(MetricRules()) for row in result.values())
     assert result["uniform"]["mIoU"] == 1
     assert result["prior"]["mIoU"] == pytest.approx((2 / 5 + 4 / 6) / 2)
+    assert result["whole video"]["mIoU"] == 0.5
+    # (0.1, 0.3) and (0.4, 0.9) in training: either has a mean IoU of 1/2, both together (0.25 + 0.625) / 2. The first.
+    assert result["best single span"]["mIoU"] == pytest.approx((2 / 5 + 0) / 2)
+
+
+def test_whole_video_by_hand() -> None:
+    first, second = same_for_all([paragraph("a", 30, (0, 1), (2, 3)), paragraph("b", 4, (0, 1))])
+    assert first.tolist() == [[[0, 30]], [[0, 30]]]
+    assert second.tolist() == [[[0, 4]]]
+
+
+def test_best_single_span_by_hand() -> None:
+    # Two of three agree: their span has (1 + 1 + 0.5) / 3, the other one (1 + 0.5 + 0.5) / 3.
+    assert best_single_span(np.array([[0, 0.5], [0, 1.0], [0, 0.5]])).tolist() == [0, 0.5]
+    # What the first two share is (0.6 + 0.6 + 1 + 1) / 4; either of them is (1 + 3 / 7 + 0.6 + 0.6) / 4.
+    spans = np.array([[0.0, 0.5], [0.2, 0.7], [0.2, 0.5], [0.2, 0.5]])
+    assert best_single_span(spans).tolist() == [0.2, 0.5]
+    assert best_single_span(np.array([[0.3, 0.4]])).tolist() == [0.3, 0.4]
+    assert best_single_span(np.array([[0.5, 1.0], [0.0, 0.5]])).tolist() == [0, 0.5]  # equals: the first
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_best_single_span_is_the_best_of_all(seed: int) -> None:
+    """Against a fine grid that holds every start and every end; spans on a coarse grid, too, where many are equal."""
+    rng = np.random.default_rng(seed)
+    spans = rng.random((12, 2)) if seed % 2 else rng.integers(0, 9, (12, 2)) / 8
+    spans = np.sort(spans, axis=1)[: 1 + seed % 12]
+    spans = spans[spans[:, 0] < spans[:, 1]] if (spans[:, 0] < spans[:, 1]).any() else np.array([[0.0, 1.0]])
+    grid = np.unique([*np.linspace(0, 1, 81), *spans.ravel()])
+    pairs = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    found = interval_iou(best_single_span(spans)[None], spans).mean()
+    assert found == pytest.approx(interval_iou(pairs, spans).mean(axis=-1).max(), abs=1e-12)
+
+
+def test_moment_frequency_by_hand() -> None:
+    def marked(name: str, duration: float, *marks: tuple[int, int]) -> Paragraph:
+        spans = np.array(marks, float) * 5
+        return Paragraph(name, duration, ("x",), spans[:1], (spans,))
+
+    training = [marked("a", 30, (0, 1), (0, 1), (1, 2)), marked("b", 30, (2, 3), (1, 2), (1, 2), (2, 4))]
+    frequency = MomentFrequency(training, 5.0)
+    # (1, 2) has three marks, (0, 1) two, (2, 3) and (2, 4) one; then the others, by start, then end
+    expected = [(1, 2), (0, 1), (2, 3), (2, 4), (0, 2), (0, 3), (0, 4), (1, 3), (1, 4), (3, 4)]
+    assert (frequency.ranked(20.0) / 5).tolist() == [list(moment) for moment in expected]
+    assert (frequency.ranked(10.0) / 5).tolist() == [[1, 2], [0, 1], [0, 2]]
+    rules = MetricRules(segment_seconds=5.0, annotators="best3")
+    result = baselines(training, [marked("c", 20, (0, 1), (0, 1), (0, 1), (2, 4))], rules)
+    assert list(result)[-1] == "moment frequency"
+    assert result["moment frequency"]["mIoU"] == 0
+    assert (result["moment frequency"]["Rank@1"], result["moment frequency"]["Rank@5"]) == (0, 1)  # second place
+    assert "moment frequency" not in baselines(training, training, MetricRules())
 
 
 def test_sentences_are_sorted_by_start_then_end() -> None:
@@ -369,13 +431,14 @@ def test_every_row_of_the_documented_table() -> None:
     assert len(lines) == 9
     name = ""
     for line in lines:
-        name, order = (line[0], line[1]) if len(line) == 4 else (name, line[0])
+        name, order = (line[0], line[1]) if len(line) == 6 else (name, line[0])
         corpus, folder, split, options = DOCUMENTED[name]
         train, test = (load_annotations(corpus, s, ANNOTATIONS / folder, **options) for s in ("train", split))
         for each in ("time", "file") if order == "either" else (order,):
             rules = MetricRules(thresholds=(0.1, 0.3, 0.5, 0.7), sentence_order=each)
             result = baselines(train, test, rules, draws=1)
-            assert [" / ".join(percent(result[row])) for row in ("uniform", "prior")] == line[-2:], (name, each)
+            shown = ("uniform", "prior", "whole video", "best single span")
+            assert [" / ".join(percent(result[row])) for row in shown] == line[-4:], (name, each)
 
 
 @needs_annotations
@@ -400,3 +463,8 @@ def test_didemo_on_its_validation_split() -> None:
     rules = MetricRules(top_n=(1, 5), thresholds=(0.5,), segment_seconds=5.0, annotators="best3")
     result = evaluate_spans(ranked, val, rules)
     assert [result[name] for name in ("mIoU", "Rank@1", "Rank@5")] == pytest.approx(np.mean(rows, axis=0).tolist())
+
+    frequent = baselines(val, val, rules, draws=1)["moment frequency"]
+    assert [frequent[name] for name in ("mIoU", "Rank@1", "Rank@5")] == pytest.approx(
+        np.mean(rows, axis=0).tolist(), abs=0.002
+    )  # equally frequent moments come in another order here

@@ -51,6 +51,7 @@ class Checkpoint:
         weights: the model's state dict.
         epoch: epochs trained when it was saved.
         score: its validation score.
+        clips: how many clips the features of a training video have, the median; 0 if that is not known.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     epoch: int
     score: float
+    clips: int = 0
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -81,6 +83,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "word_source": checkpoint.word_vectors.source,
         "epoch": str(checkpoint.epoch),
         "score": repr(checkpoint.score),
+        "clips": str(checkpoint.clips),
     }
     write_file(path, to_safetensors(tensors, metadata))
 
@@ -116,6 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             weights={name.removeprefix(_WEIGHTS): value for name, value in tensors.items()},
             epoch=int(metadata["epoch"]),
             score=float(metadata["score"]),
+            clips=int(metadata.get("clips", 0)),
         )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: its description is damaged ({error!r})") from None
@@ -138,6 +142,7 @@ def build_model(checkpoint: Checkpoint, config: Any, path: Path) -> Method:
         )
     model = get_method(checkpoint.method)(config, checkpoint.feature_dim, checkpoint.word_vectors)
     load_weights(model, checkpoint.weights, path)
+    model.usual_clips = checkpoint.clips
     return model.eval()
 
 

@@ -457,7 +457,7 @@ def test_seeds_of_a_run(data_args: list[str], tmp_path: Path, capsys: pytest.Cap
     first, second = (run["metrics"] for run in row["runs"])
     assert first != second
     assert mean_and_spread([first["mIoU"], second["mIoU"]]) in printed
-    for label in ("wsra ", "random", "uniform", "prior", "wsra, sentences swapped"):
+    for label in ("wsra ", "random", "uniform", "prior", "whole video", "best single span", "wsra, sentences swapped"):
         assert f"\n{label}" in printed
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert "seeds 3 to 4" in (out / "ablation.md").read_text()

@@ -202,6 +202,9 @@ def test_a_spec_in_place_of_a_run(place: Path, tmp_path: Path, capsys: pytest.Ca
     assert ground.main(["objects", *asked]) == 0
     (row,) = json.loads((tmp_path / "out" / "grounding.json").read_text())["sentences"]
     assert 8 <= row["spans"][0]["start"] < row["spans"][0]["end"] <= 24.5
+    assert len(row["curve"]) == 70  # two a second
+    first, last = (round(row["spans"][0][edge] * 2) for edge in ("start", "end"))
+    assert sum(row["curve"][first:last]) / (last - first) > sum(row["curve"]) / 70
     assert search.main(["index", "objects", str(place), "-o", str(tmp_path / "index")]) == 0
     query = ["query", str(tmp_path / "index"), "A woman lifts a barbell.", "--output", str(tmp_path / "found")]
     assert search.main(query) == 0

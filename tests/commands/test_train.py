@@ -84,7 +84,7 @@ def test_metrics_file(run: Path) -> None:
     )
     names = metric_names(MetricRules())
     rows = [content["metrics"], content["control"], *content["baselines"].values()]
-    assert list(content["baselines"]) == ["random", "uniform", "prior"]
+    assert list(content["baselines"]) == ["random", "uniform", "prior", "whole video", "best single span"]
     for row in rows:
         assert list(row) == names
         assert all(0 <= value <= 1 for value in row.values())
@@ -93,7 +93,8 @@ def test_metrics_file(run: Path) -> None:
 def test_table_is_printed(train_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*train_args, "--output", str(tmp_path / "r"), "--epochs=1"]) == 0
     printed = capsys.readouterr().out
-    for label in ("moving_shapes, test split", "tiny ", "random", "uniform", "prior", "tiny, sentences swapped"):
+    baselines = ("random", "uniform", "prior", "whole video", "best single span")
+    for label in ("moving_shapes, test split", "tiny ", *baselines, "tiny, sentences swapped"):
         assert label in printed
 
 

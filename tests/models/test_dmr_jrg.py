@@ -21,21 +21,18 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.models.alignment import own_video, similar_spans
-from vpgfast.models.dmr_jrg import (
-    DMRJRG,
+from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig, Draws
+from vpgfast.models.dmr_jrg_parts import (
     ClassEncoder,
-    DMRJRGConfig,
-    Draws,
     draw_words,
     mean_of_paragraphs,
     nce_loss,
     rank_loss,
     rewards_of,
-    to_paragraphs,
     triplet_loss,
     unit,
 )
-from vpgfast.models.layers import sinusoid
+from vpgfast.models.layers import sinusoid, to_paragraphs
 from vpgfast.models.method import RetrievalMethod
 from vpgfast.models.moment_map import MomentMap, Pointwise, SimilarityMap, fuse
 from vpgfast.models.reconstructor import word_nll
@@ -980,7 +977,8 @@ def test_shipped_configs_hold_the_papers_settings() -> None:
         assert (optim.name, optim.lr, optim.schedule, optim.clip) == ("adam", 1e-4, "step", None)
         assert (optim.step_epochs, optim.step_factor) == (20, 0.8)
         assert model.alignment_weight == model.pseudo_span_weight == 0
-        assert replace(model, segments=32) == DMRJRGConfig()  # the defaults are the paper's
+        # The defaults are those of the paper, which has no windows for long videos.
+        assert replace(model, segments=32, windowed="auto") == DMRJRGConfig()
 
 
 def test_our_configs_ground() -> None:

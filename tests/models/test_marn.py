@@ -17,7 +17,8 @@ from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
-from vpgfast.models.marn import MARN, Attended, Decoder, MARNConfig, another_video
+from vpgfast.models.layers import another_video
+from vpgfast.models.marn import MARN, Attended, Decoder, MARNConfig
 from vpgfast.ops import multi_scale_grid
 
 T, FEATURE_DIM, VOCABULARY, WORD_DIM = 9, 6, 20, 5

@@ -319,7 +319,7 @@ def test_every_switch_changes_something(changes):
     first, second = default(batch), model(batch)
     same = [
         a is not None and b is not None and a.shape == b.shape and torch.allclose(a, b)
-        for a, b in zip(first, second, strict=True)
+        for a, b in zip(first[:3], second[:3], strict=True)
     ]
     if changes == {"tau": 0.05}:  # in the label loss alone: the arg max of Eq. 7 does not depend on it
         assert same == [True, True, False]

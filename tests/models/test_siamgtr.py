@@ -20,10 +20,10 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models.alignment import alignment_loss, own_video, similar_spans
-from vpgfast.models.siamgtr import (
+from vpgfast.models.layers import sinusoid
+from vpgfast.models.siamgtr import SiamGTR, SiamGTRConfig
+from vpgfast.models.siamgtr_training import (
     Insertions,
-    SiamGTR,
-    SiamGTRConfig,
     boundary_error,
     clips_inside,
     cross_branch_loss,
@@ -33,7 +33,6 @@ from vpgfast.models.siamgtr import (
     log_mass,
     mean_where,
     order_loss,
-    sinusoid,
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "siamgtr"

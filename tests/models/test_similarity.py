@@ -130,6 +130,9 @@ def test_neutral_texts_are_taken_off() -> None:
     items = [(video([(0, 2, 5)], 8), ("0",))]
     assert plain.curves(batch(plain, items))[0, 0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
     assert less.curves(batch(less, items))[0, 0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0, 0, 0]
+    found = less.predict(batch(less, items))  # which keeps the curve
+    assert found.curves is not None
+    assert found.curves[0, 0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0, 0, 0]
 
 
 def test_smoothing_is_a_gaussian_over_the_real_clips() -> None:

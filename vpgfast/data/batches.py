@@ -23,9 +23,10 @@ _LABELS = 1 << 31
 def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool, seed: int = 0) -> list[Paragraph]:
     """The items that batches are made of: paragraphs ordered, cut and split as a method asks.
 
-    At sentence level every sentence becomes an item. At paragraph level sentences are sorted by start, then end (where
-    spans are known and ``needs.sentence_order == "time"``); paragraphs of more than ``needs.max_sentences`` lose the
-    rest in training and are cut into pieces of that many in evaluation, so that no sentence goes unmeasured.
+    At sentence level every sentence becomes an item (in evaluation not with ``needs.whole_paragraphs``). At paragraph
+    level sentences are sorted by start, then end (where spans are known and ``needs.sentence_order == "time"``);
+    paragraphs of more than ``needs.max_sentences`` lose the rest in training and are cut into pieces of that many in
+    evaluation, so that no sentence goes unmeasured.
 
     In training only ``needs.labelled_share`` of the paragraphs keep their spans and annotator spans, with all of their
     sentences (see :func:`choose_labelled`); the others lose them after they were sorted. Evaluation keeps all.
@@ -40,10 +41,11 @@ def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool, 
         AnnotationError: a paragraph that training needs the spans of has none.
     """
     labelled = choose_labelled(len(paragraphs), needs.labelled_share, seed)
+    whole = needs.level == "paragraph" or (needs.whole_paragraphs and not training)
     items = []
     for paragraph, has_labels in zip(paragraphs, labelled, strict=True):
         count = len(paragraph.sentences)
-        if needs.level == "paragraph" and needs.sentence_order == "time":
+        if whole and needs.sentence_order == "time":
             paragraph = paragraph.by_time()
         if training and not has_labels:
             paragraph = replace(paragraph, spans=None, annotator_spans=None)
@@ -52,7 +54,7 @@ def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool, 
                 f"video {paragraph.video_id!r} has no spans, but the method trains on those of a share of "
                 f"{needs.labelled_share:g} of the paragraphs; leave it out, or train without labels"
             )
-        if needs.level == "sentence":
+        if not whole:
             items += [paragraph.select([i]) for i in range(count)]
             continue
         size = needs.max_sentences or count
@@ -112,6 +114,7 @@ def make_batch(
         chars=_chars(texts, words.shape) if needs.chars else None,
         spans=spans,
         labelled=labelled,
+        clips=torch.tensor([len(x) for x in features]),
     )
 
 

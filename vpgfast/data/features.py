@@ -12,7 +12,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -381,3 +381,9 @@ def resample(
         longer = lengths > later
         total[longer] += features[starts[longer] + later]
     return total / lengths.astype(features.dtype)[:, None]
+
+
+def usual_clips(features: FeatureReader, video_ids: Sequence[str], most: int = 200) -> int:
+    """The median number of clips of some videos, of at most ``most`` that are spread evenly over the list."""
+    names = list(dict.fromkeys(video_ids))
+    return int(np.median([len(features[name]) for name in names[:: -(-len(names) // most)]]))

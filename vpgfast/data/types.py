@@ -101,6 +101,8 @@ class BatchNeeds:
         max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into
             pieces.
         sentence_order: ``"time"`` sorts a paragraph's sentences by annotated start, ``"file"`` leaves them.
+        whole_paragraphs: in evaluation, do not split paragraphs for a method of single sentences: it answers them
+            together.
         content_words: whether the method is made from word vectors with
             :attr:`~vpgfast.data.text.WordVectors.content_counts`, the nouns and verbs of the training text.
 
@@ -118,6 +120,7 @@ class BatchNeeds:
     vocabulary: bool = True
     max_sentences: int | None = None
     sentence_order: Literal["time", "file"] = "time"
+    whole_paragraphs: bool = False
     content_words: bool = False
 
     def __post_init__(self) -> None:
@@ -145,6 +148,7 @@ class Batch:
             spans; ``None`` where no item has any. With a ``labelled_share`` between 0 and 1 a training batch
             may happen to hold no labelled item: then it is ``None`` too.
         labelled: bool [B], whose sentences have spans; ``None`` exactly where ``spans`` is.
+        clips: int64 [B], how many clips the features of each video have, before they were brought to T.
     """
 
     paragraphs: list[Paragraph]
@@ -157,6 +161,7 @@ class Batch:
     chars: Tensor | None = None
     spans: Tensor | None = None
     labelled: Tensor | None = None
+    clips: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -186,7 +191,10 @@ class Prediction:
         spans: float [B, M, K, 2], start and end in seconds, best first.
         scores: float [B, M, K], falling along K; ``-inf`` marks a place that holds no span
             (its ``spans`` mean nothing).
+        curves: float [B, M, T], how well each clip fits each sentence, of a method that reads spans off that;
+            zero where padded.
     """
 
     spans: Tensor
     scores: Tensor
+    curves: Tensor | None = None

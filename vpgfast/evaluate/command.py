@@ -1,8 +1,8 @@
 """Evaluate a checkpoint: ``python -m vpgfast.evaluate CHECKPOINT [--split test] [--output FOLDER] [--KEY VALUE ...]``.
 
-Prints the metrics beside the three baselines and the swapped-sentence control, and writes them to ``metrics.json``. For
-a method with a retrieval branch the corpus metrics follow: is the video found among all videos of the split, and the
-moment in it?
+Prints the metrics beside the baselines that watch nothing and the swapped-sentence control, and writes them to
+``metrics.json``. For a method with a retrieval branch the corpus metrics follow: is the video found among all videos of
+the split, and the moment in it?
 """
 
 from __future__ import annotations

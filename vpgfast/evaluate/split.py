@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.batches import Loader, make_loader
 from vpgfast.data.corpus import Corpus
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import BatchNeeds, Paragraph
+from vpgfast.data.types import Batch, BatchNeeds, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
@@ -26,6 +26,7 @@ from vpgfast.metrics.spans import RankedSpans, evaluate_spans, ranked_spans
 from vpgfast.metrics.table import format_table
 from vpgfast.models.embed import finds_videos
 from vpgfast.models.registry import get_method
+from vpgfast.models.windows import is_long, predict_long
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Evaluation:
 
     Attributes:
         metrics: by name, fractions in [0, 1].
-        baselines: random, uniform, prior -> the same names.
+        baselines: random, uniform, prior, whole video, ... -> the same names, see :mod:`vpgfast.metrics.baselines`.
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         paragraphs: the items that were predicted.
         ranked: their ranked spans, see :mod:`vpgfast.metrics.spans`.
@@ -81,9 +82,44 @@ def split_loader(
     )
 
 
+@dataclass
+class LongVideos:
+    """Predicts through windows where a video is long, see :mod:`vpgfast.models.windows`.
+
+    Attributes:
+        fabric: whose precision is used.
+        model: a method, as ``fabric.setup`` returns it. Its own module is asked: processes have different numbers of
+            windows, and what Fabric wraps around it counts on equal ones.
+        config: of the run.
+        corpus: has the features.
+        vectors: the model's vocabulary.
+    """
+
+    fabric: Fabric
+    model: Any
+    config: TrainConfig
+    corpus: Corpus
+    vectors: WordVectors
+
+    def replace(self, batch: Batch, ranked: list[np.ndarray], top_n: int) -> None:
+        """Put the ranked spans of a batch's long videos in the place of others."""
+        needs, model = (
+            get_method(self.config.method).needs(self.config.model),
+            getattr(self.model, "module", self.model),
+        )
+        assert batch.clips is not None
+        for b, clips in enumerate(batch.clips.tolist()):
+            if is_long(model, needs, clips):
+                features = self.corpus.features[batch.paragraphs[b].video_id]
+                with self.fabric.autocast():
+                    prediction = predict_long(*(model, batch.paragraphs[b], features, self.vectors, needs, top_n))
+                one = replace(batch, paragraphs=batch.paragraphs[b : b + 1])
+                (ranked[b],) = ranked_spans(prediction, one)
+
+
 @torch.no_grad()
 def predict(
-    fabric: Fabric, model: Any, loader: Loader, top_n: int, label: str
+    fabric: Fabric, model: Any, loader: Loader, top_n: int, label: str, long: LongVideos | None = None
 ) -> tuple[list[Paragraph], list[np.ndarray]]:
     """Ranked spans of every item of a split, in order, in every process.
 
@@ -92,13 +128,17 @@ def predict(
         loader: its batches, see :func:`split_loader`.
         top_n: spans a sentence.
         label: what the progress bar says.
+        long: sees long videos through windows; without, they are brought down to what the method takes.
     """
     mine = []
     hidden = True if fabric.global_rank else None  # None: hidden where there is no terminal
     for number, batch in enumerate(tqdm(loader, desc=label, leave=False, disable=hidden, unit="batch")):
         prediction = model.predict(batch.to(fabric.device), top_n)
+        spans = ranked_spans(prediction, batch)
+        if long is not None:
+            long.replace(batch, spans, top_n)
         index = number * fabric.world_size + fabric.global_rank
-        mine.append((index, batch.paragraphs, ranked_spans(prediction, batch)))
+        mine.append((index, batch.paragraphs, spans))
     shares = sorted((share for rank in gather(fabric, mine) for share in rank), key=lambda share: share[0])
     paragraphs, ranked = [], []
     for _, items, spans in shares:
@@ -124,12 +164,14 @@ def evaluate_split(
     needs, rules = get_method(config.method).needs(config.model), config.metrics
     model.eval()
     loader = split_loader(fabric, config, corpus, paragraphs, vectors, needs, training=False)
-    items, ranked = predict(fabric, model, loader, config.top_n, f"predicting {split}")
+    long = LongVideos(fabric, model, config, corpus, vectors)
+    items, ranked = predict(fabric, model, loader, config.top_n, f"predicting {split}", long)
     control = None
     if len({paragraph.video_id for paragraph in paragraphs}) > 1:
         swapped = swap_sentences(paragraphs, rules.sentence_order, EVALUATION_SEED)
         loader = split_loader(fabric, config, corpus, swapped, vectors, needs, training=False)
-        swapped_items, swapped_ranked = predict(fabric, model, loader, config.top_n, f"predicting {split}, swapped")
+        label = f"predicting {split}, swapped"
+        swapped_items, swapped_ranked = predict(fabric, model, loader, config.top_n, label, long)
         control = evaluate_spans(swapped_ranked, swapped_items, rules)
     return Evaluation(
         metrics=evaluate_spans(ranked, items, rules),

@@ -17,6 +17,7 @@ from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.metrics.spans import ranked_spans
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
+from vpgfast.models.windows import is_long, predict_long
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,14 @@ class Grounding:
         duration: of the video, in seconds.
         spans: float64 [M, K, 2], seconds, best first; NaN where there are fewer.
         scores: float64 [M, K], on the method's own scale.
+        curves: float64 [M, T], how well each of T clips of equal length fits each sentence, of a method that has that.
     """
 
     sentences: list[str]
     duration: float
     spans: np.ndarray
     scores: np.ndarray
+    curves: np.ndarray | None = None
 
     def as_text(self) -> str:
         """The sentences with their spans, one a line; several sentences are numbered."""
@@ -49,9 +52,9 @@ class Grounding:
                     lines.append(f"{rank:4d}.  {start:8.2f} - {end:8.2f} s   score {score:.4g}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As ``grounding.json`` holds it."""
-        sentences = []
+    def as_dict(self, curves: bool = False) -> dict[str, Any]:
+        """As ``grounding.json`` holds it, with ``curves`` where the method has any."""
+        sentences: list[dict[str, Any]] = []
         for sentence, spans, scores in zip(self.sentences, self.spans, self.scores, strict=True):
             found = [
                 {"start": round(float(start), 3), "end": round(float(end), 3), "score": float(score)}
@@ -59,6 +62,9 @@ class Grounding:
                 if np.isfinite(start)
             ]
             sentences.append({"sentence": sentence, "spans": found})
+        if curves and self.curves is not None:
+            for entry, curve in zip(sentences, self.curves, strict=True):
+                entry["curve"] = [round(float(value), 5) for value in curve]
         return {"duration": self.duration, "sentences": sentences}
 
 
@@ -77,7 +83,8 @@ def ground(
         model: in evaluation mode, on the CPU or a GPU.
         config: the run's settings.
         vectors: the model's vocabulary.
-        features: float32 [T, d_v], any T >= 1; the method's own rule brings a long video down to the clips it takes.
+        features: float32 [T, d_v], any T >= 1; a longer video than the method takes is brought down to that, or seen
+            through windows, as its setting ``windowed`` says.
         duration: seconds.
         sentences: at least one, in the order of the paragraph they make (it matters to methods that take paragraphs).
         top: spans a sentence.
@@ -85,14 +92,20 @@ def ground(
     needs = get_method(config.method).needs(config.model)
     paragraph = Paragraph("query", duration, tuple(sentences))
     device = next(model.parameters()).device
-    spans, scores = [], []
+    spans, scores, curves = [], [], []
     for item in prepare([paragraph], needs, training=False):
         batch = make_batch([item], [features], vectors, needs, training=False).to(device)
-        with torch.no_grad():
-            prediction = model.predict(batch, top)
+        if is_long(model, needs, len(features)):
+            prediction = predict_long(model, item, features, vectors, needs, top)
+        else:
+            with torch.no_grad():
+                prediction = model.predict(batch, top)
         spans.append(ranked_spans(prediction, batch)[0])
         scores.append(prediction.scores[0, : len(item.sentences)].double().cpu().numpy())
-    return Grounding(list(sentences), duration, _join(spans, top), _join(scores, top))
+        if prediction.curves is not None:
+            curves.append(prediction.curves[0, : len(item.sentences)].double().cpu().numpy())
+    joined = np.concatenate(curves) if curves else None
+    return Grounding(list(sentences), duration, _join(spans, top), _join(scores, top), joined)
 
 
 def _join(parts: Sequence[np.ndarray], top: int) -> np.ndarray:

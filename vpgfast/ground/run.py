@@ -21,6 +21,7 @@ from vpgfast.files import write_file
 from vpgfast.ground.grounding import ground, warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
+from vpgfast.models.windows import is_long, window_size, window_starts
 from vpgfast.untrained import as_checkpoint, is_untrained
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,11 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     features, duration = _features(arguments, checkpoint, config)
     needs = get_method(config.method).needs(config.model)
     warn_of_unknown_words(sentences, checkpoint.word_vectors, needs)
-    if len(features) > (limit := needs.max_clips):
-        log.info("%d clips are brought down to %d: one is %.1f s", len(features), limit, duration / limit)
+    clips, limit, size = len(features), needs.max_clips, window_size(model, needs)
+    if is_long(model, needs, clips):
+        log.info("%d clips are seen through %d windows of %d", clips, len(window_starts(clips, size)), size)
+    elif clips > limit:
+        log.info("%d clips are brought down to %d: one is %.1f s", clips, limit, duration / limit)
     if needs.level == "paragraph" and needs.max_sentences and len(sentences) > needs.max_sentences:
         log.info("the method takes %d sentences at a time: %d are cut into pieces", needs.max_sentences, len(sentences))
     found = ground(model, config, checkpoint.word_vectors, features, duration, sentences, arguments.top)
@@ -52,7 +56,8 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     output: Path = arguments.output or folder / f"ground-{name}"
     output.mkdir(parents=True, exist_ok=True)
     write_file(output / "grounding.txt", (found.as_text() + "\n").encode())
-    write_file(output / "grounding.json", (json.dumps({"video": name, **found.as_dict()}, indent=2) + "\n").encode())
+    content = json.dumps({"video": name, **found.as_dict(curves=True)}, indent=2)
+    write_file(output / "grounding.json", f"{content}\n".encode())
 
     from vpgfast.plots import draw_ranked  # and matplotlib with it, which takes longer than short answers
 

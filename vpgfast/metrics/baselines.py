@@ -1,7 +1,8 @@
-"""What a result is compared with: three baselines that watch nothing, and the swapped-sentence control."""
+"""What a result is compared with: baselines that watch nothing, and the swapped-sentence control."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from vpgfast.data.types import Paragraph
+from vpgfast.metrics.best_span import best_single_span
 from vpgfast.metrics.rules import MetricRules
 from vpgfast.metrics.spans import evaluate_spans, score, summarize
 
@@ -25,6 +27,16 @@ def random_spans(paragraphs: Sequence[Paragraph], seed: int = 0, k: int = 5) -> 
     """``k`` spans a sentence, start and end drawn uniformly from the video and sorted."""
     rng = np.random.default_rng(seed)
     return [np.sort(rng.random((len(p.sentences), k, 2)), axis=-1) * p.duration for p in paragraphs]
+
+
+def same_for_all(paragraphs: Sequence[Paragraph], span: Sequence[float] | np.ndarray = (0.0, 1.0)) -> list[np.ndarray]:
+    """One span a sentence, the same for all (start and end as fractions of the duration); by default all of it."""
+    return [np.tile(np.asarray(span) * p.duration, (len(p.sentences), 1, 1)) for p in paragraphs]
+
+
+def spans_as_fractions(training: Sequence[Paragraph]) -> np.ndarray:
+    """All spans of a split as fractions of their durations, float64 [N, 2]."""
+    return np.concatenate([p.spans / p.duration for p in training if p.spans is not None])
 
 
 def uniform_split(paragraphs: Sequence[Paragraph]) -> list[np.ndarray]:
@@ -73,29 +85,64 @@ class PositionPrior:
         ]
 
 
+class MomentFrequency:
+    """Where moments are whole segments of one length (DiDeMo): those that annotators marked most often, for every
+    sentence the same ones.
+
+    Every mark of every annotator counts. Of equally frequent moments the one that starts first comes first, then the
+    one that ends first. A video has the moments that end within it.
+    """
+
+    def __init__(self, training: Sequence[Paragraph], seconds: float) -> None:
+        """Args: training paragraphs with annotators' spans; how long a segment is."""
+        marks = [np.concatenate(p.annotator_spans) for p in training if p.annotator_spans is not None]
+        moments = np.rint(np.concatenate([*marks, np.empty((0, 2))]) / seconds).astype(np.int64)
+        self.seconds = seconds
+        self.counts = Counter((int(start), int(end)) for start, end in moments)
+
+    def ranked(self, duration: float) -> np.ndarray:
+        """All moments of a video, seconds, float64 [K, 2], the most frequent first; at least one."""
+        segments = max(1, int(duration / self.seconds + 1e-6))
+        moments = [(start, end) for start in range(segments) for end in range(start + 1, segments + 1)]
+        moments.sort(key=lambda moment: (-self.counts[moment], moment))
+        return np.array(moments, np.float64) * self.seconds
+
+    def __call__(self, paragraphs: Sequence[Paragraph]) -> list[np.ndarray]:
+        """All moments of each sentence's video."""
+        return [np.tile(self.ranked(p.duration), (len(p.sentences), 1, 1)) for p in paragraphs]
+
+
 def baselines(
     training: Sequence[Paragraph], paragraphs: Sequence[Paragraph], rules: MetricRules, seed: int = 0, draws: int = 20
 ) -> dict[str, dict[str, float]]:
-    """What watching nothing earns: ``{"random": ..., "uniform": ..., "prior": ...}`` with the keys of a result.
+    """What watching nothing earns, each with the keys of a result.
+
+    ``random``, ``uniform``, ``prior``, ``whole video`` and ``best single span``; where moments are whole segments that
+    several annotators marked, as in DiDeMo, also ``moment frequency``.
 
     Args:
-        training: paragraphs that the prior may look at.
+        training: paragraphs whose spans the prior, the best single span and the moments' frequencies are taken from.
         paragraphs: those that are judged, whole (M sentences each) and with spans.
         rules: as for the method beside which these numbers stand.
         seed: of the random spans.
         draws: the random baseline is the mean over this many draws.
 
-    The uniform split and the prior know one span a sentence, so their R@5 is their R@1.
+    All but random spans and frequent moments know one span a sentence, so their R@5 is their R@1.
     """
     training = in_order(training, rules.sentence_order)
     paragraphs = in_order(paragraphs, rules.sentence_order)
     k = max(rules.top_n)
     random = [score(random_spans(paragraphs, seed + draw, k), paragraphs, rules) for draw in range(draws)]
-    return {
-        "random": summarize(np.mean(random, axis=0), rules),
-        "uniform": evaluate_spans(uniform_split(paragraphs), paragraphs, rules),
-        "prior": evaluate_spans(PositionPrior(training)(paragraphs), paragraphs, rules),
+    guesses = {
+        "uniform": uniform_split(paragraphs),
+        "prior": PositionPrior(training)(paragraphs),
+        "whole video": same_for_all(paragraphs),
+        "best single span": same_for_all(paragraphs, best_single_span(spans_as_fractions(training))),
     }
+    if rules.segment_seconds is not None and any(p.annotator_spans is not None for p in training):
+        guesses["moment frequency"] = MomentFrequency(training, rules.segment_seconds)(paragraphs)
+    earned = {name: evaluate_spans(ranked, paragraphs, rules) for name, ranked in guesses.items()}
+    return {"random": summarize(np.mean(random, axis=0), rules), **earned}
 
 
 def swap_sentences(

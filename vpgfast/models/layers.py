@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -383,3 +383,28 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def to_paragraphs(x: Tensor, there: Tensor, fill: float = 0.0) -> Tensor:
+    """Sentences [N, ...] to their places in paragraphs [B, M, ...], by bool [B, M]; ``fill`` where there is none."""
+    return x.new_full((*there.shape, *x.shape[1:]), fill).index_put(there.nonzero().unbind(1), x)
+
+
+class AnotherVideo(NamedTuple):
+    """Another item of the batch for each item.
+
+    Attributes:
+        shift: by how much to roll the batch so that each item meets the other one.
+        different: bool [B], whether that is of another video.
+    """
+
+    shift: int
+    different: Tensor
+
+
+def another_video(batch: Batch) -> AnotherVideo:
+    """Drawn at random, the same shift for all."""
+    names = [paragraph.video_id for paragraph in batch.paragraphs]
+    shift = int(torch.randint(1, max(2, len(names)), ()))
+    different = [name != names[i - shift] for i, name in enumerate(names)]
+    return AnotherVideo(shift, torch.tensor(different, device=batch.video.device))

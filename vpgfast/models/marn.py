@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.marn import MARNConfig
-from vpgfast.models.layers import WordEmbedding, at_least_float32
+from vpgfast.models.layers import WordEmbedding, another_video, at_least_float32
 from vpgfast.models.method import Method
+from vpgfast.models.ordered import predict_in_order
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
 
 
@@ -54,6 +56,7 @@ class MARN(Method):
             resample="pool",
             fixed_length=True,
             max_words=config.max_words,
+            whole_paragraphs=config.decode == "ordered",
         )
 
     def __init__(self, config: MARNConfig, feature_dim: int, word_vectors: WordVectors) -> None:
@@ -128,10 +131,35 @@ class MARN(Method):
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` proposals of the highest attention that do not overlap a better one too much (Eq. 15)."""
+        if self.config.decode == "ordered":
+            return predict_in_order(batch, lambda part: self.answer(part, top_n), self.config.nms)
+        return self.rank(self.scores(batch), batch, top_n)
+
+    def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
+        """Ranked spans of single sentences, and all proposals as candidates."""
+        scores = self.scores(batch)
+        candidates = Candidates(self.spans * batch.durations[:, None, None], scores.clamp_min(1e-30).log())
+        return self.rank(scores, batch, top_n), candidates
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: attention, less how badly the sentence is told from what was attended (nats a word)."""
+        words, mask, query = batch.words[:, 0], batch.word_mask[:, 0], self.read(batch)
+        feature = self.proposals.attend(self.moments(self.proposals, batch), query).feature
+        badly = self.decoder(feature, self.words(words), words, mask)
+        found = self.rank(self.scores(batch), batch, count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log() - badly.unsqueeze(1))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Of all proposals, [B, P], each above 0 (Eq. 15)."""
         proposals, clips = self(batch)
         scores = proposals.weights
         if clips is not None and self.config.clip_scores:
             scores = scores + self.config.epsilon * clips.weights[:, self.middle]
+        return scores
+
+    def rank(self, scores: Tensor, batch: Batch, top_n: int) -> Prediction:
+        """The ``top_n`` proposals of the highest scores, after suppression."""
         spans = self.spans.expand(len(scores), -1, -1)
         kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
         found = kept >= 0
@@ -264,23 +292,3 @@ class Decoder(nn.Module):
         logits = self.out(states).transpose(1, 2)
         nll = F.cross_entropy(logits, words, reduction="none")
         return (nll * mask).sum(1) / mask.sum(1).clamp_min(1)
-
-
-class AnotherVideo(NamedTuple):
-    """Another item of the batch for each item.
-
-    Attributes:
-        shift: by how much to roll the batch so that each item meets the other one.
-        different: bool [B], whether that is of another video.
-    """
-
-    shift: int
-    different: Tensor
-
-
-def another_video(batch: Batch) -> AnotherVideo:
-    """Drawn at random, the same shift for all."""
-    names = [paragraph.video_id for paragraph in batch.paragraphs]
-    shift = int(torch.randint(1, max(2, len(names)), ()))
-    different = [name != names[i - shift] for i, name in enumerate(names)]
-    return AnotherVideo(shift, torch.tensor(different, device=batch.video.device))

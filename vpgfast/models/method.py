@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.base import MethodConfig
 
 
@@ -25,6 +26,8 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     """Dataclass of its settings, every one with a default."""
     config: Any
+    usual_clips: int = 0
+    """How many clips the features of a training video have, the median; 0 where that is not known."""
 
     @staticmethod
     @abstractmethod
@@ -43,6 +46,12 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` best spans of each sentence."""
+
+    def candidates(self, batch: Batch, count: int) -> Candidates | None:
+        """The ``count`` best spans of single sentences, [B, P, 2] in seconds, P <= ``count``, with scores that can be
+        compared between parts of one video, as logarithms; ``None``: it has no such scores.
+        """
+        return None
 
     def read_with(self, features: FeatureReader) -> None:
         """Told whose features it will see, before it predicts; for methods that read sentences as their encoder does.

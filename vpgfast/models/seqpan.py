@@ -8,6 +8,7 @@ Letters: B sentences, each with its own copy of its video; T clips; W words; d w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import NUM_CHARS, WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.seqpan import ClipTimes, SeqPANConfig
 from vpgfast.models.layers import (
     AttentionPooling,
@@ -24,6 +26,7 @@ from vpgfast.models.layers import (
     SeparableConvLayer,
     TransformerLayer,
     WordEmbedding,
+    another_video,
     at_least_float32,
     attend,
     init_linear,
@@ -31,6 +34,7 @@ from vpgfast.models.layers import (
     masked_softmax,
 )
 from vpgfast.models.method import Method
+from vpgfast.models.ordered import predict_in_order
 
 OUTSIDE, BEGIN, INSIDE, END = range(4)
 """The region labels O, B-M, I-M and E-M of section 3.1.4."""
@@ -42,11 +46,13 @@ class Scores(NamedTuple):
     Attributes:
         start, end: [B, T] log-probabilities of the boundaries, a very low number on padding.
         labels: log-probabilities of the regions, [B, T, 4] ("sq") or [B, T, 2] ("fb"), or ``None``.
+        level: [B], what the logarithms of start and of end were lowered by to be probabilities, both together.
     """
 
     start: Tensor
     end: Tensor
     labels: Tensor | None
+    level: Tensor
 
 
 class SeqPAN(Method):
@@ -66,6 +72,7 @@ class SeqPAN(Method):
             resample="pool",
             chars=config.char_cnn,
             max_words=config.max_words,
+            whole_paragraphs=config.decode == "ordered",
         )
 
     def __init__(self, config: SeqPANConfig, feature_dim: int, word_vectors: WordVectors) -> None:
@@ -116,10 +123,13 @@ class SeqPAN(Method):
         if self.matching is not None:
             fused, labels = self.matching(fused)
         start, end = self.localizer(fused, video_mask)
-        return Scores(masked_log_softmax(start, video_mask), masked_log_softmax(end, video_mask), labels)
+        logs = masked_log_softmax(start, video_mask), masked_log_softmax(end, video_mask)
+        level = sum((raw - log)[:, 0] for raw, log in zip((start, end), logs, strict=True))  # the first clip is real
+        return Scores(*logs, labels, level)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11)."""
+        """``loss`` = ``localization`` (Eq. 13) + ``matching`` + ``orthogonality`` (the two terms of Eq. 11), and with a
+        weight of its own ``presence``."""
         if batch.spans is None:
             raise ValueError("SeqPAN learns from spans, but this batch holds none")
         scores = self(batch)
@@ -134,12 +144,47 @@ class SeqPAN(Method):
             losses["matching"] = (nll * batch.video_mask).sum() / batch.video_mask.sum().clamp_min(1)
         if self.matching is not None and self.matching.embeddings is not None:
             losses["orthogonality"] = orthogonality(self.matching.embeddings)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        total = torch.stack(list(losses.values())).sum()
+        if self.config.presence_weight:
+            losses["presence"] = self.presence_loss(batch, scores.level)
+            total = total + self.config.presence_weight * losses["presence"]
+        return {"loss": total, **losses}
+
+    def presence_loss(self, batch: Batch, level: Tensor) -> Tensor:
+        """Cross-entropy of "the sentence happens here" in its own video and in another one of the batch (not in the
+        paper). ``level`` [B] is its logit, so that scores before the softmax mean the same in every video."""
+        other = another_video(batch)
+        video, mask = batch.video.roll(other.shift, 0), batch.video_mask.roll(other.shift, 0)
+        absent = F.softplus(self(replace(batch, video=video, video_mask=mask)).level) * other.different
+        return F.softplus(-level).mean() + absent.sum() / other.different.sum().clamp_min(1)
 
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` spans of the highest joint probability (Eq. 14); scores are these probabilities."""
+        if self.config.decode == "ordered":
+            return predict_in_order(batch, lambda part: self.answer(part, top_n))
+        return self.rank(self(batch), batch, top_n)
+
+    def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
+        """Ranked spans of single sentences, and as candidates each start with the best of its ends."""
+        scores, mask = self(batch), batch.video_mask
+        best, place = scores.end.masked_fill(~mask, -torch.inf).flip(1).cummax(1)
+        best, end = best.flip(1), mask.shape[1] - 1 - place.flip(1)
+        start = torch.arange(mask.shape[1], device=mask.device).expand_as(end)
+        spans = clips_to_spans(start, end, mask, self.config.clip_times) * batch.durations[:, None, None]
+        candidates = Candidates(spans, (scores.start + best).masked_fill(~mask, -torch.inf))
+        return self.rank(scores, batch, top_n), candidates
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: by the network's scores before the softmax over a window's clips, which would make the
+        best of every window likely."""
         scores = self(batch)
+        found = self.rank(scores, batch, count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log() + scores.level.unsqueeze(1))
+
+    def rank(self, scores: Scores, batch: Batch, top_n: int) -> Prediction:
+        """The ``top_n`` spans of the highest joint probability."""
         start, end, log_probability = best_clips(scores.start, scores.end, batch.video_mask, top_n)
         spans = clips_to_spans(start, end, batch.video_mask, self.config.clip_times) * batch.durations[:, None, None]
         found = log_probability > -torch.inf

@@ -127,7 +127,7 @@ class Similarity(RetrievalMethod):
             spans, scores = self._put_first(self._sums(curves, batch), spans, scores)
         clips = batch.video_mask.sum(-1)[:, None, None, None]
         seconds = spans.clamp(min=0) * batch.durations[:, None, None, None] / clips
-        return Prediction(seconds, scores)
+        return Prediction(seconds, scores, curves)
 
     def _lengths(self, batch: Batch, b: int) -> tuple[int, int]:
         """Fewest and most clips of a span in video b."""
@@ -155,7 +155,8 @@ class Similarity(RetrievalMethod):
             mask, present = batch.video_mask[b : b + 1], batch.sentence_mask[b]
             clips, count = int(mask.sum()), int(present.sum())
             real = curves[b, :, :clips]
-            gains = curves[b] - (real.mean(-1) + self.config.level * real.std(-1, unbiased=False))[:, None]
+            mean = real.mean(-1)
+            gains = curves[b] - torch.lerp(mean, real.amax(-1), self.config.level)[:, None]
             if not together:  # each sentence is a paragraph of its own
                 found, _ = ordered_spans(gains[:, None], shortest, longest, mask=mask.expand(len(gains), -1))
                 spans[b] = torch.where(present[:, None], found[:, 0], -1)

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.wsra import WSRAConfig
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax, same_videos
 from vpgfast.models.method import Method
+from vpgfast.models.ordered import predict_in_order
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
 
@@ -44,6 +46,7 @@ class WSRA(Method):
             resample="pool",
             max_words=config.max_words,
             vocabulary=config.language_model is None,
+            whole_paragraphs=config.decode == "ordered",
         )
 
     def __init__(self, config: WSRAConfig, feature_dim: int, word_vectors: WordVectors) -> None:
@@ -101,12 +104,32 @@ class WSRA(Method):
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` candidate moments of the highest mean score; equal ones in the order of the candidates."""
+        if self.config.decode == "ordered":
+            return predict_in_order(batch, lambda part: self.answer(part, top_n), self.config.nms)
+        return self.rank(*self.score_moments(batch), top_n)
+
+    def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
+        """Ranked spans of single sentences, and all moments as candidates."""
+        spans, scores = self.score_moments(batch)
+        return self.rank(spans, scores, top_n), Candidates(spans, scores.log())
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, count: int) -> Candidates:
+        """As :class:`Method`: its scores hold for a snippet and a sentence alone."""
+        found = self.rank(*self.score_moments(batch), count)
+        return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log())
+
+    def score_moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Candidate moments in seconds, float64 [B, P, 2], and their mean scores [B, P]; -inf where there is none."""
         moments, scores = self.moments(batch), self(batch)
         if self.config.attend == "clips":
             # In float64, which autocast leaves alone: means of few clips are close to each other.
             scores = (moments.shares @ scores.double().unsqueeze(-1)).squeeze(-1).to(scores.dtype)
         scores = scores.masked_fill(~moments.mask, -torch.inf)
-        spans = moments.spans * batch.durations[:, None, None]
+        return moments.spans * batch.durations[:, None, None], scores
+
+    def rank(self, spans: Tensor, scores: Tensor, top_n: int) -> Prediction:
+        """The ``top_n`` moments of the highest scores."""
         if self.config.nms is None:
             best = scores.sort(dim=1, descending=True, stable=True).indices[:, :top_n]
         else:

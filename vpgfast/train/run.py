@@ -28,10 +28,11 @@ from vpgfast.command import open_log
 from vpgfast.config import OptimConfig, TrainConfig, nearest, to_dict
 from vpgfast.data.batches import Loader
 from vpgfast.data.corpus import load_corpus
+from vpgfast.data.features import usual_clips
 from vpgfast.data.text import count_content_words
 from vpgfast.errors import ConfigError, UserError
 from vpgfast.evaluate.report import report, table_from
-from vpgfast.evaluate.split import evaluate_split, predict, split_loader
+from vpgfast.evaluate.split import LongVideos, evaluate_split, predict, split_loader
 from vpgfast.fabric import gather, make_fabric, mark_forward_methods
 from vpgfast.files import METRICS_FILE, MODEL_FILE, STATE_FILE
 from vpgfast.metrics.rules import metric_names
@@ -104,6 +105,8 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         epoch, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
         seconds, history = state["seconds"], state["history"]
         log.info("resuming after epoch %d", epoch)
+    model.usual_clips = usual_clips(corpus.features, [p.video_id for p in corpus.splits["train"]])
+    long = LongVideos(fabric, module, config, corpus, vectors)
     board = open_tensorboard(output, purge_step=epoch) if first else None
 
     while epoch < config.epochs and not out_of_patience(config, epoch, best_epoch):
@@ -114,7 +117,7 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         epoch += 1
 
         module.eval()
-        items, ranked = predict(fabric, module, validation, config.top_n, "validating")
+        items, ranked = predict(fabric, module, validation, config.top_n, "validating", long)
         scores = evaluate_spans(ranked, items, config.metrics)
         score = scores[config.select_by]
         improved = score > best
@@ -140,7 +143,7 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
                 output / MODEL_FILE,
                 Checkpoint(
                     *(config.method, settings, features.dim, features.source, features.encoder, corpus.name, vectors),
-                    *(model.state_dict(), epoch, score),
+                    *(model.state_dict(), epoch, score, model.usual_clips),
                 ),
             )
         if first and (last or epoch % config.checkpoint_every == 0):

@@ -73,6 +73,10 @@ class DMRJRGConfig(MethodConfig):
         min_iou: IoU with the pseudo-label at and below which a moment's soft label is 0 (Eq. 20-21).
         max_iou: IoU at and above which it is 1.
         nms: largest IoU between two ranked moments; null ranks all of them.
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
+        decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
+            starts do not fall and the product of their scores is the largest there is ("ordered").
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
         max_words: longer sentences are cut to this many words.
@@ -125,6 +129,8 @@ class DMRJRGConfig(MethodConfig):
     min_iou: float = 0.5
     max_iou: float = 1.0
     nms: float | None = 0.5
+    windowed: bool | Literal["auto"] = "auto"
+    decode: Literal["independent", "ordered"] = "independent"
     sentence_order: Literal["time", "file"] = "time"
     max_sentences: int | None = None
     max_words: int = 50

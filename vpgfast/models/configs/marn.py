@@ -35,6 +35,10 @@ class MARNConfig(MethodConfig):
             video shows); 0 leaves it out.
         negative_margin: by how much worse, in nats a word.
         nms: largest IoU between two ranked proposals; null ranks all of them.
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
+        decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
+            starts do not fall and the product of their scores is the largest there is ("ordered").
         max_words: longer sentences are cut to this many words.
     """
 
@@ -56,6 +60,8 @@ class MARNConfig(MethodConfig):
     negative_weight: float = 0.0
     negative_margin: float = 1.0
     nms: float | None = 0.5
+    windowed: bool | Literal["auto"] = "auto"
+    decode: Literal["independent", "ordered"] = "independent"
     max_words: int = 50
 
     def __post_init__(self) -> None:

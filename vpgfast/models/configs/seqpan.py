@@ -37,6 +37,13 @@ class SeqPANConfig(MethodConfig):
         dropout: probability of dropping an element of the inputs and of each layer's output.
         max_clips: videos of more clips are mean-pooled to this many.
         max_words: longer sentences are cut to this many words.
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
+        decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
+            starts do not fall and the product of their probabilities is the largest there is ("ordered").
+        presence_weight: weight of a loss that wants the scores of a sentence low in another video of the batch and high
+            in its own (not in the paper, which never sees a video without its sentence: for long videos and "nothing
+            here"); 0 leaves it out.
         clip_times: which time a clip i of T stands for: "points", the instant i / (T - 1) of the duration (text under
             Eq. 14), or "extents", the stretch from i / T to (i + 1) / T (released code).
         as_released: follow the released code where it differs from the paper: soft label samples without
@@ -62,6 +69,9 @@ class SeqPANConfig(MethodConfig):
     dropout: float = 0.2
     max_clips: int = 64
     max_words: int = 50
+    presence_weight: float = 0.0
+    windowed: bool | Literal["auto"] = "auto"
+    decode: Literal["independent", "ordered"] = "independent"
     clip_times: ClipTimes = "points"
     as_released: bool = False
 
@@ -72,4 +82,5 @@ class SeqPANConfig(MethodConfig):
         self.require("conv_layers", "be 0 or more", lambda value: value >= 0)
         self.require("conv_kernel", "be odd", lambda value: value % 2 == 1)
         self.require("tau", "be above 0", lambda value: value > 0)
+        self.require_weights()
         self.require("dropout", "lie in [0, 1)", lambda value: 0 <= value < 1)

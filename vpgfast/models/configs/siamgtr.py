@@ -52,6 +52,10 @@ class SiamGTRConfig(MethodConfig):
             in the paper). Beside labels it teaches that the alignment is right as it is: give it less weight than them.
         pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
             from the worst ones of the video to the best one.
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
+        decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
+            starts do not fall and the product of their attention inside is the largest there is ("ordered").
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
         max_words: longer sentences are cut to this many words.
@@ -87,6 +91,8 @@ class SiamGTRConfig(MethodConfig):
     alignment_weight: float = 0.0
     pseudo_span_weight: float = 0.0
     pseudo_span_share: float = 0.6
+    windowed: bool | Literal["auto"] = "auto"
+    decode: Literal["independent", "ordered"] = "independent"
     sentence_order: Literal["time", "file"] = "time"
     max_sentences: int | None = None
     max_words: int = 50

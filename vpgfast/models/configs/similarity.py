@@ -34,8 +34,8 @@ class SimilarityConfig(MethodConfig):
         neutral: texts that fit everything; a clip's mean similarity with them is taken off its similarity with a
             sentence. An empty list takes nothing off.
         smooth: width of the Gaussian that smooths a curve over time, in seconds (its standard deviation); 0 for none.
-        level: how far above its mean over the video a curve has to be for a clip to count for a span, in standard
-            deviations of the curve ("sum", and in order).
+        level: how high a curve has to be for a clip to count for a span, as a share of the way from its mean over the
+            video to its best clip ("sum", and in order).
         min_seconds: spans are at least this long.
         max_share: spans are at most this share of the video.
         overlap_of_ranked: ranked spans of one sentence overlap each other by at most this IoU.
@@ -50,7 +50,7 @@ class SimilarityConfig(MethodConfig):
     template: str = "{}"
     neutral: tuple[str, ...] = NEUTRAL
     smooth: float = 0.5
-    level: float = 0.5
+    level: float = 0.3
     min_seconds: float = 1.0
     max_share: float = 1.0
     overlap_of_ranked: float = 0.5
@@ -58,5 +58,6 @@ class SimilarityConfig(MethodConfig):
     def __post_init__(self) -> None:
         self.require("template", "hold {}, where the sentence goes", lambda value: "{}" in value)
         self.require("smooth min_seconds", "be 0 or more", lambda value: value >= 0)
+        self.require("level", "be from 0 up to 1", lambda value: 0 <= value < 1)
         self.require("max_share", "be above 0 and at most 1", lambda value: 0 < value <= 1)
         self.require("overlap_of_ranked", "be from 0 to 1", lambda value: 0 <= value <= 1)

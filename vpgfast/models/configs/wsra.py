@@ -39,6 +39,10 @@ class WSRAConfig(MethodConfig):
         windows: lengths of the windows, as shares of the video.
         overlap: share of its length that a window has in common with the next.
         nms: largest IoU of two spans in a prediction; null keeps all.
+        windowed: how evaluation and grounding see a video of more clips than max_clips, and than training videos have:
+            brought down to max_clips (false), through windows (true), or so if it is twice as long as one (auto).
+        decode: of a paragraph's sentences the best span each ("independent", the paper), or together, so that their
+            starts do not fall and the product of their scores is the largest there is ("ordered").
         max_clips: videos of more clips are mean-pooled to this many.
         max_words: longer sentences are cut to this many words; a language model reads up to its own limit instead.
     """
@@ -64,6 +68,8 @@ class WSRAConfig(MethodConfig):
     windows: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5])
     overlap: float = 0.8
     nms: float | None = None
+    windowed: bool | Literal["auto"] = "auto"
+    decode: Literal["independent", "ordered"] = "independent"
     max_clips: int = 64
     max_words: int = 50
 
