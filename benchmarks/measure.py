@@ -19,6 +19,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -262,9 +263,10 @@ def _graph_ms(step: Callable[[], object], device: torch.device, replays: int = 2
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # backward runs in a thread of its own
             step()
-    except RuntimeError:
+    except RuntimeError as error:
+        warnings.warn(f"no CUDA graph: {error}", stacklevel=2)
         torch.cuda.synchronize(device)
         return None
     overwritten = torch.empty(2**28, dtype=torch.int8, device=device)  # five times the cache of an H100

@@ -58,7 +58,7 @@ def test_none_needs_no_compiler_and_gives_a_pure_wheel(checkout: Path) -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "vpgfast-0.1.0-py3-none-any.whl" in files
-    assert {"vpgfast/ops/temporal_iou.py", "vpgfast/triton_kernels/temporal_map_bce.py"} <= files
+    assert {"vpgfast/ops/temporal_iou.py", "vpgfast/triton_kernels/temporal_map_conv2d.py"} <= files
     assert not [name for name in files if name.endswith(".so")]
     assert not [name for name in files if name.startswith("triton_kernels")]
 

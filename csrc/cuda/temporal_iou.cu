@@ -1,5 +1,7 @@
 // temporal_iou and temporal_giou on CUDA. See vpgfast/ops/temporal_iou.py for what they compute.
 
+#include <climits>
+
 #include "cuda/intervals_cuda.h"
 
 namespace vpgfast {
@@ -15,6 +17,96 @@ __global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, index_t
     const index_t other = M == 0 ? index : row / N * M + index % M;
     const Interval<T> x = read_interval<T>(a, row), y = read_interval<T>(b, other);
     out[index] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y.start, y.end));
+  }
+}
+
+constexpr int kRows = 8;                 // of a, of a block of `iou_rows` or a warp of `iou_backward_columns`
+constexpr int kPack = 4;                 // of b, of a thread
+constexpr int64_t kBlocksWanted = 1056;  // that keep a large GPU busy
+
+// As `iou`, of lists in which b has many intervals: a thread keeps its four of them for eight of a, and writes the four
+// results side by side at once where they lie so (aligned).
+template <bool generalized, bool aligned, typename scalar_t>
+__global__ void iou_rows(const scalar_t* a, const scalar_t* b, scalar_t* out, int64_t tiles, int64_t N, int M) {
+  using T = accumulate_t<scalar_t>;
+  const int m = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * kPack, held = min(kPack, M - m);
+  if (held <= 0) {
+    return;
+  }
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int64_t of_list = (N + kRows - 1) / kRows, list = tile / of_list, n0 = (tile - list * of_list) * kRows;
+    Interval<T> y[kPack];
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) {
+      y[k] = read_interval<T>(b, list * M + m + (k < held ? k : 0));
+    }
+    for (int64_t n = n0; n < min(N, n0 + kRows); ++n) {
+      const int64_t row = list * N + n;
+      const Interval<T> x = read_interval<T>(a, row);
+      Pack<scalar_t, kPack> results;
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) {
+        results.value[k] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y[k].start, y[k].end));
+      }
+      if constexpr (aligned) {
+        *reinterpret_cast<Pack<scalar_t, kPack>*>(out + row * M + m) = results;
+      } else {
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+          if (k < held) {
+            out[row * M + m + k] = results.value[k];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Shares of the gradient of b, where it has many intervals: a lane has one of them, a block every `parts`-th run of
+// eight of a; sums [parts, L * M, 2]. Neighbouring lanes read what lies side by side.
+template <bool generalized, typename scalar_t>
+__global__ void iou_backward_columns(const scalar_t* grad, const scalar_t* a, const scalar_t* b,
+                                     accumulate_t<scalar_t>* sums, int64_t L, int64_t N, int64_t M) {
+  using T = accumulate_t<scalar_t>;
+  __shared__ T of_warp[kThreads / kWarp][kWarp][2];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = kThreads / kWarp;
+  const int64_t columns = (M + kWarp - 1) / kWarp;
+  for (int64_t tile = blockIdx.x; tile < L * columns; tile += gridDim.x) {
+    const int64_t list = tile / columns, m = (tile - list * columns) * kWarp + lane;
+    T by_start = 0, by_end = 0;
+    if (m < M) {
+      const Interval<T> y = read_interval<T>(b, list * M + m);
+      for (int64_t n = static_cast<int64_t>(blockIdx.y) * warps + warp; n < N; n += int64_t{gridDim.y} * warps) {
+        const Interval<T> x = read_interval<T>(a, list * N + n);
+        T start, end;
+        interval_iou_gradient<generalized>(y.start, y.end, x.start, x.end, start, end);
+        const T g = static_cast<T>(grad[(list * N + n) * M + m]);
+        by_start += g * start;
+        by_end += g * end;
+      }
+    }
+    of_warp[warp][lane][0] = by_start;
+    of_warp[warp][lane][1] = by_end;
+    __syncthreads();
+    if (warp < 2 && m < M) {
+      T sum = 0;
+      for (int k = 0; k < warps; ++k) {
+        sum += of_warp[k][lane][warp];
+      }
+      sums[((blockIdx.y * L + list) * M + m) * 2 + warp] = sum;
+    }
+    __syncthreads();  // before another tile's shares come
+  }
+}
+
+template <typename scalar_t>
+__global__ void add_parts(const accumulate_t<scalar_t>* sums, scalar_t* to, int64_t count, int parts) {
+  for (int64_t k = first_index(); k < count; k += index_stride()) {
+    accumulate_t<scalar_t> sum = 0;
+    for (int part = 0; part < parts; ++part) {
+      sum += sums[part * count + k];
+    }
+    to[k] = static_cast<scalar_t>(sum);
   }
 }
 
@@ -86,7 +178,17 @@ Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
       const cudaStream_t stream = current_stream(a);
       const auto *pa = read<scalar_t>(a), *pb = read<scalar_t>(b);
       auto* to = write<scalar_t>(out);
-      if (total < int64_t{1} << 31) {
+      if (M >= kWarp && M <= int64_t{65535} * kPack * kThreads) {
+        const int threads = static_cast<int>(std::min<int64_t>(kThreads, ((M + kPack - 1) / kPack + 31) / 32 * 32));
+        const int64_t tiles = L * ((N + kRows - 1) / kRows), of_block = int64_t{threads} * kPack;
+        const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(tiles, INT_MAX)),
+                          static_cast<unsigned>((M + of_block - 1) / of_block));
+        if (M % kPack == 0 && is_aligned(to)) {
+          iou_rows<general, true><<<blocks, threads, 0, stream>>>(pa, pb, to, tiles, N, static_cast<int>(M));
+        } else {
+          iou_rows<general, false><<<blocks, threads, 0, stream>>>(pa, pb, to, tiles, N, static_cast<int>(M));
+        }
+      } else if (total < int64_t{1} << 31) {
         iou<general, uint32_t><<<blocks_for(total), kThreads, 0, stream>>>(
             pa, pb, to, static_cast<uint32_t>(total), static_cast<uint32_t>(N), static_cast<uint32_t>(M));
       } else {
@@ -116,7 +218,16 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
       iou_backward<general>
           <<<blocks_for(L * N * kWarp), kThreads, 0, stream>>>(g, pa, pb, write<scalar_t>(grad_a), L * N, N, M, false);
     }
-    if (L * M > 0) {
+    if (L * N > 0 && M >= kWarp) {
+      const int64_t tiles = L * ((M + kWarp - 1) / kWarp);
+      const int parts = static_cast<int>(std::clamp<int64_t>(std::min(N / kThreads, kBlocksWanted / tiles), 1, 1024));
+      const Tensor sums = torch::stable::new_empty(a, {parts, L, M, 2}, accumulate_dtype(a));
+      using T = accumulate_t<scalar_t>;
+      const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(tiles, INT_MAX)), static_cast<unsigned>(parts));
+      iou_backward_columns<general><<<blocks, kThreads, 0, stream>>>(g, pa, pb, write<T>(sums), L, N, M);
+      add_parts<scalar_t>
+          <<<blocks_for(2 * L * M), kThreads, 0, stream>>>(read<T>(sums), write<scalar_t>(grad_b), 2 * L * M, parts);
+    } else if (L * M > 0) {
       iou_backward<general>
           <<<blocks_for(L * M * kWarp), kThreads, 0, stream>>>(g, pb, pa, write<scalar_t>(grad_b), L * M, M, N, true);
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor
 from vpgfast import ops
 
 
-def implementations(triton: Literal["none", "too", "only"] = "none", interpreted: bool = True) -> pytest.MarkDecorator:
+def implementations(triton: bool = False, interpreted: bool = True) -> pytest.MarkDecorator:
     """(device, backend) of what can run here: the C++ kernels, and the kernels for CUDA where there is a GPU.
 
-    On CUDA an op has a compiled kernel, a Triton kernel ``"too"``, or that ``"only"``. Without a GPU Triton kernels run
-    in Triton's interpreter, unless a test is too long for it (``interpreted``).
+    Those are compiled from CUDA C++ or, for some ops, from ``triton``. Without a GPU Triton kernels run in Triton's
+    interpreter, unless a test is too long for it (``interpreted``).
     """
     listed = [pytest.param("cpu", "cpp", id="cpp")]
     if torch.cuda.is_available():
-        backends = {"none": ["cuda"], "too": ["cuda", "triton"], "only": ["triton"]}[triton]
-        listed += [pytest.param("cuda", b, id=b, marks=pytest.mark.gpu) for b in backends]
-    elif triton != "none" and interpreted:
-        listed += [pytest.param("cpu", "triton", id="triton-interpreted")]
+        backend = "triton" if triton else "cuda"
+        listed.append(pytest.param("cuda", backend, id=backend, marks=pytest.mark.gpu))
+    elif triton and interpreted:
+        listed.append(pytest.param("cpu", "triton", id="triton-interpreted"))
     return pytest.mark.parametrize(("device", "backend"), listed)
 
 

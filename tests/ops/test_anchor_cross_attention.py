@@ -135,7 +135,7 @@ def check_case(device: str, backend: str, dtype: torch.dtype, layout: str, shape
     compare(joined(mask, intervals, need_weights=True), inputs, backend)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 @dtypes
 @layouts
 @shapes
@@ -144,7 +144,7 @@ def test_grid(device: str, backend: str, dtype: torch.dtype, layout: str, shape:
     check_case(device, backend, dtype, layout, shape, one_k_pos)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @pytest.mark.parametrize(
     ("dtype", "layout"),
     [
@@ -161,7 +161,7 @@ def test_triton_grid(device: str, backend: str, dtype: torch.dtype, layout: str,
     check_case(device, backend, dtype, layout, shape, one_k_pos)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @pytest.mark.parametrize("has_mask", [False, True])
 @pytest.mark.parametrize("has_intervals", [False, True])
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -171,7 +171,7 @@ def test_optional_arguments(device: str, backend: str, has_mask: bool, has_inter
     compare(function, [t.to(device) for t in inputs_for(SHAPES[0])], backend)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_many_queries_and_long_videos(device: str, backend: str) -> None:
     """More queries and clips than are treated at once."""
     for shape in [(1, 2, 70, 1500, 4, 4, 4), (1, 1, 3, 70_000, 3, 2, 1), (17, 1, 2, 20, 3, 3, 3)]:
@@ -180,7 +180,7 @@ def test_many_queries_and_long_videos(device: str, backend: str) -> None:
         compare(joined(mask, intervals, need_weights=False), inputs, backend)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_gradcheck(device: str, backend: str) -> None:
     shape = (2, 2, 2, 3, 2, 2, 2)
     inputs = [t.to(device).requires_grad_() for t in inputs_for(shape, one_k_pos=True)]
@@ -190,7 +190,7 @@ def test_gradcheck(device: str, backend: str) -> None:
         assert torch.autograd.gradcheck(joined(mask, intervals, need_weights=True), inputs)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_deterministic_and_fully_written(device: str, backend: str) -> None:
     shape = (9, 2, 5, 60, 8, 8, 8)
     mask, intervals = (t.to(device) for t in extras_for(shape))
@@ -199,7 +199,7 @@ def test_deterministic_and_fully_written(device: str, backend: str) -> None:
         check_deterministic(joined(mask, intervals, need_weights=True), *inputs)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_a_masked_clip_has_no_influence(device: str, backend: str) -> None:
     """Not even when it holds NaN in its values' place of the logits."""
     inputs = [t.to(device) for t in inputs_for(SHAPES[0], torch.float32)]
@@ -213,7 +213,7 @@ def test_a_masked_clip_has_no_influence(device: str, backend: str) -> None:
     assert torch.equal(before, after)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_large_logits_do_not_overflow(device: str, backend: str) -> None:
     inputs = [t.to(device) * 200 for t in inputs_for(SHAPES[0], torch.float32)]
     compare(joined(None, None, need_weights=True), inputs, backend)

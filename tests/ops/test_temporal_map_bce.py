@@ -71,7 +71,7 @@ def test_sentences_that_are_padding_count_for_nothing() -> None:
     torch.testing.assert_close(temporal_map_bce(logits, spans, mask, sentence_mask=keep), expected)
 
 
-@implementations(triton="too")
+@implementations()
 @dtypes
 @layouts
 @shapes
@@ -85,7 +85,7 @@ def test_grid(
     compare(lambda z: temporal_map_bce(z, spans, mask, sentence_mask=chosen), [logits], backend)
 
 
-@implementations(triton="too")
+@implementations()
 @pytest.mark.parametrize("shape", ["[T, T]", "[B, 1, T, T]", "[B, M, T, T]", "expanded"])
 def test_masks(device: str, backend: str, shape: str) -> None:
     logits, spans, mask, _ = (t.to(device) for t in random_case(2, 3, 9, torch.float32))
@@ -132,7 +132,7 @@ def test_views_that_start_anywhere(device: str, backend: str) -> None:
         torch.testing.assert_close(grad, losses[0][1])
 
 
-@implementations(triton="too")
+@implementations()
 def test_no_valid_cell(device: str, backend: str) -> None:
     logits, spans, mask, _ = (t.to(device) for t in random_case(2, 3, 5, torch.float32))
     logits.requires_grad_()
@@ -142,7 +142,7 @@ def test_no_valid_cell(device: str, backend: str) -> None:
         assert torch.autograd.grad(loss, logits)[0].eq(0).all()
 
 
-@implementations(triton="too")
+@implementations()
 def test_extreme_logits(device: str, backend: str) -> None:
     """Large logits neither overflow nor lose their gradient; what the mask leaves out may be anything."""
     logits = torch.tensor([[[[-200.0, 90.0], [math.nan, 300.0]]]], device=device)
@@ -163,7 +163,7 @@ def test_gradcheck(device: str, backend: str) -> None:
         )
 
 
-@implementations(triton="too")
+@implementations()
 def test_deterministic_and_fully_written(device: str, backend: str) -> None:
     logits, spans, mask, sentences = (t.to(device) for t in random_case(16, 5, 40, torch.float32))
     with ops.backend(backend):

@@ -88,7 +88,7 @@ def test_by_hand(backend: str) -> None:
         assert rounded(out) == [[0, 0, 0], [0, 340.333333, 0], [0, 0, 0]]  # [2, 0] has no valid tap
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @dtypes
 @shapes
 def test_grid(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -105,7 +105,7 @@ def test_grid(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, .
     )
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @layouts
 def test_layouts(device: str, backend: str, layout: str) -> None:
     x, weight, bias, in_mask, out_mask = random_case((2, 3, 4, 6, 3, 1), torch.float32)
@@ -115,13 +115,13 @@ def test_layouts(device: str, backend: str, layout: str) -> None:
     compare(lambda *t: temporal_map_conv2d(*t, *masks, 1, "relu", True), inputs, backend, of_scale=1e-5)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_more_rows_than_a_chunk_holds(device: str, backend: str) -> None:
     x, weight, bias, *_ = (t.to(device) for t in random_case((6, 512, 4, 14, 5, 8)))
     compare(lambda *t: temporal_map_conv2d(*t, padding=8), [x, weight, bias], backend)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_tiles_that_some_sub_kernels_feed_or_none(device: str, backend: str) -> None:
     x, weight, *_ = (t.to(device) for t in random_case((2, 3, 4, 12, 9, 12)))
     mask = torch.zeros(12, 12, dtype=torch.bool, device=device)
@@ -129,7 +129,7 @@ def test_tiles_that_some_sub_kernels_feed_or_none(device: str, backend: str) -> 
     compare(lambda *t: temporal_map_conv2d(*t, None, mask, padding=12), [x, weight], backend)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_equals_two_d_tan(device: str, backend: str, normalize: bool) -> None:
     x, weight, bias, mask, _ = (t.to(device) for t in random_case((2, 3, 4, 8, 5, 4), torch.float64))
@@ -142,7 +142,7 @@ def test_equals_two_d_tan(device: str, backend: str, normalize: bool) -> None:
     torch.testing.assert_close(out, expected)
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_lies_outside_the_masks_has_no_effect(device: str, backend: str, dtype: torch.dtype) -> None:
     """NaN and infinities there reach neither the result nor a gradient, and outside the result is exactly zero."""
@@ -182,7 +182,7 @@ def test_error_of_float32_is_within_the_documented_bound() -> None:
             assert float((a - b).detach().abs().max() / b.detach().abs().max()) < 1e-5
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_gradcheck(device: str, backend: str) -> None:
     x, weight, bias, in_mask, out_mask = (t.to(device) for t in random_case((1, 2, 2, 4, 3, 1)))
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
@@ -193,7 +193,7 @@ def test_gradcheck(device: str, backend: str) -> None:
             )
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_only_the_gradients_asked_for(device: str, backend: str) -> None:
     tensors = [t.to(device) for t in random_case((1, 2, 3, 4, 3, 1), torch.float32)[:3]]
     with ops.backend(backend):  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def test_only_the_gradients_asked_for(device: str, backend: str) -> None:
             torch.testing.assert_close(grad, expected[i])
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_deterministic_and_fully_written(device: str, backend: str) -> None:
     shape = (4, 40, 48, 12, 9, 4) if backend != "triton" or device != "cpu" else (2, 3, 4, 5, 3, 1)
     x, weight, bias, in_mask, out_mask = (t.to(device) for t in random_case(shape, torch.float32))

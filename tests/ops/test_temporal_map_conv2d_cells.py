@@ -37,7 +37,7 @@ def listed_case(
     return at_cells(x, in_cells).contiguous(), weight, bias, in_cells, out_cells
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 @dtypes
 @shapes
 def test_grid(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -54,7 +54,7 @@ def test_grid(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, .
     )
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [(2, 16, 32, 9, 5, 2), (2, 17, 33, 9, 5, 2), (3, 2, 4, 12, 9, 10)], ids=str)
 def test_equals_the_op_on_maps(device: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -75,7 +75,7 @@ def test_equals_the_op_on_maps(device: str, backend: str, dtype: torch.dtype, sh
         torch.testing.assert_close(a, b, **exactly)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 @layouts
 def test_layouts(device: str, backend: str, layout: str) -> None:
     x, weight, bias, *cells = listed_case((2, 3, 4, 6, 3, 1), torch.float32, device)
@@ -86,7 +86,7 @@ def test_layouts(device: str, backend: str, layout: str) -> None:
     )
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_no_cells(device: str, backend: str) -> None:
     """Nothing to read leaves the bias; nothing to compute gives nothing, and no gradient."""
     x, weight, bias, in_cells, out_cells = listed_case((2, 3, 4, 5, 3, 1), torch.float64, device)
@@ -100,7 +100,7 @@ def test_no_cells(device: str, backend: str) -> None:
         assert not any(g.any() for g in torch.autograd.grad(out.sum(), leaves))
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_gradcheck(device: str, backend: str) -> None:
     *leaves, in_cells, out_cells = listed_case((1, 2, 2, 4, 3, 1), device=device)
     leaves = [t.requires_grad_() for t in leaves]
@@ -111,7 +111,7 @@ def test_gradcheck(device: str, backend: str) -> None:
             )
 
 
-@implementations(triton="only")
+@implementations(triton=True)
 def test_only_the_gradients_asked_for(device: str, backend: str) -> None:
     *tensors, in_cells, out_cells = listed_case((1, 2, 3, 4, 3, 1), torch.float32, device)
 
@@ -127,14 +127,14 @@ def test_only_the_gradients_asked_for(device: str, backend: str) -> None:
             torch.testing.assert_close(grad, expected[i])
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_deterministic_and_fully_written(device: str, backend: str) -> None:
     x, weight, bias, *cells = listed_case((4, 40, 48, 12, 9, 4), torch.float32, device)
     with ops.backend(backend):  # type: ignore[arg-type]
         check_deterministic(lambda *t: temporal_map_conv2d_cells(*t, *cells, 12, 4, "relu", True), x, weight, bias)
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_a_stack_keeps_no_maps(device: str, backend: str) -> None:
     """Behind a layer nothing is saved that is larger than its listed cells."""
     x, weight, _, in_cells, out_cells = listed_case((2, 16, 16, 9, 5, 2), torch.float32, device)
@@ -245,7 +245,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         temporal_map_conv2d_cells(**(given | arguments))
 
 
-@implementations(triton="only", interpreted=False)
+@implementations(triton=True, interpreted=False)
 def test_nan_spreads_no_further_than_documented(device: str, backend: str) -> None:
     """A NaN reaches the cells that its taps feed; cells that share no tile and no tap with it stay clean."""
     T = 24

@@ -94,7 +94,7 @@ def test_gradient_follows_max_pool1d(poison: float | None) -> None:
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
 
 
-@implementations(triton="too")
+@implementations()
 @dtypes
 @layouts
 @shapes
@@ -137,7 +137,7 @@ def test_grid_of_spans(
     compare(lambda x: temporal_map_max_pool(x, spans), [x], backend, exact=True)
 
 
-@implementations(triton="too")
+@implementations()
 @dtypes
 @pytest.mark.parametrize("special", [math.nan, -math.nan, math.inf, -math.inf, -0.0])
 def test_special_values(device: str, backend: str, dtype: torch.dtype, special: float) -> None:

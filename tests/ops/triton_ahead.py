@@ -87,26 +87,6 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
         out, mask = torch.zeros(B, D, T, T, dtype=dtype), dense_anchor_mask(T)
         yield "temporal_map_conv2d", (x, weight, bias, mask, mask, padding, True, True)
         yield "temporal_map_conv2d_backward", (out, x, weight, out, mask, mask, padding, True, True, True, True)
-    for B, C, T in ((16, 512, 32), (2, 3, 9)):
-        x, spans = torch.zeros(B, C, T, dtype=dtype), torch.zeros(B, C, 2, dtype=dtype)
-        maps, mask = torch.zeros(B, C, T, T, dtype=dtype), dense_anchor_mask(T)[None, None]
-        own = {
-            "temporal_map_max_pool": (x,),
-            "temporal_map_max_pool_backward": (maps, x),
-            "temporal_iou_map": (spans, T),
-            "temporal_map_bce": (maps, spans, mask, None, 0.5, 1.0),
-            "temporal_map_bce_backward": (
-                torch.zeros((), dtype=dtype),
-                maps,
-                spans,
-                mask,
-                None,
-                0.5,
-                1.0,
-                torch.ones((), dtype=torch.int64),
-            ),
-        }
-        yield from ((name, args) for name, args in own.items() if OPS[name].triton is not None)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

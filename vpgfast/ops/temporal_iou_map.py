@@ -68,7 +68,6 @@ define(
     "temporal_iou_map(Tensor spans, int T) -> Tensor",
     reference=_reference,
     fake=lambda spans, T: spans.new_empty(spans.shape[0], spans.shape[1], T, T),
-    triton="temporal_iou_map:forward",
 )
 define(
     "temporal_iou_map_backward(Tensor grad, Tensor spans) -> Tensor",

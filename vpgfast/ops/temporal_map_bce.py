@@ -117,14 +117,12 @@ define(
     " -> (Tensor, Tensor)",
     reference=_reference,
     fake=lambda logits, *_: (logits.new_empty(()), logits.new_empty((), dtype=torch.int64)),
-    triton="temporal_map_bce:forward",
 )
 define(
     "temporal_map_bce_backward(Tensor grad_loss, Tensor logits, Tensor spans, Tensor mask, Tensor? sentence_mask,"
     " float min_iou, float max_iou, Tensor count) -> Tensor",
     reference=_reference_backward,
     fake=lambda grad_loss, logits, *_: logits.new_empty(logits.shape),
-    triton="temporal_map_bce:backward",
 )
 
 

@@ -150,13 +150,11 @@ define(
     "temporal_map_max_pool(Tensor x) -> Tensor",
     reference=_reference,
     fake=lambda x: x.new_empty(*x.shape, x.shape[2]),
-    triton="temporal_map_max_pool:forward",
 )
 define(
     "temporal_map_max_pool_backward(Tensor grad, Tensor x) -> Tensor",
     reference=_reference_backward,
     fake=_like_x,
-    triton="temporal_map_max_pool:backward",
 )
 define(
     "temporal_map_max_pool_spans(Tensor x, Tensor spans) -> Tensor",
