@@ -5,7 +5,7 @@ TORCHVISION ?= torchvision==0.28.0
 BIN := .venv/bin
 EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/cuda_emulator/include/*)
 
-.PHONY: demo test lint sanitize emulate nightly benchmarks clean
+.PHONY: demo test lint sanitize emulate-plain emulate-races emulate nightly benchmarks clean
 .DEFAULT_GOAL := demo
 
 # Rebuilt when the kernels or the metadata change. torch first, by version: the kernels are built against it.
@@ -20,8 +20,9 @@ EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/c
 demo: .venv/.ready
 	$(BIN)/python -m vpgfast.train
 
-# The tests come last: their closing line is what one wants to read.
-test: lint sanitize emulate
+# The tests come last: their closing line is what one wants to read. What comes before them keeps two cores busy.
+test: lint
+	$(MAKE) --no-print-directory --output-sync -j2 sanitize emulate-plain emulate-races
 	$(BIN)/python -m pytest
 
 lint: .venv/.ready
@@ -34,9 +35,13 @@ sanitize: .venv/.ready
 	scripts/sanitize.sh
 
 # The CUDA kernels on the CPU. Two orders, two poisons; with races the tests that hold the most memory are left out.
-emulate: .venv/.ready
-	scripts/emulate_cuda.sh plain
-	VPGFAST_FUZZ_CASES=20 scripts/emulate_cuda.sh races
+emulate: emulate-plain emulate-races
+
+emulate-plain: .venv/.ready
+	OMP_NUM_THREADS=1 scripts/emulate_cuda.sh plain
+
+emulate-races: .venv/.ready
+	OMP_NUM_THREADS=1 VPGFAST_FUZZ_CASES=20 scripts/emulate_cuda.sh races
 
 # Everything, in every mode, and what the tests notice of faults that are planted: hours.
 nightly: export VPGFAST_EMULATOR_ALL = 1

@@ -154,6 +154,15 @@ def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
     return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1])
 
 
+def as_graphs(rows: Iterable[dict]) -> list[dict]:
+    """The rows that were captured as CUDA graphs, with those times in the place of the calls'."""
+    return [
+        row | {"p50_ms": row["graph_ms"], "share_of_floor": row["floor_ms"] / row["graph_ms"]}
+        for row in rows
+        if row["mode"] in MODES and row.get("graph_ms")
+    ]
+
+
 def _target_line(target: Target, times_faster: float, case: Case) -> str:
     peer = case.field if target.over_field else min(filter(None, (case.field, case.plain)), key=lambda r: r["p50_ms"])
     assert peer is not None, f"no row of a peer of {case.op} at {case.shape}"
@@ -236,12 +245,14 @@ def main() -> None:
     sections, cpus = [], []
     for rows in files.values():
         device, cases = rows[0]["device"], cases_of(rows)
+        if rows[0]["on"] == "cuda":
+            graphs = as_graphs(rows)
+            sections.append(page(graphs, cases_of(graphs), f"{device}, as CUDA graphs"))
+            device += ", as called"
         sections.append(page([row for row in rows if row["mode"] in MODES], cases, device))
         if rows[0]["on"] == "cpu":
             cpus.append((device, cases))
             sections.append(targets_table(cases))
-    if not any(rows[0]["on"] == "cuda" for rows in files.values()):
-        sections.append("## GPU\n\nNot measured: no GPU has been available yet (benchmarks/results/README.md).")
     about = (
         "# Measured speed\n\nWritten by `python -m benchmarks.report` from the rows in `benchmarks/results/`; how they "
         "are measured: [benchmarks/results/README.md](../benchmarks/results/README.md).\n\n"

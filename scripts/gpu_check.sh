@@ -6,7 +6,7 @@
 #
 # Uses the Python that PYTHON names (default python3), which must have a CUDA build of torch, setuptools 77 or newer,
 # pytest, numpy, tqdm and h5py; needs no network. With pytest-xdist, tests run and benchmarks compile on all cores;
-# whoever measures has the GPU to himself. PREBUILT=1 takes the libraries that lie in vpgfast/. OUTPUT_FOLDER receives
+# whoever measures has the GPU for itself. PREBUILT=1 takes the libraries that lie in vpgfast/. OUTPUT_FOLDER receives
 # what each step printed (<step>.txt) and the measured rows (<device>.json). Exit status 0 if everything passed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,8 @@ fi
 run() { # name, seconds, command...: for the background; its status goes to <name>.status
   local name=$1 limit=$2 began=$SECONDS code=0
   shift 2
-  # An interrupt, so that pytest still says and stores what it has got when the time is up.
+  # An interrupt, so that pytest still stores what it has got when the time is up. -v names a failure as it happens:
+  # with many processes pytest may be too slow to say so at the end.
   timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
   echo "$code after $((SECONDS - began)) s" >"$out/$name.status"
 }
@@ -34,13 +35,16 @@ tell() { # name...
     else
       status=1
       echo "== $name FAILED: status $(cat "$out/$name.status"); the end of $out/$name.txt:"
-      tail -n 25 "$out/$name.txt"
+      grep -E "(FAILED|ERROR)" "$out/$name.txt" | cut -c1-200 | sort -u | head -n 60
+      tail -n 5 "$out/$name.txt"
     fi
     rm "$out/$name.status"
   done
 }
 
-if [ -z "${PREBUILT:-}" ]; then
+if [ -n "${PREBUILT:-}" ]; then # not installed: the package's folder of Triton kernels must be where it would be
+  ln -sfn ../triton_kernels vpgfast/triton_kernels
+else
   run build 130 "$python" -m pip install --no-build-isolation --no-deps -e .
   tell build
 fi
@@ -48,7 +52,7 @@ run doctor 60 "$python" -m vpgfast.doctor
 tell doctor
 
 steps=(tests)
-run tests "${TESTS_LIMIT:-150}" "$python" -m pytest -m gpu -q --tb=short -p no:cacheprovider \
+run tests "${TESTS_LIMIT:-150}" "$python" -m pytest -m gpu -v --tb=short -p no:cacheprovider \
   --continue-on-collection-errors "${parallel[@]}" tests/ops tests/nn tests/models &
 # The sanitizer slows kernels down a hundredfold: a selection that launches every CUDA kernel once.
 if command -v compute-sanitizer >/dev/null; then
@@ -65,7 +69,7 @@ wait
 tell "${steps[@]}"
 
 export VPGFAST_BENCHMARK_RESULTS=$out
-run benchmarks "${BENCHMARKS_LIMIT:-160}" "$python" -m pytest -m gpu -q --tb=short -p no:cacheprovider \
+run benchmarks "${BENCHMARKS_LIMIT:-160}" "$python" -m pytest -m gpu -v --tb=short -p no:cacheprovider \
   --continue-on-collection-errors "${parallel[@]}" benchmarks
 tell benchmarks
 exit $status

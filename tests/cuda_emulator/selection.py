@@ -15,6 +15,8 @@ OTHER_SUBJECTS = (
     # of the C++ library's messages and bits: on a GPU a wrong value is an assertion (check_kernels.py), and products
     # and sums are fused
     "inverted", "wrong_values", "outside_the_video", "equals_the_reference_to_the_bit",
+    # of ops whose kernels for CUDA are Triton's
+    "conv2d", "anchor_cross_attention",
     # of the reference alone
     r"\[.*\breference\]$",
 )  # fmt: skip

@@ -68,7 +68,8 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     def heads(B: int, N: int, H: int, width: int) -> Tensor:
         return torch.zeros(B, N, H * width, dtype=dtype).view(B, N, H, width).transpose(1, 2)
 
-    for B, H, Q, T, d, e, f in ((32, 8, 5, 256, 32, 32, 32), (3, 2, 19, 130, 20, 4, 33)):
+    odd = dtype != torch.float32  # one dtype will do
+    for B, H, Q, T, d, e, f in ((32, 8, 5, 256, 32, 32, 32), (3, 2, 19, 130, 20, 4, 33))[: 1 + odd]:
         inputs = heads(B, Q, H, d), heads(B, Q, H, e), heads(B, T, H, d), heads(1, T, H, e), heads(B, T, H, f)
         masks = torch.ones(B, T, dtype=torch.bool), torch.zeros(B, Q, 2, dtype=torch.float64)
         yield "anchor_cross_attention", (*inputs, *masks, True)
@@ -78,7 +79,7 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
             "anchor_cross_attention_backward",
             (heads(B, Q, H, f), *by_stats[:2], by_stats[2][:0], *inputs, None, None),
         )
-    for B, C, D, T, k, padding in ((16, 512, 512, 8, 3, 1), (2, 17, 33, 9, 5, 2)):
+    for B, C, D, T, k, padding in ((16, 512, 512, 8, 3, 1), (2, 17, 33, 9, 5, 2))[: 1 + odd]:
         x, weight, bias = (
             torch.zeros(B, C, T, T, dtype=dtype),
             torch.zeros(D, C, k, k, dtype=dtype),

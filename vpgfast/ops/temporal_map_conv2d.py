@@ -37,7 +37,8 @@ def temporal_map_conv2d(
     The CPU kernel multiplies about a tenth of the numbers that a full convolution does: it skips what the masks leave
     out, and computes 4 x 4 cells at a time from 8 x 8 (Winograd's algorithm F(4x4, 5x5)). In float32 the result is
     within about 1e-5 of its largest value, sums being formed of larger terms than its own; and a valid NaN or infinity
-    spreads to the cells that are computed together with those it reaches.
+    spreads to the cells that are computed together with those it reaches. On CUDA float32 is multiplied as TF32 where
+    torch's own convolutions are (``torch.backends.cudnn.allow_tf32``, on by default).
 
     Source: 2D-TAN (Zhang et al., AAAI 2020), section 3.3, and the mask weights of its released code; Winograd, 1980;
     Lavin and Gray, CVPR 2016.
