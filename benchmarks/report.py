@@ -163,6 +163,18 @@ def as_graphs(rows: Iterable[dict]) -> list[dict]:
     ]
 
 
+def pages(rows: Sequence[dict]) -> list[str]:
+    """A device's tables: of a GPU one of CUDA graphs and one of calls."""
+    device, called = rows[0]["device"], [row for row in rows if row["mode"] in MODES]
+    if rows[0]["on"] == "cpu":
+        return [page(called, cases_of(rows), device)]
+    graphs = as_graphs(rows)
+    return [
+        page(graphs, cases_of(graphs), f"{device}, as CUDA graphs"),
+        page(called, cases_of(rows), f"{device}, as called"),
+    ]
+
+
 def _target_line(target: Target, times_faster: float, case: Case) -> str:
     peer = case.field if target.over_field else min(filter(None, (case.field, case.plain)), key=lambda r: r["p50_ms"])
     assert peer is not None, f"no row of a peer of {case.op} at {case.shape}"
@@ -214,7 +226,8 @@ def draw(cases: Sequence[Case], device: str, path: Path) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlim(0.5, 1.6 * max(r for case in chosen for r in (case.over_field, case.over_plain) if r is not None))
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1x", "2x", "5x", "10x", "20x", "50x", "100x"])
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("times faster, forward and backward (logarithmic)")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in ("#7a9cc6", "#1f4e8c")]
@@ -244,12 +257,8 @@ def main() -> None:
         raise SystemExit(f"no stored rows in {folder}; run `pytest benchmarks` first")
     sections, cpus = [], []
     for rows in files.values():
+        sections += pages(rows)
         device, cases = rows[0]["device"], cases_of(rows)
-        if rows[0]["on"] == "cuda":
-            graphs = as_graphs(rows)
-            sections.append(page(graphs, cases_of(graphs), f"{device}, as CUDA graphs"))
-            device += ", as called"
-        sections.append(page([row for row in rows if row["mode"] in MODES], cases, device))
         if rows[0]["on"] == "cpu":
             cpus.append((device, cases))
             sections.append(targets_table(cases))

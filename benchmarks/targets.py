@@ -84,4 +84,15 @@ TARGETS = (
     Target("dmr_jrg", "ActivityNet B=4 M=8 K=32 D=512", 1.5, 1.5),
     Target("dmr_jrg", "ActivityNet B=16 M=8 K=32 D=512", 6, 6, over_field=True),
     Target("dmr_jrg", "ActivityNet B=16 M=8 K=32 D=512", 1.5, 1.5),
+    Target("temporal_contrast_spans", "B=4 M=4 T=200 up to 200 top_k=5", 50, over_field=True),
+    Target("temporal_contrast_spans", "B=1 M=1 T=100000 up to 20000 top_k=1", 50),
+    Target(
+        "ordered_spans",
+        "B=16 M=4 T=200 up to 200",
+        50,
+        over_field=True,
+        why_short="A call of any op from Python is most of the time.",
+    ),
+    Target("ordered_spans", "B=1 M=8 T=100000 up to 100000", 50, over_field=True),
+    Target("ordered_candidates", "B=4 M=8 P=1000", 50, over_field=True),
 )
