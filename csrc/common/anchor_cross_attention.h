@@ -1,4 +1,4 @@
-// The arguments, results and incoming gradients of anchor_cross_attention, checked; the same on the CPU and on CUDA.
+// The arguments, results and incoming gradients of anchor_cross_attention, checked.
 #pragma once
 
 #include <algorithm>
