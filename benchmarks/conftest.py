@@ -59,9 +59,8 @@ def store(rows: list[dict[str, Any]]) -> list[Path]:
     for name in sorted({row["device"] for row in rows}):
         path = results_folder() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(
-            Path(tempfile.gettempdir()) / f"vpgfast-{path.stem}.lock", "w"
-        ) as lock:  # several processes may measure for one file
+        # Several processes may measure for one file.
+        with open(Path(tempfile.gettempdir()) / f"vpgfast-{path.stem}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             merged = {
                 tuple(row[k] for k in KEY): row for row in (json.loads(path.read_text()) if path.exists() else [])

@@ -3,9 +3,8 @@
 A number is only kept if the result behind it is right: every provider's outputs and gradients are compared with the
 first one's before anything is timed. Providers take turns, so that a machine that slows down slows all of them.
 
-On a GPU every op of ours is measured once for each backend that has it (CUDA, Triton), and everybody twice: as it is
-called, by the host's clock, and as a replayed CUDA graph, which leaves the launches out. Processes of one pytest-xdist
-run compile side by side and are stopped while one of them measures.
+On a GPU everybody is timed twice: as it is called, by the host's clock, and as a replayed CUDA graph, which leaves the
+launches out. Processes of one pytest-xdist run compile side by side and are stopped while one of them measures.
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from vpgfast import ops
 
 
 def _blocks_from_the_system(least: int) -> None:
@@ -86,7 +83,6 @@ class Provider:
     function: Callable[..., Tensor]
     is_ours: bool = False
     is_fields: bool = False  # what published code of the field does, as opposed to the best plain PyTorch
-    backend: ops.Backend = "auto"
 
     @property
     def role(self) -> str:
@@ -196,7 +192,6 @@ def _check(case: str, providers: list[Provider], leaves: list[Tensor], tolerance
     """Compares everybody's results with the first one's; returns the gradient to go backward from, if any leaf asks."""
     expected, expected_grads, grad = None, (), None
     for provider in providers:
-        _choose_backend(provider)
         if grad is None and any(t.requires_grad for t in leaves):
             out = provider.function(*leaves)
             grad = torch.ones_like(out, memory_format=torch.contiguous_format)  # not one provider's layout
@@ -236,23 +231,6 @@ def alone(device: torch.device) -> Iterator[None]:
                 os.kill(sibling, signal.SIGCONT)
 
 
-def _by_backend(op: str, providers: list[Provider]) -> list[Provider]:
-    """Ours once for each backend that has the op, on a GPU."""
-    if op not in ops.OPS or ops.OPS[op].triton is None:
-        return providers
-    backends: tuple[ops.Backend, ...] = ("cuda", "triton")
-    return [
-        replace(p, name=f"{p.name}, {backend}", backend=backend) if p.is_ours else p
-        for p in providers
-        for backend in (backends if p.is_ours else backends[:1])
-    ]
-
-
-def _choose_backend(provider: Provider) -> None:
-    if ops.get_backend() != provider.backend:
-        ops.set_backend(provider.backend)
-
-
 def _graph_ms(step: Callable[[], object], device: torch.device, replays: int = 20) -> float | None:
     """Median time of a step as a replayed CUDA graph, its data not in the cache; None where it can't be captured."""
     stream = torch.cuda.Stream(device)
@@ -285,7 +263,6 @@ def _peaks(providers: list[Provider], leaves: list[Tensor], grad: Tensor | None)
     _blocks_from_the_system(2**16)  # holes that others leave in the heap are no peak
     peaks = {}
     for provider in providers:
-        _choose_backend(provider)
         peaks[provider.name] = peak_mib(device, functools.partial(_step, provider, leaves, grad))
     _blocks_from_the_system(2**30)
     return peaks
@@ -301,7 +278,6 @@ def _times(providers: list[Provider], leaves: list[Tensor], grad: Tensor | None)
         if over > 0 and round_number >= (ROUNDS[0] if over < SECONDS_OF_MANY_ROUNDS else 3):
             break
         for provider in providers:
-            _choose_backend(provider)
             if device.type == "cpu" and _half_of_the_memory_is_held():
                 # What the others have freed lies in pieces: it goes back before there is none left, and a run
                 # that is not timed faults in what this one needs.
@@ -318,7 +294,6 @@ def _times(providers: list[Provider], leaves: list[Tensor], grad: Tensor | None)
 def _graphs(providers: list[Provider], leaves: list[Tensor], grad: Tensor | None) -> dict[str, float | None]:
     graphs: dict[str, float | None] = {}
     for provider in providers:
-        _choose_backend(provider)
         step = functools.partial(_step, provider, leaves, grad)
         graphs[provider.name] = _graph_ms(step, leaves[0].device) if leaves[0].device.type == "cuda" else None
     return graphs
@@ -348,10 +323,8 @@ def measure(
         AssertionError: a provider's result is wrong; nothing is timed then.
     """
     device, dtype = inputs[0].device, inputs[0].dtype
-    if device.type == "cuda":
-        providers = _by_backend(op, providers)
-        if dtype == torch.float32 and torch.backends.cudnn.allow_tf32:  # torch's default: convolutions round to 10 bits
-            tolerance = max(tolerance, 5e-3)
+    if device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        tolerance = max(tolerance, 5e-3)  # torch's default: convolutions round to 10 bits
     leaves_of = {
         mode: [t.detach().requires_grad_(mode == "forward+backward" and t.is_floating_point()) for t in inputs]
         for mode in floor_bytes

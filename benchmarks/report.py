@@ -151,7 +151,19 @@ def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
         cells += [_number(field["p50_ms"]) if field else "", times(case.over_field)]
         cells += [_number(plain["p50_ms"]) if plain else "", plain["provider"] if plain else "", times(case.over_plain)]
         lines.append("| " + " | ".join([*cells, peaks]) + " |")
+    lines += ["", *behind(cases)]
     return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1])
+
+
+def behind(cases: Sequence[Case]) -> list[str]:
+    """Where ours takes longer than the best plain PyTorch, the worst first; nothing where that is nowhere."""
+    slower = sorted(
+        (c for c in cases if c.over_plain is not None and c.over_plain < 1), key=lambda c: c.over_plain or 0
+    )
+    if not slower:
+        return []
+    rows = [f"| `{c.op}` | {c.shape} | {c.mode} | {c.over_plain:.2f}x |" for c in slower]
+    return ["### Behind the best plain PyTorch", "", "| op | shape | mode | over it |", "|---|---|---|---|", *rows]
 
 
 def as_graphs(rows: Iterable[dict]) -> list[dict]:

@@ -10,6 +10,7 @@
 # VPGFAST_EMULATOR_ALL=1 runs the long tests too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/sanitizers.sh
 
 mode=plain
 case "${1:-}" in plain | races | asan) mode="$1" && shift ;; esac
@@ -29,23 +30,12 @@ echo "== building the CUDA kernels for the CPU in $copy ($mode)"
 export VPGFAST_EMULATOR_SEED="${VPGFAST_EMULATOR_SEED:-$RANDOM}" VPGFAST_EMULATOR_POISON="${VPGFAST_EMULATOR_POISON:-$poison}"
 export VPGFAST_EMULATED="$mode"
 if [ "$mode" = asan ]; then
-  # libstdc++ is named because the sanitizers must find its exceptions before Python loads any extension.
-  preload=""
-  for library in libasan.so libubsan.so libstdc++.so; do
-    path="$("$cxx" -print-file-name="$library")"
-    [ -e "$path" ] || { echo "emulate_cuda.sh: $cxx has no $library; install gcc's sanitizers" >&2; exit 1; }
-    preload+="${preload:+:}$(realpath "$path")"
-  done
+  preload="$(preload_of "$cxx")"
   export LD_PRELOAD="$preload"
   export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=0"
   export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
 fi
-"$python" -c '
-import os
-import torch
-import vpgfast._C as library
-assert library.__file__.startswith(os.getcwd()), f"{library.__file__} is not the library that was just built"
-'
+is_ours "$python"
 
 echo "== testing with VPGFAST_EMULATOR_SEED=$VPGFAST_EMULATOR_SEED VPGFAST_EMULATOR_POISON=$VPGFAST_EMULATOR_POISON"
 # Not captured and with no handler of Python's own, so that a report is seen. What is left out: selection.py.

@@ -44,6 +44,7 @@ tell() { # name...
 
 if [ -n "${PREBUILT:-}" ]; then # not installed: the package's folder of Triton kernels must be where it would be
   ln -sfn ../triton_kernels vpgfast/triton_kernels
+  trap 'rm -f vpgfast/triton_kernels' EXIT
 else
   run build 130 "$python" -m pip install --no-build-isolation --no-deps -e .
   tell build

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "_build"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_build"))
 
-from extensions import NVCC_FLAGS, PYTHON_TARGET, TORCH_TARGET, find_nvcc, find_torch  # noqa: E402
+from extensions import NVCC_FLAGS, PYTHON_TARGET, ROOT, TORCH_TARGET, find_nvcc, find_torch
 
 ARCHITECTURES = (80, 90, 100)
 PAGE, STORED = ROOT / "docs" / "cuda.md", ROOT / "benchmarks" / "results" / "cuda" / "kernel_resources.json"
@@ -115,10 +115,9 @@ def main() -> None:
     jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
     rows = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for n, found in enumerate(pool.map(lambda job: kernels_of(*job), jobs), 1):
-            rows += found
-            print(f"\r{n} of {len(jobs)} compiled", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        found = pool.map(lambda job: kernels_of(*job), jobs)
+        for some in tqdm(found, "compiling", len(jobs), disable=None):
+            rows += some
     for architecture in ARCHITECTURES:
         rows += triton_kernels(architecture)
     STORED.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")

@@ -202,7 +202,8 @@ def trained(arguments: argparse.Namespace, method: str) -> Any:
     checkpoint = load_checkpoint(path)
     config = settings_of(checkpoint, path, [])
     model = build_model(checkpoint, config.model, path).eval()
-    encoder = load_encoder(checkpoint.encoder.spec)  # type: ignore[union-attr]  # moving_shapes knows its own
+    assert checkpoint.encoder is not None, "moving_shapes knows its own"
+    encoder = load_encoder(checkpoint.encoder.spec)
     features = encoded(encoder, arguments.work / "hour.mp4", cache=arguments.work).features
     return model, config, checkpoint.word_vectors, features
 

@@ -47,7 +47,7 @@ def main() -> None:
         curves, spans = repeated(rng, CURVES // 4, strength)
         values = []
         for order in ("none", "paragraph"):
-            found = answers(curves, SimilarityConfig(order=order))  # type: ignore[arg-type]
+            found = answers(curves, SimilarityConfig(order=order))
             ious = np.stack([interval_iou(f[:, None], s[:, None])[:, 0, 0] for f, s in zip(found, spans, strict=True)])
             values += [float((ious >= 0.5).mean()), float((ious >= 0.7).mean())]
         rows.append((f"T=240, strength {strength:g}", values))

@@ -6,6 +6,7 @@
 # Arguments go to pytest: scripts/sanitize.sh -k temporal_iou
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/sanitizers.sh
 
 python="$PWD/.venv/bin/python"
 cxx="${CXX:-g++}"
@@ -15,13 +16,7 @@ cp -r _build csrc tests triton_kernels vpgfast LICENSE README.md pyproject.toml 
 rm -f "$copy"/vpgfast/_C*.so "$copy"/vpgfast/_build_info.json
 cd "$copy"
 
-# libstdc++ is named because the sanitizers must find its exceptions before Python loads any extension.
-preload=""
-for library in libasan.so libubsan.so libstdc++.so; do
-  path="$("$cxx" -print-file-name="$library")"
-  [ -e "$path" ] || { echo "sanitize.sh: $cxx has no $library; install gcc's sanitizers" >&2; exit 1; }
-  preload+="${preload:+:}$(realpath "$path")"
-done
+preload="$(preload_of "$cxx")"
 
 echo "== building with sanitizers in $copy"
 flags="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize=vptr -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
@@ -33,12 +28,7 @@ export LD_PRELOAD="$preload"
 # Python leaks on purpose; gcc 12 misaligns wide vectors on the stack that finds uses after a return (gcc bug 110027).
 export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:strict_init_order=1:detect_stack_use_after_return=0"
 export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
-"$python" -c '
-import os
-import torch
-import vpgfast._C as library
-assert library.__file__.startswith(os.getcwd()), f"{library.__file__} is not the library that was just built"
-'
+is_ours "$python"
 
 # What is compiled by torch, interpreted by Triton or run in a process of its own says nothing about the kernels.
 echo "== testing"

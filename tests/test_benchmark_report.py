@@ -75,3 +75,13 @@ def test_what_is_written_is_what_is_stored() -> None:
             cpus.append((device, cases))
     device, cases = report.best_measured(cpus)
     assert f"{device}, medians:\n\n{report.readme_table(cases)}\n" in (ROOT / "README.md").read_text()
+
+
+def test_what_is_slower_than_plain_pytorch_is_listed() -> None:
+    def case(op: str, ours: float, plain: float) -> report.Case:
+        return report.Case(op, "T=1", "forward", {"p50_ms": ours}, None, {"p50_ms": plain})
+
+    lines = report.behind([case("fast", 1, 2), case("slow", 4, 2), case("slower", 8, 2), case("equal", 1, 1)])
+    assert lines[-2:] == ["| `slower` | T=1 | forward | 0.25x |", "| `slow` | T=1 | forward | 0.50x |"]
+    assert not any("fast" in line or "equal" in line for line in lines)
+    assert report.behind([case("fast", 1, 2)]) == []

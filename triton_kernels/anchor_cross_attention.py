@@ -125,14 +125,18 @@ def _forward(q_content, q_pos, k_content, k_pos, v, key_mask, intervals, sums_of
     tl.store(at + 3 * each, within, mask=query < Q)
 
 
-@triton.jit(do_not_specialize=["H", "Q", "shares"])
-def _combine(sums_of, stats_of, out, statistics, log_sum, s0, s1, s2, o0, o1, o2, heads, H, Q, shares,
-             f: tl.constexpr, F: tl.constexpr, SHARES: tl.constexpr, QUERIES: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["H", "Q", "shares"], debug=True)  # for its assertion
+def _combine(sums_of, stats_of, intervals, out, statistics, log_sum, s0, s1, s2, o0, o1, o2, heads, H, Q, shares,
+             f: tl.constexpr, F: tl.constexpr, HAS_INTERVALS: tl.constexpr, SHARES: tl.constexpr,
+             QUERIES: tl.constexpr):  # fmt: skip
     """All shares of a block of queries: their output, ``statistics`` [2, B * H, Q] (centroid, mass), log sum exp."""
     head = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * QUERIES
     b, h = head // H, head % H
     query, part = first + tl.arange(0, QUERIES), tl.arange(0, SHARES)
+    if HAS_INTERVALS:
+        start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+        tl.device_assert((query >= Q) | ~(end < start), "vpgfast: an interval's end must not lie before its start")
     valid = (part < shares)[:, None] & (query < Q)[None, :]
     at = stats_of + (part[:, None] * heads + head) * Q + query[None, :]
     each = shares * heads * Q
@@ -404,13 +408,15 @@ def forward(
         stats = v.new_empty(4, shares, B, H, Q, dtype=torch.float32)
         log_sum = v.new_empty(B, H, Q, dtype=torch.float32)
         with on_device(v):
+            intervals = intervals if intervals is None else intervals.contiguous()
             _forward[(*blocks, shares)](
-                *inputs, mask, intervals if intervals is None else intervals.contiguous(), sums, stats,
+                *inputs, mask, intervals, sums, stats,
                 *_strides(*inputs), *_strides(sums[0]), B * H, H, Q, T, share, **settings,
             )  # fmt: skip
             _combine[blocks](
-                sums, stats, out, statistics, log_sum, *_strides(sums[0], out), B * H, H, Q, shares, f=f,
-                F=settings["F"], SHARES=triton.next_power_of_2(shares), QUERIES=QUERIES,
+                sums, stats, intervals, out, statistics, log_sum, *_strides(sums[0], out), B * H, H, Q, shares, f=f,
+                F=settings["F"], HAS_INTERVALS=settings["HAS_INTERVALS"], SHARES=triton.next_power_of_2(shares),
+                QUERIES=QUERIES, sanitize_overflow=False,
             )  # fmt: skip
             if need_weights and T:
                 of_queries = {k: w for k, w in settings.items() if k not in ("f", "F", "HAS_INTERVALS")}

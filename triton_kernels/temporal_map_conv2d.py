@@ -12,6 +12,8 @@ three TF32 products that together keep float32's digits. float64 has no kernel: 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -130,6 +132,7 @@ def _precision(x: Tensor) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
+@dataclass
 class Cells:
     """The cells of a map that count, and the rows of a tensor [B, rows, channels] that hold them.
 
@@ -141,8 +144,11 @@ class Cells:
         rows: how many rows there are.
     """
 
-    def __init__(self, T: int, places: Tensor, row_of: Tensor, row_of_cell: Tensor, rows: int) -> None:
-        self.T, self.places, self.row_of, self.row_of_cell, self.rows = T, places, row_of, row_of_cell, rows
+    T: int
+    places: Tensor
+    row_of: Tensor
+    row_of_cell: Tensor
+    rows: int
 
     @classmethod
     def of_map(cls, mask: Tensor | None, T: int, device: torch.device) -> Cells:

@@ -12,6 +12,7 @@ namespace vpgfast {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
 
 // Torch's current stream on the tensor's device. Looked up in the libtorch_cuda that the process has loaded, so that
 // this library links to nothing of CUDA's and can be built, and imported, beside a CPU-only torch.
@@ -62,8 +63,10 @@ inline int64_t most_shared() {
 template <typename Kernel>
 void allow_shared(Kernel* kernel, int64_t bytes) {
   if (bytes > int64_t{48} << 10) {
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(bytes));
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    STD_TORCH_CHECK(error == cudaSuccess, "a kernel was refused ", bytes,
+                    " bytes of shared memory: ", cudaGetErrorString(error));
   }
 }
 

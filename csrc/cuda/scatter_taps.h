@@ -12,8 +12,6 @@ inline unsigned grid(const char* op, int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-constexpr int kWarps = kThreads / kWarp;
-
 // What a warp of `scatter` is about to add: where, of which of 32 proposals, and how much of its gradient.
 template <typename T>
 struct alignas(4 * sizeof(T)) Hit {

@@ -20,7 +20,7 @@ __global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, index_t
   }
 }
 
-constexpr int kRows = 8;                 // of a, of a block of `iou_rows` or a warp of `iou_backward_columns`
+constexpr int kRows = 8;                 // of a, of a block of `iou_rows`
 constexpr int kPack = 4;                 // of b, of a thread
 constexpr int64_t kBlocksWanted = 1056;  // that keep a large GPU busy
 
@@ -62,8 +62,8 @@ __global__ void iou_rows(const scalar_t* a, const scalar_t* b, scalar_t* out, in
   }
 }
 
-// Shares of the gradient of b, where it has many intervals: a lane has one of them, a block every `parts`-th run of
-// eight of a; sums [parts, L * M, 2]. Neighbouring lanes read what lies side by side.
+// Shares of the gradient of b, where it has many intervals: a lane has one of them, and the warps of the blocks of one
+// column of the grid take turns at those of a; sums [parts, L * M, 2]. Neighbouring lanes read what lies side by side.
 template <bool generalized, typename scalar_t>
 __global__ void iou_backward_columns(const scalar_t* grad, const scalar_t* a, const scalar_t* b,
                                      accumulate_t<scalar_t>* sums, int64_t L, int64_t N, int64_t M) {

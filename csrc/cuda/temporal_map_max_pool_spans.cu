@@ -199,7 +199,6 @@ void launch_max_of_spans(const Tensor& x, const Tensor& spans, typename Held::en
                                                                  (count + parts - 1) / parts);
 }
 
-constexpr int kWarps = kThreads / kWarp;
 constexpr int kTileBytes = 4096;  // of sums of a warp
 
 // The value's sum over the lanes with the same key, in a fixed order, in the first of them: a tree over the lanes'

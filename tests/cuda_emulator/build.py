@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE.parent)]
-from _build.extensions import PYTHON_TARGET, TORCH_TARGET, find_torch  # noqa: E402
-from cuda_emulator.translate import translate  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from _build.extensions import PYTHON_TARGET, TORCH_TARGET, find_torch
+from cuda_emulator.translate import translate
+
+HERE = Path(__file__).resolve().parent
 # Misaligned accesses are told of in every mode: a vector load that is not aligned is an error on a GPU alone.
 ALIGNMENT = "-fsanitize=alignment -fno-sanitize-recover=alignment"
 KERNELS = {

@@ -65,7 +65,7 @@ class NoWaiting(TorchDispatchMode):
 
     WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item", "masked_select", "_unique2")
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func._opname not in self.WAITING, f"{func} waits for the device"
         return func(*args, **(kwargs or {}))
 

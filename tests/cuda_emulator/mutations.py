@@ -22,10 +22,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from cuda_emulator.build import ROOT, Build  # noqa: E402
-from cuda_emulator.translate import blanked  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cuda_emulator.build import Build
+from cuda_emulator.translate import blanked
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Races first: they are what notices by itself that a barrier is gone.
 MODES = ("races", "plain")

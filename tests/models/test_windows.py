@@ -150,7 +150,7 @@ def test_evaluate_sees_long_videos_through_windows(monkeypatch: pytest.MonkeyPat
     assert batch.clips is not None
     assert batch.clips.tolist() == [8, 200]
     ranked = [np.zeros((1, 2, 2)), np.zeros((1, 2, 2))]
-    long.replace(batch, ranked, 2)
+    long.put_into(ranked, batch, 2)
     assert ranked[0].tolist() == np.zeros((1, 2, 2)).tolist()
     assert ranked[1][0, 0].tolist() == [101, 104]
 

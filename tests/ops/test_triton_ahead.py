@@ -27,6 +27,7 @@ def test_kernels_compile(architecture: int) -> None:
     assert {kernel["op"] for kernel in kernels} >= {
         name for name, op in OPS.items() if op.triton and "cells" not in name
     }
+    assert "_combine" in {kernel["kernel"] for kernel in kernels if kernel["asserts"]}  # of inverted intervals
     for kernel in kernels:
         assert kernel["shared"] <= MOST_SHARED[architecture], kernel
         assert kernel["registers"] * kernel["threads"] <= 65536, kernel

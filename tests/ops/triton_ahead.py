@@ -1,7 +1,8 @@
 """Compiles every Triton kernel for a GPU that need not be there: ``python -m tests.ops.triton_ahead 90``.
 
 The launchers run on CPU tensors, and each launch compiles instead. Prints a JSON line a kernel: op, kernel, dtype,
-registers, bytes of spills and of shared memory, threads. Needs Triton without its interpreter, and no device.
+registers, bytes of spills and of shared memory, threads, whether it holds an assertion. Needs Triton without its
+interpreter, and no device.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def compile_all(architecture: int) -> Iterator[dict[str, Any]]:
                     yield {
                         "op": op, "kernel": name, "dtype": str(dtype).removeprefix("torch."),
                         "architecture": architecture, **resources(kernel.asm["cubin"]),
-                        "shared": kernel.metadata.shared, "threads": 32 * kernel.metadata.num_warps,
+                        "shared": kernel.metadata.shared,
+                        "asserts": "assertfail" in kernel.asm["ptx"], "threads": 32 * kernel.metadata.num_warps,
                     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import av
 import torch
 
 from vpgfast import __version__, ops
-from vpgfast.ops._registry import DEVICES, LIBRARY, MISSING, OPS, PACKAGE, build_info, implementation
+from vpgfast.ops._registry import DEVICES, LIBRARY, MISSING, OPS, PACKAGE, Op, build_info, implementation
 from vpgfast.video import torchcodec_backend
 
 PACKAGES = ("torch", "numpy", "h5py", "av", "lightning-fabric", "jsonargparse", "safetensors", "matplotlib")
@@ -63,16 +63,16 @@ def _video() -> list[str]:
     ]
 
 
-def _better(device: str, chosen: str, has_triton: bool) -> str:
+def _better(op: Op, device: str, chosen: str) -> str:
     """What would be better than the implementation chosen, and the command that gives it; empty if nothing would."""
-    if chosen in ("cpp", "cuda"):
+    best = "cpp" if device == "cpu" else "triton" if op.triton is not None else "cuda"
+    if chosen == best:
         return ""
     if ops.get_backend() == chosen:
         return f"VPGFAST_BACKEND={chosen} chose it; cure: unset VPGFAST_BACKEND"
-    why = MISSING.get(LIBRARY[device], "")
-    if chosen == "reference" and has_triton and device == "cuda":
-        why += "; Triton would do: pip install triton"
-    return f"{LIBRARY[device]} is {why}"
+    if best == "triton":
+        return "triton is not installed; cure: pip install triton"
+    return f"{LIBRARY[device]} is {MISSING[LIBRARY[device]]}"
 
 
 def _table() -> tuple[list[str], bool]:
@@ -85,7 +85,7 @@ def _table() -> tuple[list[str], bool]:
         for device in DEVICES:
             chosen = implementation(op, device, ops.get_backend())
             row.append(f"{chosen:9}")
-            if note := _better(device, chosen, op.triton is not None):
+            if note := _better(op, device, chosen):
                 notes[f"{device}: {note}"] = None
         lines.append(f"{name:{width}}  " + "  ".join(row))
     return lines + [f"! {note}" for note in notes], not notes

@@ -101,20 +101,18 @@ class LongVideos:
     corpus: Corpus
     vectors: WordVectors
 
-    def replace(self, batch: Batch, ranked: list[np.ndarray], top_n: int) -> None:
+    def put_into(self, ranked: list[np.ndarray], batch: Batch, top_n: int) -> None:
         """Put the ranked spans of a batch's long videos in the place of others."""
-        needs, model = (
-            get_method(self.config.method).needs(self.config.model),
-            getattr(self.model, "module", self.model),
-        )
+        needs = get_method(self.config.method).needs(self.config.model)
+        model = getattr(self.model, "module", self.model)
         assert batch.clips is not None
         for b, clips in enumerate(batch.clips.tolist()):
             if is_long(model, needs, clips):
-                features = self.corpus.features[batch.paragraphs[b].video_id]
+                paragraph = batch.paragraphs[b]
+                features = self.corpus.features[paragraph.video_id]
                 with self.fabric.autocast():
-                    prediction = predict_long(*(model, batch.paragraphs[b], features, self.vectors, needs, top_n))
-                one = replace(batch, paragraphs=batch.paragraphs[b : b + 1])
-                (ranked[b],) = ranked_spans(prediction, one)
+                    prediction = predict_long(model, paragraph, features, self.vectors, needs, top_n)
+                (ranked[b],) = ranked_spans(prediction, replace(batch, paragraphs=[paragraph]))
 
 
 @torch.no_grad()
@@ -136,7 +134,7 @@ def predict(
         prediction = model.predict(batch.to(fabric.device), top_n)
         spans = ranked_spans(prediction, batch)
         if long is not None:
-            long.replace(batch, spans, top_n)
+            long.put_into(spans, batch, top_n)
         index = number * fabric.world_size + fabric.global_rank
         mine.append((index, batch.paragraphs, spans))
     shares = sorted((share for rank in gather(fabric, mine) for share in rank), key=lambda share: share[0])

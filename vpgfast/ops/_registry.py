@@ -132,7 +132,6 @@ def _load(library: str) -> str | None:
 MISSING: dict[str, str] = {}
 """Kernel library -> why it is not in use."""
 
-
 COMPILED: set[tuple[str, str]] = set()
 """(op, device) of the kernels in the libraries that are loaded. Some ops have none for CUDA: Triton's is the better."""
 
@@ -158,7 +157,7 @@ def implementation(op: Op, device: str, backend: Backend) -> Backend:
     """Which implementation of ``op`` the choice ``backend`` stands for on ``device`` (``"cpu"`` or ``"cuda"``)."""
     if backend == "reference":
         return "reference"
-    compiled = (op.name, device) in COMPILED and LIBRARY[device] not in MISSING
+    compiled = (op.name, device) in COMPILED
     if op.triton is not None and _has_triton():
         if backend == "triton" and (device == "cuda" or interpreted()):
             return "triton"

@@ -65,7 +65,7 @@ def anchor_cross_attention(
 
     Raises:
         ValueError: wrong shape, dtype or device.
-        RuntimeError: an interval whose end lies before its start (on CUDA such an interval holds no clip).
+        RuntimeError: an interval whose end lies before its start (on CUDA: a device-side assertion).
     """
     tensors = {"q_content": q_content, "q_pos": q_pos, "k_content": k_content, "k_pos": k_pos, "v": v}
     check_floating("q_content", q_content)
