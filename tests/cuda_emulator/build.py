@@ -23,6 +23,7 @@ from _build.extensions import PYTHON_TARGET, TORCH_TARGET, find_torch
 from cuda_emulator.translate import translate
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 # Misaligned accesses are told of in every mode: a vector load that is not aligned is an error on a GPU alone.
 ALIGNMENT = "-fsanitize=alignment -fno-sanitize-recover=alignment"
 KERNELS = {

@@ -24,10 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cuda_emulator.build import Build
+from cuda_emulator.build import ROOT, Build
 from cuda_emulator.translate import blanked
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Races first: they are what notices by itself that a barrier is gone.
 MODES = ("races", "plain")
