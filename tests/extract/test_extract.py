@@ -373,6 +373,34 @@ def test_killed_at_any_moment_it_goes_on(videos: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "videos", "whole.h5"]
 
 
+def test_killed_while_the_parts_are_taken_away(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After each of the removals that end a run, its features are all there, and the same command ends it."""
+    assert extract(videos, "-o", tmp_path / "whole.h5") == 0
+    unlink, left = Path.unlink, 0
+
+    def until_killed(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if path.parent.name.endswith(".parts") and path.exists():
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", until_killed)
+    for number in range(8):
+        output, left = tmp_path / f"{number}.h5", number
+        try:
+            extract(videos, "-o", output)
+        except KeyboardInterrupt:
+            pass
+        assert len(read_stored(output).done) == len(LENGTHS)
+        left = 1000
+        assert extract(videos, "-o", output) == 0
+        assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
 def test_a_damaged_journal_costs_the_videos_of_its_lines(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

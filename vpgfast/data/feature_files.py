@@ -146,19 +146,23 @@ def read_stored(output: Path) -> Stored:
         raise FeatureError(f"--output {output}: is a folder; give a file, or a folder without .h5 in its name")
     if not is_hdf5(output) and output.exists() and not output.is_dir():
         raise FeatureError(f"--output {output}: is a file; name an HDF5 file .h5 or .hdf5, or give a folder")
+    # The parts before the HDF5 file: what a run at work takes away from the parts meanwhile is in the file by then.
     abouts: list[dict[str, Any]] = []
+    try:
+        abouts.append(_about((folder / ABOUT_FILE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        if foreign := next((file for file in folder.glob("*") if file.suffix in (".npy", ".npz")), None):
+            raise FeatureError(
+                f"--output {output}: holds {foreign.name}, which was not made here; give another"
+            ) from None
+    except (OSError, ValueError) as error:
+        raise FeatureError(f"{folder / ABOUT_FILE}: damaged ({error}); delete {folder}") from None
+    parts = _read_journals(folder)
     merged: dict[str, Source] = {}
     if is_hdf5(output) and output.exists():
         about, merged = _read_hdf5(output)
         abouts.append(about)
-    if (folder / ABOUT_FILE).is_file():
-        try:
-            abouts.append(_about((folder / ABOUT_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise FeatureError(f"{folder / ABOUT_FILE}: damaged ({error}); delete {folder}") from None
-    elif folder.is_dir() and (foreign := next((f for f in folder.iterdir() if f.suffix in (".npy", ".npz")), None)):
-        raise FeatureError(f"--output {output}: holds {foreign.name}, which was not made here; give another")
-    return Stored(abouts, merged, _read_journals(folder))
+    return Stored(abouts, merged, parts)
 
 
 def _about(text: str) -> dict[str, Any]:
@@ -188,7 +192,11 @@ def _read_hdf5(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:
 def _read_journals(folder: Path) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for journal in sorted(folder.glob(f"{_JOURNAL}.*.jsonl")):
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            continue  # the run that wrote it has just put everything into the HDF5 file
+        for line in lines:
             try:
                 row = json.loads(line)
             except ValueError:
@@ -311,6 +319,12 @@ class FeatureStore:
         state = read_stored(self.output)
         if state.parts or not self.output.exists():
             self._merge(state)
+        # What says that the folder was made here goes last: a kill in between leaves nothing that looks foreign.
+        for left in self.folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name != ABOUT_FILE:
+                left.unlink()
         shutil.rmtree(self.folder)
 
     def _copy_part(self, name: str, file: Any) -> None:
