@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -391,10 +392,8 @@ def test_killed_while_the_parts_are_taken_away(
     monkeypatch.setattr(Path, "unlink", until_killed)
     for number in range(8):
         output, left = tmp_path / f"{number}.h5", number
-        try:
+        with suppress(KeyboardInterrupt):
             extract(videos, "-o", output)
-        except KeyboardInterrupt:
-            pass
         assert len(read_stored(output).done) == len(LENGTHS)
         left = 1000
         assert extract(videos, "-o", output) == 0
