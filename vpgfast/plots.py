@@ -31,23 +31,24 @@ _CHARACTERS = 112  # of a sentence on a line of that width
 
 
 def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path, title: str) -> None:
-    """Each video a time line; each sentence its true span above the predicted one, with their IoU.
+    """Each video a time line; each sentence its true spans above the predicted one, with their IoU.
 
     Args:
-        paragraphs: with spans; items of the same video are drawn together, by true start, at most eight of them.
+        paragraphs: with spans; items of the same video are drawn together, by their first true start, at most eight of
+            them.
         ranked: their ranked spans (the first of each is drawn), see :mod:`vpgfast.metrics.spans`.
         path: of the PNG.
         title: above the picture.
     """
-    videos: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+    videos: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}  # sentence, true spans [A, 2], the predicted one
     durations = {paragraph.video_id: paragraph.duration for paragraph in paragraphs}
     for paragraph, spans in zip(paragraphs, ranked, strict=True):
-        assert paragraph.spans is not None
-        triples = zip(paragraph.sentences, paragraph.spans, spans[:, 0], strict=True)
+        assert paragraph.true_spans is not None
+        triples = zip(paragraph.sentences, paragraph.true_spans, spans[:, 0], strict=True)
         videos.setdefault(paragraph.video_id, []).extend(triples)
     panels = []
     for video, rows_of_video in videos.items():
-        rows_of_video.sort(key=lambda row: (row[1][0], row[1][1]))
+        rows_of_video.sort(key=lambda row: row[1].tolist())
         shown = rows_of_video[:: -(-len(rows_of_video) // _MOST_ROWS)]
         panels.append((video, durations[video], shown))
 
@@ -55,11 +56,12 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
     for axis, (video, duration, rows) in zip(axes, panels, strict=True):
         _time_line(axis, video, duration, len(rows))
         for place, (sentence, true, predicted) in enumerate(rows):
-            iou = float(interval_iou(predicted[None], true[None])[0, 0])
+            iou = float(interval_iou(predicted[None], true).max())
             _sentence(axis, place, sentence)
             _bar(axis, place + 0.5, 0.16, 0, duration, TRACK)
             _bar(axis, place + 0.7, 0.16, 0, duration, TRACK)
-            _bar(axis, place + 0.5, 0.16, true[0], true[1], TRUE)
+            for start, end in true:
+                _bar(axis, place + 0.5, 0.16, start, end, TRUE)
             if np.isfinite(predicted).all():
                 _bar(axis, place + 0.7, 0.16, predicted[0], predicted[1], PREDICTED)
             _label(axis, place + 0.68, f"IoU {iou:.2f}", FAINT)

@@ -16,24 +16,26 @@ from vpgfast.models import seqpan
 from vpgfast.models.layers import masked_log_softmax, weight_decay_groups
 from vpgfast.models.registry import get_method
 from vpgfast.models.seqpan import (
-    BEGIN,
-    END,
-    INSIDE,
-    OUTSIDE,
     ConditionedLocalizer,
     ContextQueryAttention,
     ParallelAttention,
     SeqPAN,
     SeqPANConfig,
     SequenceMatching,
+    gumbel_noise,
+    orthogonality,
+    straight_through,
+)
+from vpgfast.models.seqpan_clips import (
+    BEGIN,
+    END,
+    INSIDE,
+    OUTSIDE,
     best_clips,
     boundary_targets,
     clips_to_spans,
-    gumbel_noise,
-    orthogonality,
     region_labels,
     spans_to_clips,
-    straight_through,
 )
 
 FEATURE_DIM = 7

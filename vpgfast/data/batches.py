@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -48,7 +47,7 @@ def prepare(paragraphs: Sequence[Paragraph], needs: BatchNeeds, training: bool, 
         if whole and needs.sentence_order == "time":
             paragraph = paragraph.by_time()
         if training and not has_labels:
-            paragraph = replace(paragraph, spans=None, annotator_spans=None)
+            paragraph = paragraph.without_spans()
         elif training and paragraph.spans is None:
             raise AnnotationError(
                 f"video {paragraph.video_id!r} has no spans, but the method trains on those of a share of "
@@ -89,7 +88,7 @@ def make_batch(
     (``needs.labelled_share == 0``) carries none.
     """
     if training and needs.labelled_share == 0:  # whoever prepared the items: nothing in the batch may tell
-        paragraphs = [replace(p, spans=None, annotator_spans=None) for p in paragraphs]
+        paragraphs = [paragraph.without_spans() for paragraph in paragraphs]
     video, video_mask = stack_clips(features, needs)
     texts = [[tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
     ids = [[word_vectors.encode(sentence, needs.max_words) for sentence in p.sentences] for p in paragraphs]
@@ -103,6 +102,7 @@ def make_batch(
         for m, sentence in enumerate(item):
             words[b, m, : len(sentence)] = sentence
     spans, labelled = _spans(paragraphs, most)
+    all_spans, span_mask = _all_spans(paragraphs, most)
     return Batch(
         paragraphs=list(paragraphs),
         video=video,
@@ -114,6 +114,8 @@ def make_batch(
         chars=_chars(texts, words.shape) if needs.chars else None,
         spans=spans,
         labelled=labelled,
+        all_spans=all_spans,
+        span_mask=span_mask,
         clips=torch.tensor([len(x) for x in features]),
     )
 
@@ -154,6 +156,21 @@ def _spans(paragraphs: Sequence[Paragraph], most: int) -> tuple[torch.Tensor, to
         if paragraph.spans is not None:
             spans[b, : len(paragraph.sentences)] = np.clip(paragraph.spans / paragraph.duration, 0, 1)
     return torch.from_numpy(spans), torch.from_numpy(labelled)
+
+
+def _all_spans(paragraphs: Sequence[Paragraph], most: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """float32 [B, M, A, 2] fractions of the duration and bool [B, M, A]; ``None`` twice where A is 1."""
+    moments = [paragraph.true_spans or () for paragraph in paragraphs]
+    largest = max((len(spans) for item in moments for spans in item), default=0)
+    if largest < 2:
+        return None, None
+    spans = np.zeros((len(paragraphs), most, largest, 2), np.float32)
+    mask = np.zeros(spans.shape[:3], bool)
+    for b, (paragraph, item) in enumerate(zip(paragraphs, moments, strict=True)):
+        for m, of_sentence in enumerate(item):
+            spans[b, m, : len(of_sentence)] = np.clip(of_sentence / paragraph.duration, 0, 1)
+            mask[b, m, : len(of_sentence)] = True
+    return torch.from_numpy(spans), torch.from_numpy(mask)
 
 
 class _Items(Dataset[tuple[Paragraph, np.ndarray]]):

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vpgfast.data.annotations import DATASETS, load_annotations, own
+from vpgfast.data.annotations import DATASETS, load_annotations, own, qvhighlights
+from vpgfast.data.annotations._io import find
 from vpgfast.data.features import HDF5Features, SelectedColumns, check_features, open_features
 from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.data.options import DataConfig, MovingShapesOptions
@@ -34,6 +35,7 @@ SPLITS = {
     "charades_cd": ("train", "val", "test_ood"),
     "tacos": ("train", "val", "test"),
     "didemo": ("train", "val", "test"),
+    "qvhighlights": ("train", "val", "test"),
 }
 """Which of a data set's splits are trained on, validated on and tested on unless the config says otherwise.
 ``"held_out"`` is a share of the training videos, see :func:`hold_out`."""
@@ -152,13 +154,8 @@ def read_own(config: DataConfig, features: FeatureReader | None) -> dict[str, li
 
 def read_splits(config: DataConfig) -> dict[str, list[Paragraph]]:
     """``"train"``, ``"val"`` and ``"test"`` of a data set's annotation files, as the config names them."""
-    if config.root is None:
-        raise ConfigError(f"corpus {config.corpus} needs root, the folder of its annotation files")
-    root = Path(config.root)
-    inner = root / _FOLDERS.get(config.corpus, config.corpus)
-    root = inner if inner.is_dir() else root
-    chosen = (config.train_split, config.val_split, config.test_split)
-    train, val, test = (own or usual for own, usual in zip(chosen, SPLITS[config.corpus], strict=True))
+    root = _root(config)
+    train, val, test = _split_names(config)
     splits = {"train": _read(config, train, root)}
     if val == "held_out":
         splits["train"], splits["val"] = hold_out(splits["train"], config.held_out_share, config.seed)
@@ -168,10 +165,30 @@ def read_splits(config: DataConfig) -> dict[str, list[Paragraph]]:
     return splits
 
 
+def annotation_file(config: DataConfig, split: str) -> Path:
+    """Where QVHighlights' annotations of a split, "train", "val" or "test", are read from."""
+    names = dict(zip(("train", "val", "test"), _split_names(config), strict=True))
+    name = names["train"] if names[split] == "held_out" else names[split]
+    return find(_root(config), qvhighlights.FILES[name])
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise ConfigError(f"corpus {config.corpus} needs root, the folder of its annotation files")
+    root = Path(config.root)
+    inner = root / _FOLDERS.get(config.corpus, config.corpus)
+    return inner if inner.is_dir() else root
+
+
+def _split_names(config: DataConfig) -> tuple[str, ...]:
+    chosen = (config.train_split, config.val_split, config.test_split)
+    return tuple(own or usual for own, usual in zip(chosen, SPLITS[config.corpus], strict=True))
+
+
 def _read(config: DataConfig, split: str, root: Path) -> list[Paragraph]:
     options: dict[str, Any] = {}
     level = "paragraph"
-    if config.corpus == "didemo":
+    if config.corpus in ("didemo", "qvhighlights"):
         level = "sentence"  # each description stands alone
     elif config.bad_span is not None:
         options["bad_span"] = config.bad_span

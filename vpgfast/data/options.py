@@ -150,7 +150,7 @@ class DataConfig:
 
     Attributes:
         corpus: moving_shapes (made on the spot), own (annotations of your own), activitynet, charades_sta, charades_cd,
-            tacos or didemo.
+            tacos, didemo or qvhighlights.
         annotations: files of a corpus of your own, CSV or TSV with the columns video,start,end,sentence.
         val: of a corpus of your own: share of the videos to validate on, where no file is given for that.
         test: share of the videos to test on, likewise.

@@ -52,11 +52,11 @@ class SimulatedFeatures:
         sentences: list[str] = []
         self._videos: dict[str, tuple[float, list[int], list[np.ndarray]]] = {}
         for paragraph in paragraphs:
-            if paragraph.spans is None:
+            if paragraph.true_spans is None:
                 raise FeatureError(f"features of {paragraph.video_id!r} can't be simulated: its spans are not known")
             _, rows, spans = self._videos.setdefault(paragraph.video_id, (paragraph.duration, [], []))
             rows += range(len(sentences), len(sentences) + len(paragraph.sentences))
-            spans.append(paragraph.spans)
+            spans += paragraph.true_spans
             sentences += paragraph.sentences
         if not sentences:
             raise FeatureError("features can't be simulated: there is no sentence")
@@ -76,9 +76,11 @@ class SimulatedFeatures:
 
         centres = (np.arange(clips) + 0.5) * (duration / clips)
         start, end = np.concatenate(spans).T[..., None]
-        active = (centres >= start) & (centres < end)
+        shown = (centres >= start) & (centres < end)  # [moments, clips]
         nearest = np.abs(centres - (start + end) / 2).argmin(axis=1)
-        active[np.arange(len(active)), nearest] = True  # a moment shorter than a clip still shows in one
+        shown[np.arange(len(shown)), nearest] = True  # a moment shorter than a clip still shows in one
+        first = np.cumsum([0, *(len(moments) for moments in spans[:-1])])
+        active = np.logical_or.reduceat(shown, first)  # [sentences, clips]
         weights = active / np.maximum(active.sum(axis=0), 1)
 
         stretch = np.repeat(np.arange(clips), _stretches(rng, clips, clips / duration, o))[:clips]

@@ -28,6 +28,9 @@ class Paragraph:
             ``None`` where nothing is known (a user's own query).
         annotator_spans: one float64 [A, 2] array a sentence (seconds) where several annotators marked it (DiDeMo),
             else ``None``; ``spans`` then holds the interval that most of them chose.
+        all_spans: one float64 [A, 2] array a sentence (seconds, A >= 1) where a sentence may be true of several moments
+            (QVHighlights), else ``None``; ``spans`` then holds the longest of them, the first of equals.
+        query_ids: what the annotation file calls each sentence, where it does.
     """
 
     video_id: str
@@ -35,6 +38,8 @@ class Paragraph:
     sentences: tuple[str, ...]
     spans: np.ndarray | None = None
     annotator_spans: tuple[np.ndarray, ...] | None = None
+    all_spans: tuple[np.ndarray, ...] | None = None
+    query_ids: tuple[int | str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.spans is not None and self.spans.shape != (len(self.sentences), 2):
@@ -43,14 +48,27 @@ class Paragraph:
                 f"but its {len(self.sentences)} sentences need ({len(self.sentences)}, 2)"
             )
 
+    @property
+    def true_spans(self) -> tuple[np.ndarray, ...] | None:
+        """All moments of each sentence, float64 [A, 2]; ``None`` where nothing is known."""
+        if self.all_spans is not None or self.spans is None:
+            return self.all_spans
+        return tuple(self.spans[:, None])
+
+    def without_spans(self) -> Paragraph:
+        """The paragraph as one sees it who is told no timestamp."""
+        return replace(self, spans=None, annotator_spans=None, all_spans=None)
+
     def select(self, rows: Sequence[int]) -> Paragraph:
         """The paragraph made of some of its sentences, in the order given."""
-        marks = self.annotator_spans
+        marks, every, ids = self.annotator_spans, self.all_spans, self.query_ids
         return replace(
             self,
             sentences=tuple(self.sentences[m] for m in rows),
             spans=None if self.spans is None else self.spans[list(rows)],
             annotator_spans=None if marks is None else tuple(marks[m] for m in rows),
+            all_spans=None if every is None else tuple(every[m] for m in rows),
+            query_ids=None if ids is None else tuple(ids[m] for m in rows),
         )
 
     def by_time(self) -> Paragraph:
@@ -147,6 +165,9 @@ class Batch:
         spans: float32 [B, M, 2], start and end as fractions of the duration, zero where padded and for items without
             spans; ``None`` where no item has any. With a ``labelled_share`` between 0 and 1 a training batch
             may happen to hold no labelled item: then it is ``None`` too.
+        all_spans: float32 [B, M, A, 2], likewise, all the moments that each sentence is true of; ``None`` where no
+            sentence has more than one.
+        span_mask: bool [B, M, A], where ``all_spans`` holds one; ``None`` where that is.
         labelled: bool [B], whose sentences have spans; ``None`` exactly where ``spans`` is.
         clips: int64 [B], how many clips the features of each video have, before they were brought to T.
     """
@@ -162,6 +183,21 @@ class Batch:
     spans: Tensor | None = None
     labelled: Tensor | None = None
     clips: Tensor | None = None
+    all_spans: Tensor | None = None
+    span_mask: Tensor | None = None
+
+    @property
+    def true_spans(self) -> tuple[Tensor, Tensor]:
+        """Every moment of each sentence, [B, M, A, 2], and which of them are there, bool [B, M, A]; A may be 1.
+
+        Raises:
+            ValueError: the batch holds no span.
+        """
+        if self.all_spans is not None and self.span_mask is not None:
+            return self.all_spans, self.span_mask
+        if self.spans is None:
+            raise ValueError("the batch holds no spans")
+        return self.spans.unsqueeze(2), self.sentence_mask.unsqueeze(2)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""

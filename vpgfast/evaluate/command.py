@@ -1,4 +1,5 @@
-"""Evaluate a checkpoint: ``python -m vpgfast.evaluate CHECKPOINT [--split test] [--output FOLDER] [--KEY VALUE ...]``.
+"""Evaluate a checkpoint: ``python -m vpgfast.evaluate CHECKPOINT [--split test] [--output FOLDER] [--KEY VALUE ...]``;
+or answers in QVHighlights' format, whoever made them: ``--submission FILE --truth FILE [--output FOLDER]``.
 
 Prints the metrics beside the baselines that watch nothing and the swapped-sentence control, and writes them to
 ``metrics.json``. For a method with a retrieval branch the corpus metrics follow: is the video found among all videos of
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpgfast.command import command
+from vpgfast.errors import ConfigError
 
 
 @command
@@ -27,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "checkpoint",
         type=Path,
+        nargs="?",
         help="a .safetensors file, the folder of a run, or an encoder's spec (objects, clip:FOLDER), which needs no "
         "training",
     )
@@ -34,7 +37,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: evaluate-SPLIT beside the checkpoint"
     )
+    parser.add_argument(
+        "--submission", type=Path, help="JSON lines as QVHighlights' submissions have them, to be scored by --truth"
+    )
+    parser.add_argument("--truth", type=Path, help="the annotation file that they answer, highlight_val_release.jsonl")
     arguments, settings = parser.parse_known_args(argv)
+    if arguments.submission is not None or arguments.truth is not None:
+        for name in ("submission", "truth"):
+            if getattr(arguments, name) is None:
+                raise ConfigError(f"--submission and --truth go together, --{name} is missing")
+        if arguments.checkpoint is not None or settings:
+            rest = settings[0] if arguments.checkpoint is None else arguments.checkpoint
+            raise ConfigError(f"{rest}: --submission is scored by its file alone; give no checkpoint and no settings")
+        from vpgfast.evaluate.submission import score_file
+
+        score_file(arguments.submission, arguments.truth, arguments.output)
+        return 0
+    if arguments.checkpoint is None:
+        parser.error("give a checkpoint, or --submission and --truth")
 
     from vpgfast.evaluate.run import run  # and torch with it, which --help does without
 

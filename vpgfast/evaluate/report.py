@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vpgfast.config import TrainConfig
-from vpgfast.data.corpus import Corpus
+from vpgfast.data.corpus import Corpus, annotation_file
 from vpgfast.data.types import Paragraph
-from vpgfast.evaluate.split import Evaluation
+from vpgfast.evaluate.split import Answers, Evaluation
+from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
 from vpgfast.metrics.corpus import CorpusResult
 from vpgfast.metrics.spans import RankedSpans
@@ -31,10 +32,18 @@ def report(
     """
     picture = output / "spans.png"
     if config.pictures:
-        chosen = sample_evenly(evaluation.paragraphs, evaluation.ranked, config.pictures)
+        chosen = sample_evenly(evaluation.answers.paragraphs, evaluation.answers.ranked, config.pictures)
         draw_spans(*chosen, picture, f"{config.method} on {corpus.name}, {split}")
-    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds)
+    highlights = None
+    if all(paragraph.query_ids is not None for paragraph in evaluation.answers.paragraphs):
+        write_answers(evaluation.answers, output / SUBMISSION_FILE)
+        if config.data.corpus == "qvhighlights":
+            truth = annotation_file(config.data, split)
+            highlights = score_answers(evaluation.answers, truth, output / SUBMISSION_FILE)
+    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, highlights)
     print(evaluation.table(config.method, table_title(corpus.name, split, config)))
+    if highlights is not None:
+        print("\n" + table_of(highlights["brief"], f"{config.method}, by QVHighlights' own evaluation, in %"))
     if config.pictures:
         print(f"true and predicted spans: {picture}")
     print(f"metrics: {output / METRICS_FILE}")
@@ -51,10 +60,17 @@ def table_title(corpus: str, split: str, config: TrainConfig) -> str:
 
 
 def write_metrics(
-    path: Path, evaluation: Evaluation, config: TrainConfig, corpus: str, split: str, seconds: float
+    path: Path,
+    evaluation: Evaluation,
+    config: TrainConfig,
+    corpus: str,
+    split: str,
+    seconds: float,
+    highlights: Mapping[str, Any] | None = None,
 ) -> None:
-    """``metrics.json``: what was run, and the numbers as fractions in [0, 1]."""
-    content = {
+    """``metrics.json``: what was run, and the numbers as fractions in [0, 1]; those of QVHighlights' own evaluation in
+    per cent, as its authors print them."""
+    content: dict[str, Any] = {
         "method": config.method,
         "corpus": corpus,
         "split": split,
@@ -66,6 +82,8 @@ def write_metrics(
     }
     if evaluation.retrieval is not None:
         content["retrieval"] = asdict(evaluation.retrieval)
+    if highlights is not None:
+        content["qvhighlights"] = highlights
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -73,7 +91,7 @@ def table_from(content: Mapping[str, Any], config: TrainConfig) -> str:
     """The table again, from what :func:`write_metrics` wrote."""
     found = content.get("retrieval")  # only of methods that find videos
     evaluation = Evaluation(
-        *(content["metrics"], content["baselines"], content["control"], [], []),
+        *(content["metrics"], content["baselines"], content["control"], Answers()),
         CorpusResult(**found) if found else None,
     )
     return evaluation.table(content["method"], table_title(content["corpus"], content["split"], config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,53 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.batches import Loader, make_loader
 from vpgfast.data.corpus import Corpus
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds, Paragraph
+from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
 from vpgfast.metrics.baselines import EVALUATION_SEED, baselines, swap_sentences
 from vpgfast.metrics.corpus import CorpusResult
-from vpgfast.metrics.spans import RankedSpans, evaluate_spans, ranked_spans
+from vpgfast.metrics.spans import evaluate_spans, ranked_spans
 from vpgfast.metrics.table import format_table
 from vpgfast.models.embed import finds_videos
 from vpgfast.models.registry import get_method
 from vpgfast.models.windows import is_long, predict_long
+
+
+@dataclass
+class Answers:
+    """What a method says of the items of a split.
+
+    Attributes:
+        paragraphs: the items.
+        ranked: their ranked spans, see :mod:`vpgfast.metrics.spans`.
+        scores: of each of these, float64 [M, K] an item; -inf where there is no span.
+        curves: [M, T] an item, how well each clip fits, of a method that says so and was not asked through windows.
+    """
+
+    paragraphs: list[Paragraph] = field(default_factory=list)
+    ranked: list[np.ndarray] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+    curves: list[np.ndarray | None] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, prediction: Prediction, batch: Batch) -> Answers:
+        """Without what pads the batch."""
+        counts = [len(paragraph.sentences) for paragraph in batch.paragraphs]
+        scores = prediction.scores.detach().to("cpu", torch.float64).numpy()
+        curves: list[np.ndarray | None] = [None] * len(counts)
+        if prediction.curves is not None:
+            lengths = batch.video_mask.sum(1).tolist()
+            rows = prediction.curves.detach().to("cpu", torch.float64).numpy()
+            curves = [row[:count, :T] for row, count, T in zip(rows, counts, lengths, strict=True)]
+        kept = [row[:count] for row, count in zip(scores, counts, strict=True)]
+        return cls(list(batch.paragraphs), ranked_spans(prediction, batch), kept, curves)
+
+    def add(self, other: Answers, limit: int) -> None:
+        """Append those of another one, up to ``limit`` items."""
+        for f in fields(self):
+            mine: list[Any] = getattr(self, f.name)
+            mine += getattr(other, f.name)[: limit - len(mine)]
 
 
 @dataclass
@@ -37,16 +73,14 @@ class Evaluation:
         metrics: by name, fractions in [0, 1].
         baselines: random, uniform, prior, whole video, ... -> the same names, see :mod:`vpgfast.metrics.baselines`.
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
-        paragraphs: the items that were predicted.
-        ranked: their ranked spans, see :mod:`vpgfast.metrics.spans`.
+        answers: what was predicted for each item.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
     """
 
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
     control: dict[str, float] | None
-    paragraphs: list[Paragraph]
-    ranked: RankedSpans
+    answers: Answers
     retrieval: CorpusResult | None = None
 
     def table(self, method: str, title: str) -> str:
@@ -101,8 +135,8 @@ class LongVideos:
     corpus: Corpus
     vectors: WordVectors
 
-    def put_into(self, ranked: list[np.ndarray], batch: Batch, top_n: int) -> None:
-        """Put the ranked spans of a batch's long videos in the place of others."""
+    def put_into(self, answers: Answers, batch: Batch, top_n: int) -> None:
+        """Put what is said of a batch's long videos in the place of what was said without windows."""
         needs = get_method(self.config.method).needs(self.config.model)
         model = getattr(self.model, "module", self.model)
         assert batch.clips is not None
@@ -112,14 +146,15 @@ class LongVideos:
                 features = self.corpus.features[paragraph.video_id]
                 with self.fabric.autocast():
                     prediction = predict_long(model, paragraph, features, self.vectors, needs, top_n)
-                (ranked[b],) = ranked_spans(prediction, replace(batch, paragraphs=[paragraph]))
+                alone = Answers.of(prediction, replace(batch, paragraphs=[paragraph]))
+                (answers.ranked[b],), (answers.scores[b],), answers.curves[b] = alone.ranked, alone.scores, None
 
 
 @torch.no_grad()
 def predict(
     fabric: Fabric, model: Any, loader: Loader, top_n: int, label: str, long: LongVideos | None = None
-) -> tuple[list[Paragraph], list[np.ndarray]]:
-    """Ranked spans of every item of a split, in order, in every process.
+) -> Answers:
+    """What a method says of every item of a split, in order, in every process.
 
     Args:
         model: a method, as ``fabric.setup`` returns it, in evaluation mode.
@@ -131,19 +166,16 @@ def predict(
     mine = []
     hidden = True if fabric.global_rank else None  # None: hidden where there is no terminal
     for number, batch in enumerate(tqdm(loader, desc=label, leave=False, disable=hidden, unit="batch")):
-        prediction = model.predict(batch.to(fabric.device), top_n)
-        spans = ranked_spans(prediction, batch)
+        answers = Answers.of(model.predict(batch.to(fabric.device), top_n), batch)
         if long is not None:
-            long.put_into(spans, batch, top_n)
-        index = number * fabric.world_size + fabric.global_rank
-        mine.append((index, batch.paragraphs, spans))
+            long.put_into(answers, batch, top_n)
+        mine.append((number * fabric.world_size + fabric.global_rank, answers))
     shares = sorted((share for rank in gather(fabric, mine) for share in rank), key=lambda share: share[0])
-    paragraphs, ranked = [], []
-    for _, items, spans in shares:
-        paragraphs += items
-        ranked += spans
     total = len(loader.dataset)  # type: ignore[arg-type]  # where processes share unevenly, the first batches come twice
-    return paragraphs[:total], ranked[:total]
+    everything = Answers()
+    for _, answers in shares:
+        everything.add(answers, total)
+    return everything
 
 
 def evaluate_split(
@@ -163,21 +195,20 @@ def evaluate_split(
     model.eval()
     loader = split_loader(fabric, config, corpus, paragraphs, vectors, needs, training=False)
     long = LongVideos(fabric, model, config, corpus, vectors)
-    items, ranked = predict(fabric, model, loader, config.top_n, f"predicting {split}", long)
+    answers = predict(fabric, model, loader, config.top_n, f"predicting {split}", long)
     control = None
     if len({paragraph.video_id for paragraph in paragraphs}) > 1:
         swapped = swap_sentences(paragraphs, rules.sentence_order, EVALUATION_SEED)
         loader = split_loader(fabric, config, corpus, swapped, vectors, needs, training=False)
         label = f"predicting {split}, swapped"
-        swapped_items, swapped_ranked = predict(fabric, model, loader, config.top_n, label, long)
-        control = evaluate_spans(swapped_ranked, swapped_items, rules)
+        other = predict(fabric, model, loader, config.top_n, label, long)
+        control = evaluate_spans(other.ranked, other.paragraphs, rules)
     return Evaluation(
-        metrics=evaluate_spans(ranked, items, rules),
+        metrics=evaluate_spans(answers.ranked, answers.paragraphs, rules),
         baselines=baselines(corpus.splits["train"], paragraphs, rules, EVALUATION_SEED),
         control=control,
-        paragraphs=items,
-        ranked=ranked,
-        retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, items, ranked)
+        answers=answers,
+        retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)
         if finds_videos(config.method)
         else None,
     )

@@ -22,6 +22,8 @@ class MetricRules:
             Rank@1 and Rank@5), "majority" takes the interval that most of them chose.
         sentence_order: order in which a sentence counts as the m-th of its paragraph for the baselines and the control:
             "time" (start, then end) or "file" (as annotated).
+        average_precision: add mAP@0.5, mAP@0.75 and mAP (the mean over IoU 0.5, 0.55, ..., 0.95), which ask for all
+            moments of a sentence that has several (QVHighlights).
     """
 
     top_n: tuple[int, ...] = (1, 5)
@@ -31,6 +33,7 @@ class MetricRules:
     segment_seconds: float | None = None
     annotators: Literal["best3", "majority"] = "majority"
     sentence_order: Literal["time", "file"] = "time"
+    average_precision: bool = False
 
     def __post_init__(self) -> None:
         if self.clips is not None and self.segment_seconds is not None:
@@ -42,4 +45,5 @@ class MetricRules:
 def metric_names(rules: MetricRules) -> list[str]:
     """The columns that :func:`score` returns, in its order."""
     names = [f"R@{n} IoU={threshold:g}" for n in rules.top_n for threshold in rules.thresholds]
-    return [*names, "mIoU"] + (["Rank@1", "Rank@5"] if rules.annotators == "best3" else [])
+    didemo = ["Rank@1", "Rank@5"] if rules.annotators == "best3" else []
+    return [*names, "mIoU", *didemo, *(["mAP@0.5", "mAP@0.75", "mAP"] if rules.average_precision else [])]

@@ -1,4 +1,4 @@
-"""How good are predicted spans? R@n IoU>=m, mIoU and DiDeMo's protocol.
+"""How good are predicted spans? R@n IoU>=m, mIoU, DiDeMo's protocol, and average precision.
 
 Everything here works on paragraphs (see :class:`vpgfast.data.types.Paragraph`) and on *ranked spans*: one float array
 [M, K, 2] a paragraph, seconds, best first, NaN where there are fewer than K. A method's predictions take that form
@@ -20,6 +20,11 @@ from vpgfast.ops import temporal_iou
 
 RankedSpans = Sequence[np.ndarray]
 """One float64 [M, K, 2] a paragraph: K spans of each sentence in seconds, best first; NaN where there is none."""
+
+
+AP_THRESHOLDS = np.arange(10, 20) / 20
+AP_SPANS = 10
+"""Average precision asks for these IoUs, and looks at so many spans (QVHighlights)."""
 
 
 def ranked_spans(prediction: Prediction, batch: Batch) -> list[np.ndarray]:
@@ -55,14 +60,48 @@ def score(ranked: RankedSpans, paragraphs: Sequence[Paragraph], rules: MetricRul
                 f"{len(spans)} sentences predicted for {paragraph.video_id!r}, it has {len(paragraph.sentences)}"
             )
     durations = np.repeat([p.duration for p in paragraphs], [len(p.sentences) for p in paragraphs])
-    candidates = _stack([spans for paragraph in ranked for spans in paragraph])  # [N, K, 2]
-    truths = _stack([spans for paragraph in paragraphs for spans in _truths(paragraph, rules)])  # [N, A, 2]
+    candidates = stack_spans([spans for paragraph in ranked for spans in paragraph])  # [N, K, 2]
+    truths = stack_spans([spans for paragraph in paragraphs for spans in _truths(paragraph, rules)])  # [N, A, 2]
     candidates, truths = _quantise(candidates, durations, rules), _quantise(truths, durations, rules)
     ious = interval_iou(candidates, truths)  # [N, K, A]
+    there = ~np.isnan(truths[..., 0])
     if rules.annotators == "best3":
-        annotators = (~np.isnan(truths[..., 0])).sum(axis=-1)
-        return np.column_stack((_hits(_best3(ious, annotators), rules), _didemo_ranks(ious, annotators)))
-    return _hits(ious[..., 0], rules)
+        annotators = there.sum(axis=-1)
+        columns = [_hits(_best3(ious, annotators), rules), _didemo_ranks(ious, annotators)]
+    else:
+        columns = [_hits(ious.max(axis=-1), rules)]  # of several moments any one counts
+    if rules.average_precision:
+        precisions = average_precisions(ious[:, :AP_SPANS], ~np.isnan(candidates[:, :AP_SPANS, 0]), there.sum(axis=-1))
+        columns.append(np.column_stack((precisions[:, [0, 5]], precisions.mean(axis=1))))
+    return np.column_stack(columns)
+
+
+def average_precisions(ious: np.ndarray, predicted: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Average precision of ranked spans at each of :data:`AP_THRESHOLDS`: float64 [N, 10].
+
+    Down the ranking each span takes the moment that it overlaps most, of those that none before it took; it is right
+    where their IoU reaches the threshold. The area under the precision-recall curve, with the precision made monotone,
+    as PASCAL VOC 2011 and QVHighlights have it.
+
+    Args:
+        ious: [N, K, A], K spans ranked, best first.
+        predicted: bool [N, K], which of them are there.
+        truths: [N], how many of the A moments are there, at least one.
+    """
+    N, K, A = ious.shape
+    taken = np.zeros((N, len(AP_THRESHOLDS), A), bool)
+    right = np.zeros((N, K, len(AP_THRESHOLDS)), bool)
+    for k in range(K):
+        free = np.where(taken, -1.0, ious[:, k, None])  # [N, 10, A]
+        best = A - 1 - free[..., ::-1].argmax(axis=-1)  # of equals the last
+        reached = np.take_along_axis(free, best[..., None], axis=-1)[..., 0] >= AP_THRESHOLDS
+        right[:, k] = predicted[:, k, None] & reached
+        taken |= right[:, k, :, None] & (np.arange(A) == best[..., None])
+    found = right.cumsum(axis=1)
+    precision = found / np.maximum(predicted.cumsum(axis=1), 1)[..., None]
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    gained = np.diff(found / truths[:, None, None], axis=1, prepend=0)
+    return (gained * precision).sum(axis=1)
 
 
 def summarize(rows: np.ndarray, rules: MetricRules) -> dict[str, float]:
@@ -89,7 +128,7 @@ def _intervals(spans: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.where(spans[..., :1] <= spans[..., 1:], spans, 0.0))
 
 
-def _stack(spans: Sequence[np.ndarray]) -> np.ndarray:
+def stack_spans(spans: Sequence[np.ndarray]) -> np.ndarray:
     """N arrays [k_i, 2] -> float64 [N, max(k_i), 2], filled up with NaN; at least one wide."""
     out = np.full((len(spans), max([1, *(len(rows) for rows in spans)]), 2), np.nan)
     for row, values in zip(out, spans, strict=True):
@@ -98,12 +137,12 @@ def _stack(spans: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _truths(paragraph: Paragraph, rules: MetricRules) -> Sequence[np.ndarray]:
-    """What each sentence is compared with: M arrays [A, 2] in seconds, A = 1 unless several annotators count."""
+    """What each sentence is compared with: M arrays [A, 2] in seconds."""
     if rules.annotators == "best3" and paragraph.annotator_spans is not None:
         return paragraph.annotator_spans
-    if paragraph.spans is None:
+    if paragraph.true_spans is None:
         raise ValueError(f"video {paragraph.video_id!r} has no annotated spans to be scored against")
-    return list(paragraph.spans[:, None])
+    return paragraph.true_spans
 
 
 def _quantise(spans: np.ndarray, durations: np.ndarray, rules: MetricRules) -> np.ndarray:

@@ -118,6 +118,8 @@ class SiamGTR(Method):
             if config.pseudo_span_weight:
                 similar = similar_spans(similarity, config.pseudo_span_share).to(spans.dtype)
                 spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
+        if batch.all_spans is not None and labelled.any():
+            spans = torch.where(labelled.unsqueeze(2), self.nearest_spans(clips, queries, batch), spans)
         intervals = F.pad(spans, (0, 0, 1, 0))  # nothing is known of the paragraph as a whole
 
         insertions = None
@@ -161,6 +163,16 @@ class SiamGTR(Method):
             losses["cross_branch"] = cross_branch_loss(augmented, normal, sentences, there)
         weights = {name: getattr(config, f"{name}_weight") for name in losses}
         return {"loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum(), **losses}
+
+    @torch.no_grad()
+    def nearest_spans(self, clips: Tensor, queries: Queries, batch: Batch) -> Tensor:
+        """Of several moments that a sentence is true of, the one that is nearest to what is predicted now, [B, M, 2]:
+        one span can't learn them all, and their mean is none of them."""
+        predicted = self(clips, queries)[1][:, 1:]
+        spans, there = batch.true_spans
+        error = boundary_error(predicted.unsqueeze(2).expand_as(spans), spans.to(predicted.dtype))
+        nearest = error.masked_fill(~there, torch.inf).argmin(2)
+        return spans.gather(2, nearest[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Spans [B, M, 2], zero where there is no label, and bool [B, M] where there is one."""

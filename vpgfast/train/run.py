@@ -117,8 +117,8 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         epoch += 1
 
         module.eval()
-        items, ranked = predict(fabric, module, validation, config.top_n, "validating", long)
-        scores = evaluate_spans(ranked, items, config.metrics)
+        answers = predict(fabric, module, validation, config.top_n, "validating", long)
+        scores = evaluate_spans(answers.ranked, answers.paragraphs, config.metrics)
         score = scores[config.select_by]
         improved = score > best
         if improved:

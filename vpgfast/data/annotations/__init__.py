@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vpgfast.data.annotations import activitynet, charades_cd, charades_sta, didemo, tacos
+from vpgfast.data.annotations import activitynet, charades_cd, charades_sta, didemo, qvhighlights, tacos
 from vpgfast.data.types import Paragraph
 from vpgfast.errors import AnnotationError, ConfigError
 
@@ -16,6 +16,7 @@ DATASETS: dict[str, ModuleType] = {
     "charades_cd": charades_cd,
     "tacos": tacos,
     "didemo": didemo,
+    "qvhighlights": qvhighlights,
 }
 """Each data set's module has ``load(split, root, level, **options)`` and the names of its ``SPLITS``."""
 

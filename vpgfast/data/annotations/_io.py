@@ -48,6 +48,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def parse_json(text: str, where: str) -> Any:
+    """The content of a line of JSON."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise AnnotationError(f"{where}: not json ({getattr(error, 'msg', 'nested too deeply')})") from None
+
+
 def read_json(path: Path) -> Any:
     """The content of a plain or gzipped json file."""
     try:
@@ -161,12 +169,16 @@ def group_by_video(paragraphs: Iterable[Paragraph]) -> list[Paragraph]:
     for members in groups.values():
         spans = [p.spans for p in members if p.spans is not None]
         marks = [mark for p in members if p.annotator_spans is not None for mark in p.annotator_spans]
+        every = [span for p in members if p.all_spans is not None for span in p.all_spans]
+        ids = [name for p in members if p.query_ids is not None for name in p.query_ids]
         joined.append(
             replace(
                 members[0],
                 sentences=tuple(sentence for p in members for sentence in p.sentences),
                 spans=np.concatenate(spans) if spans else None,
                 annotator_spans=tuple(marks) if marks else None,
+                all_spans=tuple(every) if every else None,
+                query_ids=tuple(ids) if ids else None,
             )
         )
     return joined
