@@ -12,6 +12,7 @@ from vpgfast.command import command
 COMMANDS = {
     "find": "find when something happens in your videos, without training",
     "extract": "make features of your own videos, as all other commands read them",
+    "annotations": "tell what a file of your own annotations holds, before anything is trained on it",
     "train": "train a method and evaluate it; without arguments SeqPAN on a corpus made here",
     "evaluate": "evaluate a checkpoint beside the baselines and the swapped-sentence control",
     "ground": "find in a video when sentences happen",

@@ -66,7 +66,7 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
                 _bar(axis, place + 0.7, 0.16, predicted[0], predicted[1], PREDICTED)
             _label(axis, place + 0.68, f"IoU {iou:.2f}", FAINT)
     _legend(figure, {"true": TRUE, "predicted": PREDICTED})
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_ranked(
@@ -113,7 +113,7 @@ def draw_ranked(
                 rank = f"{k + 1}.  " if shown is counts else ""
                 label = f"{rank}{start:.{digits}f} - {end:.{digits}f} s   ({scores[m, k]:.3g})"
                 _label(axis, y + 0.1, label, INK if k == 0 else FAINT)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_found(
@@ -159,7 +159,7 @@ def draw_found(
             _bar(axis, top, bar, start, end, PREDICTED, alpha=1.0 if large else 0.6)
             text = f"{label}{start:.{digits}f} - {end:.{digits}f} s   ({found[1][m]:.3g})"
             _label(axis, top + bar / 2, text, INK if large else FAINT)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Path, title: str) -> None:
@@ -200,8 +200,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(True, color=TRACK, lw=1)
         axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
-        _plain(axis)
-    _save(figure, path)
+        plain_axis(axis)
+    save_figure(figure, path)
 
 
 def draw_ablation(content: Mapping[str, Any], path: Path) -> None:
@@ -226,7 +226,7 @@ def draw_ablation(content: Mapping[str, Any], path: Path) -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower left", ncols=4, frameon=False, fontsize=9, labelcolor=INK
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
@@ -269,7 +269,7 @@ def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
     axis.set_title(": ".join(filter(None, (table["title"], table["about"]))), loc="left", fontsize=10, color=INK)
     axis.grid(True, color=TRACK, lw=1)
     axis.set_axisbelow(True)
-    _plain(axis)
+    plain_axis(axis)
 
 
 def _panels(
@@ -296,7 +296,7 @@ def _time_line(axis: Axes, video: str, duration: float, rows: float) -> None:
     axis.set_yticks([])
     axis.xaxis.set_major_locator(MaxNLocator(9))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:g} s")
-    _plain(axis)
+    plain_axis(axis)
     axis.spines["left"].set_visible(False)
     if video:
         axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4, parse_math=False)
@@ -337,7 +337,8 @@ def _legend(figure: Figure, entries: Mapping[str, str]) -> None:
         figure.text(x + 0.02, 1 - 0.22 / height, label, color=INK, fontsize=9.5, va="center")
 
 
-def _plain(axis: Axes) -> None:
+def plain_axis(axis: Axes) -> None:
+    """Without a frame above and to the right, in the colours of all pictures."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -345,7 +346,8 @@ def _plain(axis: Axes) -> None:
     axis.tick_params(colors=FAINT, labelsize=8.5, length=3)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """A PNG, written whole or not at all."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_file(path, buffer.getvalue())

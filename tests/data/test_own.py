@@ -95,7 +95,7 @@ def test_durations_of_the_file(tmp_path: Path) -> None:
         (HEADER + "z,1,2,It runs.\n", "(is the name right, with its folder?)"),
         (HEADER.replace(",", ";"), "only 'video;start;end;sentence'; fields are parted by commas in .csv and by tabs"),
         (HEADER + 'v,1,2,"It runs.\n', "not CSV"),
-        ("video,start,end,sentence,duration\nx,1,2,A.,9\nx,1,2,B.,8\n", "line 2: video 'x' lasts 8 and 9 s"),
+        ("video,start,end,sentence,duration\nx,1,2,A.,9\nx,1,2,B.,8\n", "line 2: video 'x' lasts 9 and 8 s"),
     ],
 )
 def test_problems(tmp_path: Path, text: str, expected: str) -> None:
@@ -114,7 +114,7 @@ def test_problems_are_counted(tmp_path: Path) -> None:
 
 def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"read from \.csv or \.tsv files with the columns video,"):
-        read(tmp_path, "{}", name="a.json")
+        read(tmp_path, "{}", name="a.txt")
     with pytest.raises(AnnotationError, match="unreadable"):
         own.load(tmp_path / "none.csv", no_durations)
     (tmp_path / "latin.csv").write_bytes(HEADER.encode() + "v,1,2,Später.\n".encode("latin-1"))

@@ -79,8 +79,8 @@ class SimulatedFeatures:
         shown = (centres >= start) & (centres < end)  # [moments, clips]
         nearest = np.abs(centres - (start + end) / 2).argmin(axis=1)
         shown[np.arange(len(shown)), nearest] = True  # a moment shorter than a clip still shows in one
-        first = np.cumsum([0, *(len(moments) for moments in spans[:-1])])
-        active = np.logical_or.reduceat(shown, first)  # [sentences, clips]
+        ends = np.cumsum([len(moments) for moments in spans])
+        active = np.stack([moments.any(axis=0) for moments in np.split(shown, ends[:-1])])  # [sentences, clips]
         weights = active / np.maximum(active.sum(axis=0), 1)
 
         stretch = np.repeat(np.arange(clips), _stretches(rng, clips, clips / duration, o))[:clips]

@@ -65,7 +65,7 @@ def clip_scores(curve: np.ndarray, duration: float) -> np.ndarray:
     """What a curve [T] over a whole video says of each clip of 2 s: its mean there, float64 [clips]."""
     clips = max(1, int(duration / CLIP_SECONDS))
     total = np.concatenate(([0.0], np.cumsum(curve)))
-    borders = np.arange(clips + 1) * CLIP_SECONDS / duration * len(curve)
+    borders = (np.arange(clips + 1) * CLIP_SECONDS / duration).clip(max=1) * len(curve)
     return np.diff(np.interp(borders, np.arange(len(total)), total)) / np.diff(borders)
 
 
