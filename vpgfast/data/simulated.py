@@ -85,9 +85,8 @@ class SimulatedFeatures:
 
         stretch = np.repeat(np.arange(clips), _stretches(rng, clips, clips / duration, o))[:clips]
         elsewhere = self._others(rng, rows, clips)[stretch]
-        clip = np.where(
-            active.any(axis=0)[:, None], weights.T @ self._meanings[rows], o.background * self._meanings[elsewhere]
-        )
+        told = active.sum(axis=0)[:, None] > 0
+        clip = np.where(told, weights.T @ self._meanings[rows], o.background * self._meanings[elsewhere])
         clip += o.video_offset * rng.standard_normal(self.dim)
         clip += o.clip_noise * rng.standard_normal((clips, self.dim))
         return clip.astype(np.float32)
