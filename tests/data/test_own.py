@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from video_files import numbered, write
 
-from vpgfast.data.annotations import own
+from vpgfast.annotations import main as annotations_command
+from vpgfast.data.annotations import own, qvhighlights
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.feature_files import FeatureStore, Source, VideoFeatures
 from vpgfast.data.options import DataConfig, OwnAnnotations
@@ -188,3 +192,168 @@ def test_judged_sentences_need_spans(tmp_path: Path, features: Path) -> None:
     annotations = OwnAnnotations(train=tmp_path / "a.csv")
     with pytest.raises(AnnotationError, match="in the val split, which is judged by spans, and has a sentence"):
         load_corpus(DataConfig(corpus="own", annotations=annotations, features=str(features)))
+
+
+# JSON lines and JSON
+
+
+def lines(*records: object) -> str:
+    return "\n".join(map(json.dumps, records))
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    text = lines(
+        {
+            "qid": 7,
+            "query": "It  runs.",
+            "vid": "v",
+            "duration": 29.8,
+            "relevant_windows": [[2, 4], [10, 20], [21, 31]],
+        },
+        {"qid": "b", "query": "It\u2028stops.", "vid": "v.mp4", "relevant_windows": [["0:01", 3]], "more": 1},
+        {"query": "It sleeps.", "vid": "w", "relevant_windows": []},
+    )
+    first, second = read(tmp_path, text, {"v": 30.8, "w": 9.0}, "a.jsonl")
+    assert first.sentences == ("It runs.", "It stops.")
+    assert first.spans is not None
+    assert first.spans.tolist() == [[10, 20], [1, 3]], "the longest, the first of equals"
+    assert first.all_spans is not None
+    assert [spans.tolist() for spans in first.all_spans] == [[[2, 4], [10, 20], [21, 30.8]], [[1, 3]]]
+    assert (first.query_ids, second.query_ids) == ((7, "b"), None)
+    assert second.spans is None
+    # The same, gzipped, and as a list.
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.json").write_text(json.dumps([json.loads(line) for line in text.split("\n")]))
+    for name in ("a.jsonl.gz", "a.json"):
+        again = own.load(tmp_path / name, {"v": 30.8, "w": 9.0}.get)
+        assert [p.sentences for p in again] == [first.sentences, second.sentences]
+
+
+def test_lines_of_the_published_file(shared: Path) -> None:
+    """As the reader of the data set has them, but for queries of one video, which are a paragraph here."""
+    path = shared / "qvhighlights" / "highlight_val_release.jsonl.gz"
+    ours = own.load(path, no_durations)
+    theirs = qvhighlights.load("val", shared / "qvhighlights", "paragraph")
+    assert [p.query_ids for p in ours] == [p.query_ids for p in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(np.concatenate(a.true_spans or ()), np.concatenate(b.true_spans or ()))
+
+
+def test_map_of_videos(tmp_path: Path) -> None:
+    content = {
+        "v": {"duration": 30, "sentences": ["It runs.", "It stops."], "timestamps": [[0, 2.5], ["0:03", 9]]},
+        "w": {"duration": 12.5, "sentences": ["It sleeps."]},
+    }
+    first, second = read(tmp_path, json.dumps(content), {"v": 30.0}, "a.json")
+    assert first.spans is not None
+    assert first.spans.tolist() == [[0, 2.5], [3, 9]]
+    assert (first.all_spans, second.spans, second.duration) == (None, None, 12.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", "{", "line 1: not json"),
+        ("a.jsonl", "\n[1]", "line 2: list, where an object"),
+        ("a.jsonl", lines({"vid": "v"}), "line 1: no 'query', only ['vid']"),
+        ("a.jsonl", lines({"vid": "v", "query": 3}), "'query' is int, expected str"),
+        ("a.jsonl", lines({"vid": "v", "query": "It runs.", "relevant_windows": 3}), "'relevant_windows' is int"),
+        (
+            "a.jsonl",
+            lines({"vid": "v", "query": "It runs.", "relevant_windows": [[1]]}),
+            "the moment [1] is not a pair",
+        ),
+        (
+            "a.jsonl",
+            lines({"vid": "v", "query": "It runs.", "relevant_windows": [[1, "x"]]}),
+            "end: 'x' is not a number",
+        ),
+        ("a.jsonl", lines({"vid": "v", "query": "It runs.", "qid": [1]}), "'qid' is [1], expected a number or text"),
+        ("a.jsonl", lines(*[{"vid": "v", "query": f"It {x}.", "qid": 1} for x in "ab"]), "qid 1 was there in line 1"),
+        ("a.jsonl", lines({"vid": "v", "query": "It runs.", "duration": 0}), "a duration of 0"),
+        ("a.json", "3", "int, where a map from video"),
+        ("a.json", '{"v": 3}', "video 'v': int, where a map was expected"),
+        ("a.json", '{"v": {"timestamps": []}}', "video 'v': no list of 'sentences', only ['timestamps']"),
+        ("a.json", '{"v": {"sentences": ["A."], "timestamps": []}}', "1 sentences and 0 timestamps"),
+        (
+            "a.json",
+            '{"v": {"sentences": ["A b."], "timestamps": [[1, 2, 3]]}}',
+            "sentence 1: the moment [1, 2, 3] is not",
+        ),
+        ("a.json", '{"v": {"sentences": [3], "timestamps": [[1, 2]]}}', "the sentence 3 is not text"),
+        ("a.csv", HEADER + "v,1,2,It runs.\nv,1,2,It runs.\n", "line 3: the same as line 2"),
+    ],
+)
+def test_problems_of_formats(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    with pytest.raises(AnnotationError) as caught:
+        read(tmp_path, text, name=name)
+    assert expected in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(1000, 2500), (0, 29000), (12000, 30000)], "all of its 3 moments look like milliseconds, not seconds"),
+        (
+            [(25, 250), (100, 700), (300, 749.25)],
+            "all of its 3 moments look like frames, not seconds: up to 25.0 a second",
+        ),
+        ([(9, 4), (30, 2), (3, 4)], "2 of its 3 moments look as if start and end were swapped"),
+        ([(1, 4), (30, 40), (3, 4)], None),
+        ([(1, 4), (3000, 30000), (3, 4)], None),
+    ],
+)
+def test_hints(tmp_path: Path, rows: list[tuple[float, float]], expected: str | None) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "".join(f"v,{s},{e},It runs {i}.\n" for i, (s, e) in enumerate(rows)))
+    content = own.read(tmp_path / "a.csv", {"v": 30.0}.get)
+    assert content.problems
+    assert (content.hint or "").startswith(expected or "")
+    assert bool(content.hint) == bool(expected)
+    if expected:
+        with pytest.raises(AnnotationError, match=expected):
+            own.load(tmp_path / "a.csv", {"v": 30.0}.get)
+
+
+# The command
+
+
+def check(*arguments: object) -> int:
+    return annotations_command([str(a) for a in ("check", *arguments)])
+
+
+def test_check(tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "a.csv", range(9))
+    assert check(file, "--features", features) == 0
+    out = capsys.readouterr().out
+    assert "9; 10 to 18 s long, median 14" in out
+    assert "9 of 9 videos" in out
+    assert "1 videos that are there" in out
+    assert (tmp_path / "a.csv.png").stat().st_size > 5000
+    file.write_text(file.read_text() + "other,9,4,It stops.\n")
+    assert check(file, "--features", features, "--no-picture") == 1
+    out = capsys.readouterr().out
+    assert "2 problems:" in out
+    assert "line 11: ends at 4, not after its start 9" in out
+    assert "how long video 'other' lasts is not known" in out
+    assert "1 videos, first 'other'" in out
+
+
+def test_check_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing tells durations: what depends on them is left out, and is no problem."""
+    assert check(table(tmp_path / "a.csv", range(3))) == 0
+    assert "3 of them, all; 4 to 6 s long" in capsys.readouterr().out
+    assert not (tmp_path / "a.csv.png").exists()
+    (tmp_path / "b.csv").write_text(HEADER)
+    assert check(tmp_path / "b.csv") == 1
+    assert check(tmp_path / "none.csv") == 2
+
+
+def test_check_of_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos" / "a.mp4", [numbered(i) for i in range(20)], rate=10)
+    (tmp_path / "videos" / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "a.csv").write_text(HEADER + "a.mp4,0,1.5,It runs.\nbad.mp4,0,1,It stops.\n")
+    assert check(tmp_path / "a.csv", "--videos", tmp_path / "videos") == 1
+    assert "2 of 2 videos" in (out := capsys.readouterr().out)
+    assert "how long video 'bad' lasts is not known" in out

@@ -57,11 +57,11 @@ class PositionPrior:
     """
 
     def __init__(self, training: Sequence[Paragraph]) -> None:
-        """Args: training paragraphs with spans, sentences in the order that counts."""
+        """Args: training paragraphs, sentences in the order that counts; those without spans say nothing."""
         positions: dict[tuple[int, int], list[np.ndarray]] = {}
         for paragraph in training:
             if paragraph.spans is None:
-                raise ValueError(f"training video {paragraph.video_id!r} has no spans")
+                continue
             total = len(paragraph.sentences)
             for m, span in enumerate(paragraph.spans / paragraph.duration):
                 positions.setdefault((m, total), []).append(span)
@@ -118,7 +118,8 @@ def baselines(
     """What watching nothing earns, each with the keys of a result.
 
     ``random``, ``uniform``, ``prior``, ``whole video`` and ``best single span``; where moments are whole segments that
-    several annotators marked, as in DiDeMo, also ``moment frequency``.
+    several annotators marked, as in DiDeMo, also ``moment frequency``. Without the prior and the best single span where
+    no training paragraph has spans.
 
     Args:
         training: paragraphs whose spans the prior, the best single span and the moments' frequencies are taken from.
@@ -133,12 +134,13 @@ def baselines(
     paragraphs = in_order(paragraphs, rules.sentence_order)
     k = max(rules.top_n)
     random = [score(random_spans(paragraphs, seed + draw, k), paragraphs, rules) for draw in range(draws)]
-    guesses = {
-        "uniform": uniform_split(paragraphs),
-        "prior": PositionPrior(training)(paragraphs),
-        "whole video": same_for_all(paragraphs),
-        "best single span": same_for_all(paragraphs, best_single_span(spans_as_fractions(training))),
-    }
+    told = any(paragraph.spans is not None for paragraph in training)
+    guesses = {"uniform": uniform_split(paragraphs)}
+    if told:
+        guesses["prior"] = PositionPrior(training)(paragraphs)
+    guesses["whole video"] = same_for_all(paragraphs)
+    if told:
+        guesses["best single span"] = same_for_all(paragraphs, best_single_span(spans_as_fractions(training)))
     if rules.segment_seconds is not None and any(p.annotator_spans is not None for p in training):
         guesses["moment frequency"] = MomentFrequency(training, rules.segment_seconds)(paragraphs)
     earned = {name: evaluate_spans(ranked, paragraphs, rules) for name, ranked in guesses.items()}
