@@ -27,7 +27,7 @@ from vpgfast.config import TrainConfig, from_dict
 from vpgfast.data.text import WordVectors
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import CheckpointError
-from vpgfast.files import MODEL_FILE, write_file
+from vpgfast.files import MODEL_FILE, SHARED_MODEL_FILE, write_file
 from vpgfast.models.method import Method
 from vpgfast.models.registry import METHODS, get_method
 
@@ -89,13 +89,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a model file, or the one in a run's folder.
+    """Read a model file, or the one in a run's folder or in one that was made to be shared.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it was not written by this package.
     """
     if path.is_dir():
-        path = path / MODEL_FILE
+        shared = path / SHARED_MODEL_FILE
+        path = shared if shared.is_file() and not (path / MODEL_FILE).is_file() else path / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file; give a .safetensors file or a run's folder")
     try:

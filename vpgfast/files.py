@@ -13,6 +13,9 @@ MODEL_FILE = "best.safetensors"
 STATE_FILE = "training_state.pt"
 METRICS_FILE = "metrics.json"
 """In a run's folder."""
+SHARED_MODEL_FILE = "model.safetensors"
+SHARED_CONFIG_FILE = "config.json"
+"""In the folder of a model that is shared, named as Hugging Face has it."""
 
 
 def write_file(path: Path, data: bytes) -> None:

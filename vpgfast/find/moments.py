@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from vpgfast.data.types import Batch, Paragraph
-from vpgfast.encoders.base import Encoded, Encoder
+from vpgfast.encoders.base import Encoder
 from vpgfast.find.unrelated import UNRELATED
 from vpgfast.models.configs.similarity import SimilarityConfig
 from vpgfast.models.similarity import Similarity
 from vpgfast.untrained import NO_WORDS
+
+
+class Seen(Protocol):
+    """A video as the encoder saw it: features float32 [T, d_v], and its duration in seconds."""
+
+    @property
+    def features(self) -> np.ndarray: ...
+    @property
+    def duration(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Asked:
 
 
 @torch.inference_mode()
-def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[Moment]:
+def ask(asked: Asked, name: str, path: Path, video: Seen, top: int) -> list[Moment]:
     """The best moments of each sentence in a video: ``top`` of one sentence, one each of a paragraph in order."""
     device = asked.single.place.device
     batch = _batch(name, video, asked.sentences).to(device)
@@ -106,6 +115,18 @@ def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[M
     return moments
 
 
+def best(moments: Sequence[Moment], top: int, in_order: bool) -> list[Moment]:
+    """The ``top`` best of several videos, the best first; of a paragraph those of the ``top`` best videos, in order."""
+    if not in_order:
+        # The best moment of every video first: the second-best of one says less than the best of another.
+        return sorted(moments, key=lambda m: (m.place, -m.score))[:top]
+    by_video: dict[str, list[Moment]] = {}
+    for moment in moments:
+        by_video.setdefault(moment.video, []).append(moment)
+    ranked = sorted(by_video.values(), key=lambda found: -sum(m.score for m in found))
+    return [moment for found in ranked[:top] for moment in sorted(found, key=lambda m: m.sentence)]
+
+
 def _best_scores(model: Similarity, batch: Batch) -> np.ndarray:
     """What each sentence of a batch of one video scores at its best moment."""
     curves = model.curves(batch)
@@ -122,7 +143,7 @@ def _means(curve: np.ndarray, span: Sequence[float], duration: float) -> tuple[f
     return float(inside.mean()), float((outside if len(outside) else inside).mean())
 
 
-def _batch(name: str, video: Encoded, sentences: Sequence[str]) -> Batch:
+def _batch(name: str, video: Seen, sentences: Sequence[str]) -> Batch:
     clips, count = len(video.features), len(sentences)
     return Batch(
         paragraphs=[Paragraph(name, video.duration, tuple(sentences))],

@@ -17,7 +17,7 @@ from vpgfast.data.video_folders import named_videos
 from vpgfast.encoders.base import Encoder, load_encoder
 from vpgfast.errors import UserError, VideoError
 from vpgfast.find.clips import cut, is_exact
-from vpgfast.find.moments import Asked, Moment, ask
+from vpgfast.find.moments import Asked, Moment, ask, best
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +78,9 @@ def default_encoder() -> str:
 
 
 def _best(moments: Sequence[Moment], arguments: argparse.Namespace, in_order: bool) -> list[Moment]:
-    """What is shown: the moments that fit, the best first; of a paragraph the moments of the best videos, in order."""
+    """What is shown."""
     left = [m for m in moments if arguments.min_score is None or m.score >= arguments.min_score]
-    left = [m for m in left if m.fits or arguments.all]
-    if not in_order:
-        # The best moment of every video first: the second-best of one says less than the best of another.
-        return sorted(left, key=lambda m: (m.place, -m.score))[: arguments.top]
-    by_video: dict[str, list[Moment]] = {}
-    for moment in left:
-        by_video.setdefault(moment.video, []).append(moment)
-    ranked = sorted(by_video.values(), key=lambda found: -sum(m.score for m in found))
-    return [moment for found in ranked[: arguments.top] for moment in sorted(found, key=lambda m: m.sentence)]
+    return best([m for m in left if m.fits or arguments.all], arguments.top, in_order)
 
 
 def _cut(moments: Sequence[Moment], folder: Path) -> dict[int, tuple[Path, float]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.batches import make_batch, prepare
 from vpgfast.data.text import UNKNOWN, WordVectors, tokenize
 from vpgfast.data.types import BatchNeeds, Paragraph
+from vpgfast.errors import UserError
+from vpgfast.files import write_file
 from vpgfast.metrics.spans import ranked_spans
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
@@ -32,6 +37,7 @@ class Grounding:
         spans: float64 [M, K, 2], seconds, best first; NaN where there are fewer.
         scores: float64 [M, K], on the method's own scale.
         curves: float64 [M, T], how well each of T clips of equal length fits each sentence, of a method that has that.
+        video: its name.
     """
 
     sentences: list[str]
@@ -39,6 +45,19 @@ class Grounding:
     spans: np.ndarray
     scores: np.ndarray
     curves: np.ndarray | None = None
+    video: str = "video"
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def __getitem__(self, m: int) -> Sentence:
+        """What was found for sentence m."""
+        there = np.isfinite(self.spans[m, :, 0])
+        curve = None if self.curves is None else self.curves[m]
+        return Sentence(self.sentences[m], self.spans[m][there], self.scores[m][there], curve)
+
+    def __str__(self) -> str:
+        return self.as_text()
 
     def as_text(self) -> str:
         """The sentences with their spans, one a line; several sentences are numbered."""
@@ -52,20 +71,82 @@ class Grounding:
                     lines.append(f"{rank:4d}.  {start:8.2f} - {end:8.2f} s   score {score:.4g}")
         return "\n".join(lines)
 
-    def as_dict(self, curves: bool = False) -> dict[str, Any]:
+    def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """As ``grounding.json`` holds it, with ``curves`` where the method has any."""
-        sentences: list[dict[str, Any]] = []
-        for sentence, spans, scores in zip(self.sentences, self.spans, self.scores, strict=True):
-            found = [
-                {"start": round(float(start), 3), "end": round(float(end), 3), "score": float(score)}
-                for (start, end), score in zip(spans, scores, strict=True)
-                if np.isfinite(start)
-            ]
-            sentences.append({"sentence": sentence, "spans": found})
-        if curves and self.curves is not None:
-            for entry, curve in zip(sentences, self.curves, strict=True):
-                entry["curve"] = [round(float(value), 5) for value in curve]
-        return {"duration": self.duration, "sentences": sentences}
+        sentences = [self[m].to_dict() for m in range(len(self))]
+        for sentence in sentences:
+            if not curves:
+                sentence.pop("curve", None)
+        return {"video": self.video, "duration": self.duration, "sentences": sentences}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``grounding.txt``, ``grounding.json`` and ``grounding.png`` into a folder, which is made; returns it.
+
+        Raises:
+            UserError: it can't be written; says why.
+        """
+        from vpgfast.plots import draw_ranked  # and matplotlib with it, which takes longer than short answers
+
+        output = Path(folder)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"folder {output}: can't be made ({error.strerror})") from None
+        write_file(output / "grounding.txt", (self.as_text() + "\n").encode())
+        write_file(output / "grounding.json", (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        title = f"{self.video}, {self.duration:.1f} s"
+        draw_ranked(self.sentences, self.spans, self.scores, self.duration, output / "grounding.png", title)
+        return output
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: each sentence with its spans, as bars over the video and in seconds."""
+        rows = [row for m in range(len(self)) for row in self[m].html_rows(self.duration)]
+        return (
+            f"<table><caption>{html.escape(self.video)}, {self.duration:.1f} s</caption>"
+            f"<tr><th>sentence</th><th>moment</th><th>seconds</th><th>score</th></tr>{''.join(rows)}</table>"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sentence:
+    """Where one sentence happens.
+
+    Attributes:
+        sentence: the text.
+        spans: float64 [K, 2], seconds, best first.
+        scores: float64 [K], on the method's own scale.
+        curve: float64 [T], how well each of T clips of equal length fits, of a method that has that.
+    """
+
+    sentence: str
+    spans: np.ndarray
+    scores: np.ndarray
+    curve: np.ndarray | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a part of ``grounding.json``."""
+        spans = [
+            {"start": round(float(start), 3), "end": round(float(end), 3), "score": float(score)}
+            for (start, end), score in zip(self.spans, self.scores, strict=True)
+        ]
+        found: dict[str, Any] = {"sentence": self.sentence, "spans": spans}
+        if self.curve is not None:
+            found["curve"] = [round(float(value), 5) for value in self.curve]
+        return found
+
+    def html_rows(self, duration: float) -> list[str]:
+        """Rows of a table, one a span."""
+        rows = []
+        cell = f"<td rowspan={max(1, len(self.spans))}>{html.escape(self.sentence)}</td>"
+        for (start, end), score in zip(self.spans, self.scores, strict=True):
+            left, width = 100 * start / duration, max(0.5, 100 * (end - start) / duration)
+            bar = (
+                f'<div style="width:16em;background:#8884"><div style="height:.8em;background:#e07b39;'
+                f'margin-left:{left:.2f}%;width:{width:.2f}%"></div></div>'
+            )
+            rows.append(f"<tr>{cell}<td>{bar}</td><td>{start:.1f} - {end:.1f}</td><td>{score:.3g}</td></tr>")
+            cell = ""
+        return rows or [f"<tr>{cell}<td colspan=3>no span</td></tr>"]
 
 
 def ground(

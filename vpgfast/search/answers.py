@@ -57,7 +57,7 @@ class Answer:
         about = {"video": video.video_id, "score": self.found.score, "path": str(self.path)}
         if self.grounding is None:
             return {**about, "duration": video.duration, "sentences": None, "problem": self.problem}
-        return {**about, **self.grounding.as_dict()}
+        return {**self.grounding.to_dict(curves=False), **about}
 
 
 def answer(
