@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vpgfast.command import command
 from vpgfast.errors import ConfigError
+from vpgfast.ground.command import add_page
 
 
 @command
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--submission", type=Path, help="JSON lines as QVHighlights' submissions have them, to be scored by --truth"
     )
+    add_page(parser)
+    parser.add_argument("--videos", type=Path, help="with --page: folder of the videos, named as the features are")
     parser.add_argument("--truth", type=Path, help="the annotation file that they answer, highlight_val_release.jsonl")
     arguments, settings = parser.parse_known_args(argv)
     if arguments.submission is not None or arguments.truth is not None:

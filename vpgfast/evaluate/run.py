@@ -12,6 +12,7 @@ from vpgfast.command import open_log
 from vpgfast.config import nearest
 from vpgfast.data.corpus import load_corpus
 from vpgfast.errors import CheckpointError, ConfigError
+from vpgfast.evaluate.gallery import write_gallery
 from vpgfast.evaluate.report import report
 from vpgfast.evaluate.split import evaluate_split
 from vpgfast.fabric import make_fabric, mark_forward_methods
@@ -54,4 +55,6 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     mark_forward_methods(module, config.method)
     evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
     if fabric.global_rank == 0:
+        if arguments.page is not None:
+            write_gallery(evaluation, config, corpus.name, arguments)
         report(evaluation, config, corpus, arguments.split, time.monotonic() - start, output)

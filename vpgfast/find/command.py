@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vpgfast.command import command, open_log
 from vpgfast.errors import UserError
+from vpgfast.ground.command import add_page
 
 NOTHING_FITS = 1
 """Exit code when no moment fits."""
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-order", action="store_true", help="take each sentence by itself, in any order")
     parser.add_argument("--json", action="store_true", help="print JSON, with the keys that docs/find.md lists")
     parser.add_argument("--clips", type=Path, metavar="DIR", help="cut the moments out of the videos, into this folder")
+    add_page(parser)
     parser.add_argument("--stream", type=int, help="number of the stream in every file (default: the moving picture)")
     return parser
 

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace, videos: Sequence[Path], sentences: Sequen
     asked = Asked(encoder, sentences, in_order, arguments.false_alarms)
     moments: list[Moment] = []
     failed: dict[str, str] = {}
+    durations: dict[str, float] = {}
     for name, path in tqdm(files.items(), desc="looking", unit="video", delay=2, leave=False, disable=None):
         try:
             video = encoded(encoder, path, arguments.stream)
@@ -58,8 +59,15 @@ def run(arguments: argparse.Namespace, videos: Sequence[Path], sentences: Sequen
             log.warning("left out: %s", error)
             failed[name] = str(error)
             continue
+        durations[name] = video.duration
         moments += ask(asked, name, path, video, arguments.top)
     shown = _best(moments, arguments, in_order)
+    if arguments.page is not None:
+        from vpgfast.page import write_page
+        from vpgfast.page.content import of_moments
+
+        title = sentences[0] if len(sentences) == 1 else f"{len(sentences)} sentences"
+        write_page(arguments.page, of_moments(shown, sentences, durations), title, arguments.page_embed)
     clips = _cut(shown, arguments.clips) if arguments.clips else {}
     _print(shown, clips, arguments, encoder, sentences, len(files), failed)
     return any(moment.fits for moment in shown)

@@ -32,6 +32,14 @@ def add_query(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
     return query
 
 
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Give a command the ways to ask for a page."""
+    parser.add_argument(
+        "--page", type=Path, metavar="HTML", help="also write a page on which one looks at the answers beside the video"
+    )
+    parser.add_argument("--page-embed", action="store_true", help="put the video into the page, to be sent around")
+
+
 @command
 def main(argv: Sequence[str]) -> int:
     """Command line of ``vpgfast ground``."""
@@ -63,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: ground-NAME beside the checkpoint"
     )
+    add_page(parser)
     arguments, settings = parser.parse_known_args(argv)
 
     from vpgfast.ground.run import run  # and torch with it, which --help does without

@@ -37,9 +37,16 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
     checkpoint: Path = arguments.checkpoint
     beside = Path() if is_untrained(checkpoint) else checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if arguments.page is not None:
+        from vpgfast.page import write_page
+        from vpgfast.page.content import of_grounding
+
+        write_page(arguments.page, [of_grounding(found, video.path)], found.video, arguments.page_embed)
     output = found.save(arguments.output or beside / f"ground-{video.name}")
     print(found)
     print(f"written to {output}: grounding.txt, grounding.json, grounding.png")
+    if arguments.page is not None:
+        print(f"page: {arguments.page}")
 
 
 def _video(arguments: argparse.Namespace, model: Grounder) -> EncodedVideo:

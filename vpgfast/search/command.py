@@ -16,7 +16,7 @@ from pathlib import Path
 from vpgfast.command import command
 from vpgfast.config import TrainConfig
 from vpgfast.errors import ConfigError
-from vpgfast.ground.command import HOW_PARAGRAPHS_ARE_CUT, add_query
+from vpgfast.ground.command import HOW_PARAGRAPHS_ARE_CUT, add_page, add_query
 
 SECONDS_BETWEEN_SHARDS = 60.0
 """What a kill may cost: a shard is written at least this often."""
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
             "--encoder", metavar="SPEC", help="the encoder of the model's features, where its weights lie elsewhere now"
         )
     query.add_argument("--exact", action="store_true", help="compare with every vector, also where FAISS could search")
+    add_page(query)
     query.add_argument("--output", type=Path, help="folder for the results; default: INDEX/query")
 
     remove = add("remove", "take videos out of an index")
