@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pictures of a page for the docs, as a browser draws it: light, dark and narrow. Needs playwright and chromium.
 
-    python -m vpgfast.ground objects --video clip.mp4 --sentence "..." --page page.html
-    python scripts/page_pictures.py page.html docs/pictures
+python -m vpgfast.ground objects --video clip.mp4 --sentence "..." --page page.html
+python scripts/page_pictures.py page.html docs/images
 """
 
 from __future__ import annotations

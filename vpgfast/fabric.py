@@ -22,18 +22,24 @@ T = TypeVar("T")
 def make_fabric(config: TrainConfig) -> Fabric:
     """Devices and precision as configured; several processes if several devices (or under torchrun)."""
     devices: Any = int(config.devices) if str(config.devices).isdigit() else config.devices
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # torchrun says how many processes a node has. Those that Fabric starts know WORLD_SIZE alone, and are on this node.
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
-            devices=local if devices == "auto" and world > 1 else devices,  # torchrun has decided already
+            devices=local if devices == "auto" and world > 1 else devices,  # who started them has decided already
             num_nodes=world // local,
             strategy=config.strategy,
             precision=config.precision,  # type: ignore[arg-type]  # any string may come from a config; Fabric checks it
         )
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"accelerator, devices, strategy or precision: {error}") from None
-    fabric.launch()
+    try:
+        fabric.launch()
+    except torch.distributed.DistError as error:  # after the process group's timeout: 10 to 30 minutes
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"of {fabric.world_size} processes not all have started ({reason})") from None
     return fabric
 
 

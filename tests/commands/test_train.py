@@ -466,24 +466,33 @@ def test_devices_that_do_not_exist(
 
 
 @pytest.mark.slow
-def test_two_processes(train_args: list[str], tmp_path: Path) -> None:
-    """torchrun with two CPU processes: one folder, every test sentence predicted once."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+@pytest.mark.parametrize("start", ["torchrun", "--devices"])
+def test_two_processes(train_args: list[str], tmp_path: Path, start: str) -> None:
+    """Two CPU processes, however they are started: one folder, every test sentence predicted once."""
     args = [*train_args, "--epochs=1", "--output", str(tmp_path / "r")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, str(TINY), "train", *args],
-        env=environment,
+    done = in_two_processes(start, "train", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("moving_shapes, test split") == 1
+    assert len(load_state(tmp_path / "r" / STATE_FILE)["random"]) == 2
+    assert evaluate.main([str(tmp_path / "r"), "--output", str(tmp_path / "alone"), "--devices=1"]) == 0
+    again = in_two_processes(start, "evaluate", str(tmp_path / "r"), "--output", str(tmp_path / "two"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    alone = results(tmp_path / "alone")
+    for together in (results(tmp_path / "r"), results(tmp_path / "two")):
+        assert together["metrics"] == pytest.approx(alone["metrics"])
+        assert together["baselines"] == alone["baselines"]
+
+
+def in_two_processes(start: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with ``tiny`` in two CPU processes that torchrun or Fabric starts; hangs are errors."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if start == "torchrun" else []
+    devices = [] if start == "torchrun" else ["--accelerator=cpu", "--devices=2"]
+    return subprocess.run(
+        [sys.executable, *before, str(TINY), *arguments, *devices],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("moving_shapes, test split") == 1
-    assert len(load_state(tmp_path / "r" / STATE_FILE)["random"]) == 2
-    assert evaluate.main([str(tmp_path / "r"), "--output", str(tmp_path / "alone")]) == 0
-    together, alone = results(tmp_path / "r"), results(tmp_path / "alone")
-    assert together["metrics"] == pytest.approx(alone["metrics"])
-    assert together["baselines"] == alone["baselines"]
