@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -210,6 +210,20 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key that is there twice is an error: the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"the key {key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, kind: str = "config file") -> dict[str, Any]:
     """What a YAML file of ``key: value`` lines holds.
 
@@ -220,7 +234,7 @@ def read_yaml(path: Path, kind: str = "config file") -> dict[str, Any]:
         ConfigError: it is missing, unreadable, no YAML (names the line), or holds something else.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"{kind} {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -7,11 +7,13 @@ import hashlib
 import logging
 import math
 import re
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, cast
@@ -35,17 +37,30 @@ _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)|[^\W_]
 _CHARACTER_INDEX = {character: i for i, character in enumerate(CHARACTERS, start=2)}
 
 
+@cache
+def _unicode_token() -> re.Pattern[str]:
+    """:data:`_TOKEN` where marks (vowel signs, accents) and joiners belong to the letter before them."""
+    marks = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+    letters = rf"(?:[^\W_][{re.escape(marks)}\u200c\u200d]*)"
+    return re.compile(_TOKEN.pattern.replace(r"[^\W_]", letters))
+
+
 def tokenize(sentence: str) -> list[str]:
     """Lower-cased words of a sentence; punctuation is split off and dropped.
 
     The rule follows the tokens of GloVe: letters and digits make a word, inner hyphens stay (``walk-in``), the endings
     ``n't 's 'm 'd 're 've 'll`` become words of their own (``doesn't`` -> ``does n't``), numbers keep inner dots and
-    commas (``1.5``).
+    commas (``1.5``). Letters are those of any script, with their marks; spellings that look the same are the same
+    (Unicode's NFC). A script that writes no blanks, such as Thai, has a word between two.
     """
-    return _TOKEN.findall(sentence.lower().replace("’", "'"))
+    if sentence.isascii():
+        return _TOKEN.findall(sentence.lower())
+    return _unicode_token().findall(unicodedata.normalize("NFC", sentence).lower().replace("’", "'"))
 
 
 _OPENING, _CLOSING = "\"'“‘([", "\"'”’)]"
+_OTHER_END = re.compile(r"""[。！？｡।॥؟۔።]+["'”’)\]」』】）]*""")
+"""What ends a sentence of other scripts, with what closes behind it."""
 _NEVER_LAST = frozenset(("mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "vs.", "e.g.", "i.e."))
 _OPEN_END = re.compile(r".*(\.\.|…)|(etc|jr|sr)\.|([^\W\d_]\.){2,}")
 
@@ -54,7 +69,8 @@ def split_sentences(text: str) -> list[str]:
     """The sentences of a paragraph, in order, each without white space around it.
 
     A text of several lines holds one sentence a line; empty lines don't count. A single line is cut after every word
-    that ends in ``.``, ``!``, ``?`` or ``…``, with or without closing quotes or brackets, except
+    that ends in ``.``, ``!``, ``?`` or ``…``, or in what ends a sentence in another script (``。 ！ ？ । ؟`` and the
+    like, which need no blank behind them), with or without closing quotes or brackets, except
 
     * after ``Mr. Mrs. Ms. Dr. Prof. St. vs. e.g. i.e.``;
     * before a lower-case letter, where the word is ``etc.``, ``Jr.``, ``Sr.`` or letters with full stops (``a.m.``,
@@ -67,7 +83,7 @@ def split_sentences(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) != 1:
         return lines
-    sentences, words = [], lines[0].split()
+    sentences, words = [], _OTHER_END.sub(r"\g<0> ", lines[0]).split()
     start = 0
     for stop, (word, following) in enumerate(pairwise([*words, ""]), start=1):
         if _is_last(word, following) and _has_letter(words[start:stop]) and _has_letter(words[stop:]):
@@ -80,6 +96,8 @@ def _is_last(word: str, following: str) -> bool:
     """Whether a sentence ends with ``word``, by the word and the one that follows."""
     bare = word.rstrip(_CLOSING)
     name = bare.lstrip(_OPENING).lower()
+    if re.search(f"{_OTHER_END.pattern}$", word):
+        return True
     if not bare.endswith((".", "!", "?", "…")) or name in _NEVER_LAST:
         return False
     goes_on = following.lstrip(_OPENING)[:1].islower()
@@ -258,6 +276,8 @@ def _read_glove(path: Path, wanted: set[str], dim: int) -> dict[str, np.ndarray]
             stream, size, measured = _open_glove(path, dim, stack)
             bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False))
             for number, line in enumerate(stream, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # the mark of Windows editors, else lost with "the"
                 if number % 5000 == 0:
                     bar.update(measured.tell() - bar.n)
                 line = line.rstrip()

@@ -162,7 +162,7 @@ def _holds_videos(path: Path) -> bool:
     """Whether a file is named like a video, or a folder holds one somewhere and no feature files on top."""
     if path.is_file():
         return named_like_video(path)
-    if any(file.suffix in (".npy", ".npz") for file in path.iterdir()):
+    if any(file.suffix in (".npy", ".npz") and not file.name.startswith(".") for file in path.iterdir()):
         return False
     return any(named_like_video(file) for file in path.rglob("*"))
 

@@ -7,8 +7,10 @@ import gzip
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +36,10 @@ def read_text(path: Path) -> str:
     """The whole text of a plain or gzipped UTF-8 file."""
     try:
         raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise AnnotationError(f"{path}: UTF-16 text; save it as UTF-8")
+        return content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         raise AnnotationError(f"{path}: unreadable ({error})") from None
     except UnicodeDecodeError as error:
@@ -43,7 +48,8 @@ def read_text(path: Path) -> str:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # Not splitlines, which cuts at characters that stand within sentences (U+2028, U+0085).
+    for number, line in enumerate(read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
         if line.strip():
             yield number, line
 
@@ -51,15 +57,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def parse_json(text: str, where: str) -> Any:
     """The content of a line of JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=partial(_unique, where))
     except (json.JSONDecodeError, RecursionError) as error:
         raise AnnotationError(f"{where}: not json ({getattr(error, 'msg', 'nested too deeply')})") from None
+
+
+def _unique(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two values under one key the first would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise AnnotationError(f"{where}: the key {twice!r} is there twice in one object; rename or delete one")
+    return found
 
 
 def read_json(path: Path) -> Any:
     """The content of a plain or gzipped json file."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=partial(_unique, str(path)))
+    except RecursionError:
+        raise AnnotationError(f"{path}: not json (nested too deeply)") from None
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{path}, line {error.lineno} column {error.colno}: not json ({error.msg})") from None
 

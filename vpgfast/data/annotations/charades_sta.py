@@ -9,6 +9,7 @@ in temporal order.
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +87,7 @@ def _durations(split: str, root: Path, source: Literal["auto", "csv", "json"]) -
             video_id: _io.duration_of(_io.entry(record, "duration", float, f"{path}, video {video_id!r}"), str(path))
             for video_id, record in _io.read_json_object(path).items()
         }
-    rows = csv.DictReader(_io.read_text(path).splitlines())
+    rows = csv.DictReader(io.StringIO(_io.read_text(path), newline=""))
     seconds = {}
     for row in rows:
         where = f"{path}, line {rows.line_num}"

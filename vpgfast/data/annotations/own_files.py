@@ -75,7 +75,7 @@ class Rows:
 
 
 def _table(path: Path, delimiter: str) -> Iterator[Callable[[], Row]]:
-    text = _io.read_text(path).removeprefix("\ufeff")
+    text = _io.read_text(path)
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip().lower() for name in lines.fieldnames or ()]
@@ -114,7 +114,7 @@ def _of_table(line: Mapping[str | None, str | None], where: str) -> Row:
 
 
 def _json_lines(path: Path) -> Iterator[Callable[[], Row]]:
-    for number, line in enumerate(_io.read_text(path).removeprefix("\ufeff").split("\n"), start=1):
+    for number, line in enumerate(_io.read_text(path).split("\n"), start=1):
         if line.strip():
             yield partial(_of_line, line, f"line {number}")
 
