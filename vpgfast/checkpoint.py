@@ -27,7 +27,7 @@ from vpgfast.config import TrainConfig, from_dict
 from vpgfast.data.text import WordVectors
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import CheckpointError
-from vpgfast.files import MODEL_FILE, SHARED_MODEL_FILE, write_file
+from vpgfast.files import MODEL_FILE, SHARED_MODEL_FILE, kind_of, write_file
 from vpgfast.models.method import Method
 from vpgfast.models.registry import METHODS, get_method
 
@@ -104,7 +104,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path}: damaged, or no safetensors file ({error})") from None
+        kind = kind_of(path)
+        what = f"is {kind}, no safetensors file" if kind else f"damaged, or no safetensors file ({error})"
+        raise CheckpointError(f"checkpoint {path}: {what}") from None
     if metadata.get("format") != _FORMAT or _VECTORS not in tensors:
         raise CheckpointError(f"checkpoint {path}: not a vpgfast checkpoint of format {_FORMAT}")
     vectors = tensors.pop(_VECTORS).numpy()

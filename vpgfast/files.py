@@ -18,6 +18,45 @@ SHARED_CONFIG_FILE = "config.json"
 """In the folder of a model that is shared, named as Hugging Face has it."""
 
 
+_KINDS = {
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"\x93NUMPY": "a NumPy array",
+    **{bytes((0x80, protocol)): "a pickle" for protocol in range(2, 6)},
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"%PDF": "a PDF document",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"SQLite format 3": "an SQLite database",
+    b"version https://git-lfs": "a pointer to a file of git LFS, which has not been fetched (git lfs pull)",
+    b"<!DOCTYPE": "a web page",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"\x00\x05\x16\x07": "what a Mac keeps beside a file (AppleDouble)",
+}
+"""By first bytes."""
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its first bytes, as in "an HDF5 file"; "" where they say nothing."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(300)
+    except OSError:
+        return ""
+    if len(head) > 262 and head[257:262] == b"ustar":
+        return "a tar archive"
+    return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
+
+
+def readable(text: str) -> str:
+    """Text without what is none: bytes of a file's name that are no UTF-8 show as replacements."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a temporary name in the same folder, to the disk, then moved into place.
 

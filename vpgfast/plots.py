@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from vpgfast.data.types import Paragraph
-from vpgfast.files import write_file
+from vpgfast.files import readable, write_file
 from vpgfast.metrics.spans import RankedSpans, interval_iou
 
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
@@ -146,7 +146,7 @@ def draw_found(
             top = step * m
             if large:
                 axis.text(
-                    *(0, top + 0.72, textwrap.shorten(numbered[m], _CHARACTERS, placeholder=" ...")),
+                    *(0, top + 0.72, textwrap.shorten(readable(numbered[m]), _CHARACTERS, placeholder=" ...")),
                     transform=axis.get_yaxis_transform(), fontsize=8.5, color=INK, parse_math=False,
                 )  # fmt: skip
                 top += 1.0
@@ -173,7 +173,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
     """
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(1.15 * _WIDTH, 3.8), layout="constrained", facecolor="white")
-    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
     left, right = figure.subplots(1, 2)
     palette = [PREDICTED, TRUE, "#6c5b9e", "#b5a642", "#8a6d5b", "#5b8ab5", "#b55b83", "#4f6d4a"]
     names = [name for name in history[0] if name.startswith("train ")]
@@ -216,7 +216,7 @@ def draw_ablation(content: Mapping[str, Any], path: Path) -> None:
     total = sum(heights) + 0.75 * len(tables) + 0.9
     figure = Figure(figsize=(_WIDTH, total), layout="constrained", facecolor="white")
     title = f"{content['method']} on {content['corpus']}, {content['split']}: mean and standard deviation over seeds"
-    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Any] = {}
     for axis, table in zip(panels, tables, strict=True):
@@ -266,7 +266,9 @@ def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
         axis.set_yticks(range(len(rows)), labels)
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlabel(f"{metric}, %", color=FAINT, fontsize=9)
-    axis.set_title(": ".join(filter(None, (table["title"], table["about"]))), loc="left", fontsize=10, color=INK)
+    axis.set_title(
+        ": ".join(filter(None, (table["title"], table["about"]))), loc="left", fontsize=10, color=INK, parse_math=False
+    )
     axis.grid(True, color=TRACK, lw=1)
     axis.set_axisbelow(True)
     plain_axis(axis)
@@ -281,7 +283,7 @@ def _panels(
     total = sum(heights) + len(heights) * (above + below) + 0.5
     # The renderer's limit is 2**16 pixels, which many sentences with many spans each would pass.
     figure = Figure(figsize=(_WIDTH, total), dpi=min(100, 60_000 / total), facecolor="white")
-    figure.text(0.03, 1 - 0.22 / total, title, color=INK, fontsize=12, va="center")
+    figure.text(0.03, 1 - 0.22 / total, readable(title), color=INK, fontsize=12, va="center", parse_math=False)
     axes, top = [], 0.4
     for height in heights:
         top += above
@@ -299,11 +301,11 @@ def _time_line(axis: Axes, video: str, duration: float, rows: float) -> None:
     plain_axis(axis)
     axis.spines["left"].set_visible(False)
     if video:
-        axis.set_title(video, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4, parse_math=False)
+        axis.set_title(readable(video), loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=4, parse_math=False)
 
 
 def _sentence(axis: Axes, place: float, sentence: str) -> None:
-    text = textwrap.shorten(sentence, _CHARACTERS, placeholder=" ...")
+    text = textwrap.shorten(readable(sentence), _CHARACTERS, placeholder=" ...")
     axis.text(0, place + 0.36, text, transform=axis.get_yaxis_transform(), fontsize=8.5, color=INK, parse_math=False)
 
 

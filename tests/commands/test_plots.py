@@ -16,8 +16,8 @@ from vpgfast.data.types import Paragraph
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved, which are saved, too."""
     figures: list[Figure] = []
-    honest = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), honest(figure, path)))
+    honest = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), honest(figure, path)))
     return figures
 
 

@@ -101,7 +101,7 @@ def test_missing_or_damaged_files(tmp_path):
 def test_damaged_array_in_a_folder(tmp_path):
     path = write(tmp_path, "npy")
     (path / "v_b.npy").write_bytes((path / "v_a.npy").read_bytes()[:140])
-    with pytest.raises(FeatureError, match=r"'v_b' in .*v_b\.npy: unreadable"):
+    with pytest.raises(FeatureError, match=r"'v_b' in .*v_b\.npy: not a readable"):
         open_features(path)["v_b"]
 
 

@@ -39,25 +39,29 @@ def load(
         CheckpointError: nothing is there, or it is damaged.
         ConfigError: a setting is wrong.
     """
-    return load_with(source, [f"--{name}={value}" for name, value in (settings or {}).items()], encoder, device)
+    argv = [f"--{name}={value}" for name, value in (settings or {}).items()]
+    return load_with(_find(source), argv, encoder, device, str(source))
 
 
-def load_with(source: str | Path, settings: Sequence[str], encoder: str | None = None, device: str = "cpu") -> Grounder:
-    """:func:`load` with settings as a command line has them."""
-    place = _find(source)
+def load_with(
+    source: Path, settings: Sequence[str], encoder: str | None = None, device: str = "cpu", name: str = ""
+) -> Grounder:
+    """:func:`load` as commands need it: settings as a command line has them, and no look at the hub, which a path that
+    is mistyped must not lead to."""
+    place = as_checkpoint(source)
     checkpoint = load_checkpoint(place)
     config = settings_of(checkpoint, place, settings)
     model = build_model(checkpoint, config.model, place).to(device)
     folder = place if place.is_dir() else place.parent
-    return Grounder(checkpoint, config, model, str(source), _results(folder), encoder)
+    return Grounder(checkpoint, config, model, name or str(source), _results(folder), encoder)
 
 
 def _find(source: str | Path) -> Path:
-    """The file or folder of a model."""
+    """A file, a folder or a spec as it is given; for the name of a model on the hub, the folder of its files."""
     path = Path(source)
     if path.exists() or is_untrained(path):
-        return as_checkpoint(path)
-    if not _REPOSITORY.fullmatch(str(source)):
+        return path
+    if not _REPOSITORY.fullmatch(str(source)) or path.parent.is_dir():  # runs/mistyped is no name
         raise CheckpointError(f"{source}: no such file or folder, no encoder's spec, and no name on a hub (user/name)")
     try:
         from huggingface_hub import snapshot_download

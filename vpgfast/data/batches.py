@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
@@ -14,6 +15,8 @@ from vpgfast.data.features import resample
 from vpgfast.data.text import WordVectors, char_ids, tokenize
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Paragraph
 from vpgfast.errors import AnnotationError
+
+log = logging.getLogger(__name__)
 
 _LABELS = 1 << 31
 """Sets the choice of labelled paragraphs apart from the shuffling, which draws from (seed, epoch)."""
@@ -171,6 +174,17 @@ def _all_spans(paragraphs: Sequence[Paragraph], most: int) -> tuple[torch.Tensor
             spans[b, m, : len(of_sentence)] = np.clip(of_sentence / paragraph.duration, 0, 1)
             mask[b, m, : len(of_sentence)] = True
     return torch.from_numpy(spans), torch.from_numpy(mask)
+
+
+def warn_of_long_sentences(paragraphs: Sequence[Paragraph], needs: BatchNeeds) -> None:
+    """Say how many sentences are cut to ``needs.max_words`` words, and name the first."""
+    cut = [s for p in paragraphs for s in p.sentences if len(tokenize(s)) > needs.max_words]
+    if cut and needs.vocabulary:
+        total = sum(len(p.sentences) for p in paragraphs)
+        log.warning(
+            "%d of %d sentences have more than %d words, and are read no further (first: %r, %d words)",
+            *(len(cut), total, needs.max_words, cut[0][:80], len(tokenize(cut[0]))),
+        )
 
 
 class _Items(Dataset[tuple[Paragraph, np.ndarray]]):

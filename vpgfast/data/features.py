@@ -6,6 +6,7 @@ workers.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line
 from vpgfast.data.types import FeatureReader
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
+from vpgfast.files import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +136,7 @@ class HDF5Features:
                 about = file.attrs.get("source")
                 self.encoder = _encoder(file[HIDDEN].attrs["about"], path) if self._made_here else None
         except OSError as error:
-            raise FeatureError(
-                f"features {path}: not a readable HDF5 file, or cut short ({_one_line(error)})"
-            ) from None
+            raise FeatureError(f"features {path}: {_why_unreadable(path, error)}") from None
         self.dim = dim
         self.source = str(about) if about else path.name
 
@@ -146,7 +146,7 @@ class HDF5Features:
             try:
                 self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
             except OSError as error:
-                raise FeatureError(f"features {self.path}: can't be opened ({_one_line(error)})") from None
+                raise FeatureError(f"features {self.path}: {_why_unreadable(self.path, error)}") from None
         return self._file
 
     def __getitem__(self, video_id: str) -> np.ndarray:
@@ -155,10 +155,17 @@ class HDF5Features:
             raise FeatureError(f"features of {video_id!r} are missing from {self.path}")
         if not isinstance(entry, h5py.Dataset):
             raise FeatureError(f"features of {video_id!r} in {self.path}: {_describe(entry)}, not an array; give a key")
+        if entry.is_virtual:  # HDF5 gives zeros where the data itself is gone
+            for source in entry.virtual_sources():
+                file = self.path if source.file_name == "." else self.path.parent / source.file_name
+                if not file.is_file() and not Path(source.file_name).is_file():
+                    where = f"features of {video_id!r} in {self.path}"
+                    raise FeatureError(f"{where}: the data lies in {source.file_name}, which is missing")
         try:
             array = entry[()]
         except OSError as error:
-            raise FeatureError(f"features of {video_id!r} in {self.path}: unreadable ({_one_line(error)})") from None
+            where = f"features of {video_id!r} in {self.path}"
+            raise FeatureError(f"{where}: {_why_unreadable(self.path, error)}") from None
         return checked(array, video_id, str(self.path), self.dim)
 
     def __contains__(self, video_id: str) -> bool:
@@ -228,10 +235,34 @@ def _encoder(about: str, path: Path) -> Identity:
         raise FeatureError(f"features {path}: what it says of its encoder is damaged ({error})") from None
 
 
+def why_no_array(file: Path, error: Exception) -> str:
+    """Why a file can't be read as ``.npy`` or ``.npz``; NumPy's own words advise to load pickles."""
+    kind = kind_of(file)
+    if kind and kind not in ("a NumPy array", "a zip archive"):
+        return f"is {kind}, no .npy or .npz file"
+    if "pickle" in str(error):
+        return "not a readable .npy or .npz file of numbers"
+    return f"not a readable .npy or .npz file, or cut short ({_one_line(error)})"
+
+
 def _describe(entry: Any) -> str:
     if isinstance(entry, h5py.Dataset):
         return f"an array {entry.shape}"
     return f"a group with {sorted(entry)}"
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    """The true cause of HDF5's error, as far as it can be told."""
+    text, kind = _one_line(error), kind_of(path)
+    if error.errno == errno.EAGAIN or "unable to lock file" in text:
+        return "is open for writing in another program; wait for it"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open in this process (ulimit -n); close some, or take fewer workers"
+    if "filter" in text:
+        return f"packed by a filter that HDF5 lacks here; pip install hdf5plugin ({text})"
+    if kind and kind != "an HDF5 file":
+        return f"is {kind}, no HDF5 file"
+    return f"not a readable HDF5 file, or cut short ({text})"
 
 
 def _one_line(error: Exception) -> str:
@@ -270,7 +301,7 @@ class FolderFeatures:
                         )
                     array = content[name]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise FeatureError(f"features of {video_id!r} in {file}: unreadable ({_one_line(error)})") from None
+            raise FeatureError(f"features of {video_id!r} in {file}: {why_no_array(file, error)}") from None
         return checked(array, video_id, str(file), dim)
 
     def __getitem__(self, video_id: str) -> np.ndarray:

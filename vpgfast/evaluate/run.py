@@ -10,12 +10,14 @@ from pathlib import Path
 from vpgfast.checkpoint import build_model, load_checkpoint, settings_of
 from vpgfast.command import open_log
 from vpgfast.config import nearest
+from vpgfast.data.batches import warn_of_long_sentences
 from vpgfast.data.corpus import load_corpus
 from vpgfast.errors import CheckpointError, ConfigError
 from vpgfast.evaluate.gallery import write_gallery
 from vpgfast.evaluate.report import report
 from vpgfast.evaluate.split import evaluate_split
 from vpgfast.fabric import make_fabric, mark_forward_methods
+from vpgfast.models.registry import get_method
 from vpgfast.run_encoder import check_same_encoder
 from vpgfast.untrained import checkpoint_of, is_untrained
 
@@ -41,6 +43,9 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
             f"--split {arguments.split}: {corpus.name} has {', '.join(corpus.splits)}"
             f"{nearest(arguments.split, corpus.splits)}"
         )
+    if fabric.global_rank == 0:
+        needs = get_method(config.method).needs(config.model)
+        warn_of_long_sentences(corpus.splits[arguments.split], needs)
     if untrained:
         checkpoint = checkpoint_of(arguments.checkpoint, corpus.features)
     check_same_encoder(corpus.features.encoder, checkpoint, f"features of {corpus.name}")

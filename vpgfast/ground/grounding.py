@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from vpgfast.config import TrainConfig
-from vpgfast.data.batches import make_batch, prepare
+from vpgfast.data.batches import make_batch, prepare, warn_of_long_sentences
 from vpgfast.data.text import UNKNOWN, WordVectors, tokenize
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.errors import UserError
-from vpgfast.files import write_file
+from vpgfast.files import readable, write_file
 from vpgfast.metrics.spans import ranked_spans
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
@@ -77,7 +77,7 @@ class Grounding:
         for sentence in sentences:
             if not curves:
                 sentence.pop("curve", None)
-        return {"video": self.video, "duration": self.duration, "sentences": sentences}
+        return {"video": readable(self.video), "duration": self.duration, "sentences": sentences}
 
     def save(self, folder: str | Path) -> Path:
         """Write ``grounding.txt``, ``grounding.json`` and ``grounding.png`` into a folder, which is made; returns it.
@@ -92,7 +92,7 @@ class Grounding:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"folder {output}: can't be made ({error.strerror})") from None
-        write_file(output / "grounding.txt", (self.as_text() + "\n").encode())
+        write_file(output / "grounding.txt", (readable(self.as_text()) + "\n").encode())
         write_file(output / "grounding.json", (json.dumps(self.to_dict(), indent=2) + "\n").encode())
         title = f"{self.video}, {self.duration:.1f} s"
         draw_ranked(self.sentences, self.spans, self.scores, self.duration, output / "grounding.png", title)
@@ -102,7 +102,7 @@ class Grounding:
         """A table for notebooks: each sentence with its spans, as bars over the video and in seconds."""
         rows = [row for m in range(len(self)) for row in self[m].html_rows(self.duration)]
         return (
-            f"<table><caption>{html.escape(self.video)}, {self.duration:.1f} s</caption>"
+            f"<table><caption>{html.escape(readable(self.video))}, {self.duration:.1f} s</caption>"
             f"<tr><th>sentence</th><th>moment</th><th>seconds</th><th>score</th></tr>{''.join(rows)}</table>"
         )
 
@@ -206,7 +206,8 @@ def unknown_words(sentences: Sequence[str], vectors: WordVectors) -> list[str]:
 
 
 def warn_of_unknown_words(sentences: Sequence[str], vectors: WordVectors, needs: BatchNeeds) -> None:
-    """Name the words that a method which reads by its vocabulary can't read."""
+    """Name the words that a method which reads by its vocabulary can't read, and say which sentences it cuts."""
+    warn_of_long_sentences([Paragraph("query", 1.0, tuple(sentences))], needs)
     unknown = unknown_words(sentences, vectors)
     if unknown and needs.vocabulary:
         log.warning("the model has not seen these words and ignores their meaning: %s", ", ".join(unknown))

@@ -15,6 +15,7 @@ import numpy as np
 from vpgfast.api.grounder import EncodedVideo, Grounder
 from vpgfast.api.loading import load_with
 from vpgfast.command import open_log
+from vpgfast.data.features import why_no_array
 from vpgfast.errors import FeatureError, UserError
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
@@ -97,5 +98,8 @@ def read_features(path: Path) -> np.ndarray:
                     raise FeatureError(f"features {path}: needs an array named 'features', has {', '.join(names)}")
                 array = loaded["features" if "features" in names else names[0]]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FeatureError(f"features {path}: not a readable .npy or .npz file ({error})") from None
-    return np.asarray(array)
+        raise FeatureError(f"features {path}: {why_no_array(path, error)}") from None
+    array = np.asarray(array)
+    if array.ndim > 2 and all(size == 1 for size in array.shape[1:-1]):
+        array = array.reshape(array.shape[0], array.shape[-1])  # [T, 1, 1, d], as some I3D files have
+    return array

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vpgfast.files import readable
+
 if TYPE_CHECKING:
     from vpgfast.data.types import Paragraph
     from vpgfast.find.moments import Moment
@@ -98,8 +100,3 @@ def of_split(
             triples = [tuple(map(float, row)) for row in np.column_stack((rows, row_scores))[there]]
             shown.lanes.append(Lane(sentence, triples, truth=[(float(a), float(b)) for a, b in truth]))  # type: ignore[arg-type]
     return list(videos.values())
-
-
-def readable(text: str) -> str:
-    """Text without what is none: bytes of a file's name that are no UTF-8 show as replacements."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

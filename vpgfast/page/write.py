@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from vpgfast import __version__
 from vpgfast.errors import UserError
-from vpgfast.files import write_file
-from vpgfast.page.content import Shown, readable
+from vpgfast.files import readable, write_file
+from vpgfast.page.content import Shown
 
 MOST_EMBEDDED = 200 * 2**20
 """Bytes of videos that fit into a page; browsers are slow to open more."""

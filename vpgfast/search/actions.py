@@ -16,7 +16,7 @@ from vpgfast.data.text import split_sentences, tokenize
 from vpgfast.data.video_folders import named_like_video
 from vpgfast.errors import ConfigError, FeatureError, SearchIndexError, UserError
 from vpgfast.files import MODEL_FILE as RUN_MODEL_FILE
-from vpgfast.files import write_file
+from vpgfast.files import readable, write_file
 from vpgfast.ground.grounding import warn_of_unknown_words
 from vpgfast.ground.query import asked_sentences
 from vpgfast.search.answers import answer
@@ -172,8 +172,8 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
                 else replace(of_grounding(one.grounding, file), name=video.video_id)
             )
         write_page(arguments.page, shown, " ".join(sentences), arguments.page_embed)
-    write_file(output / "search.txt", (text + "\n").encode())
-    write_file(output / "search.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(output / "search.txt", (readable(text) + "\n").encode())
+    write_file(output / "search.json", (readable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n").encode())
 
     from vpgfast.plots import draw_found  # and matplotlib with it, which takes longer than short answers
 

@@ -26,7 +26,7 @@ from vpgfast.checkpoint import (
 )
 from vpgfast.command import open_log
 from vpgfast.config import OptimConfig, TrainConfig, nearest, to_dict
-from vpgfast.data.batches import Loader
+from vpgfast.data.batches import Loader, warn_of_long_sentences
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.features import usual_clips
 from vpgfast.data.text import count_content_words
@@ -78,6 +78,8 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         corpus = load_corpus(config.data)
     vectors, method = corpus.word_vectors, get_method(config.method)
     needs = method.needs(config.model)
+    if first:
+        warn_of_long_sentences([paragraph for split in corpus.splits.values() for paragraph in split], needs)
     for split in ("train", "val", "test"):
         if not corpus.splits.get(split):
             raise ConfigError(f"{corpus.name}: the {split} split holds no video")

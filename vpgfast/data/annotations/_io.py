@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import zlib
 from collections import Counter
@@ -18,6 +19,8 @@ import numpy as np
 
 from vpgfast.data.types import Paragraph
 from vpgfast.errors import AnnotationError
+
+log = logging.getLogger(__name__)
 
 Level = Literal["sentence", "paragraph"]
 BadSpan = Literal["drop_sentence", "drop_paragraph"]
@@ -142,23 +145,43 @@ def sentences_and_spans(
     return tuple(sentences), spans
 
 
-def clean_paragraphs(paragraphs: Iterable[Paragraph], bad_span: BadSpan) -> list[Paragraph]:
+def clean_paragraphs(paragraphs: Iterable[Paragraph], bad_span: BadSpan, where: str | Path) -> list[Paragraph]:
     """Clamp spans to the video, and drop what is empty then: starts at or after its end, or after the video's.
 
     ``bad_span`` says whether only that sentence goes or the paragraph with it. A paragraph without sentences goes too.
+    What goes is counted in the log, which names ``where``.
+
+    Raises:
+        AnnotationError: nothing is left.
     """
     if bad_span not in ("drop_sentence", "drop_paragraph"):
         raise AnnotationError(f"bad_span is {bad_span!r}; choose drop_sentence or drop_paragraph")
     cleaned = []
-    for paragraph in paragraphs:
+    sentences, bad = 0, []
+    before = list(paragraphs)
+    for paragraph in before:
         assert paragraph.spans is not None
         spans = np.clip(paragraph.spans, 0, paragraph.duration)
         good = paragraph.spans[:, 0] < np.minimum(paragraph.spans[:, 1], paragraph.duration)
         good &= spans[:, 0] < spans[:, 1]
+        sentences += len(good)
+        bad += [(paragraph, m) for m in np.flatnonzero(~good)]
         if good.all():
             cleaned.append(replace(paragraph, spans=spans))
         elif bad_span == "drop_sentence" and good.any():
             cleaned.append(replace(paragraph, spans=spans).select(np.flatnonzero(good).tolist()))
+    if bad:
+        first, m = bad[0]
+        assert first.spans is not None
+        start, end = first.spans[m]
+        message = (
+            f"{where}: {len(bad)} of {sentences} sentences start at or after their end or their video's; that drops "
+            f"{len(before) - len(cleaned)} of {len(before)} paragraphs (first: video {first.video_id!r}, {start:g} to "
+            f"{end:g} s of {first.duration:g} s)"
+        )
+        if before and not cleaned:
+            raise AnnotationError(f"{message}: nothing is left. Are these seconds, and starts before ends?")
+        log.warning("%s", message)
     return cleaned
 
 

@@ -44,5 +44,5 @@ def load(
         paragraphs.append(Paragraph(video_id, duration, *_io.sentences_and_spans(record, where)))
     if clean:
         default: _io.BadSpan = "drop_paragraph" if level == "paragraph" else "drop_sentence"
-        paragraphs = _io.clean_paragraphs(paragraphs, bad_span or default)
+        paragraphs = _io.clean_paragraphs(paragraphs, bad_span or default, path)
     return _io.at_level(paragraphs, level)

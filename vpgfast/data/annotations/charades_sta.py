@@ -69,11 +69,11 @@ def load(
             start, end = REPAIRS.get((video_id, start, end), (start, end))
         lines.append(Paragraph(video_id, seconds[video_id], (sentence,), np.array([[start, end]])))
     if level == "sentence":
-        return _io.clean_paragraphs(lines, "drop_sentence") if clean else lines
+        return _io.clean_paragraphs(lines, "drop_sentence", path) if clean else lines
     if level != "paragraph":
         raise AnnotationError(f"level is {level!r}; choose sentence or paragraph")
     paragraphs = _io.group_by_video(lines)
-    return _io.clean_paragraphs(paragraphs, bad_span) if clean else paragraphs
+    return _io.clean_paragraphs(paragraphs, bad_span, path) if clean else paragraphs
 
 
 def _durations(split: str, root: Path, source: Literal["auto", "csv", "json"]) -> dict[str, float]:

@@ -71,7 +71,7 @@ def load(
     else:
         raise AnnotationError(f"tacos: variant is {variant!r}; choose tan2d, tall or prvg")
     if clean:
-        paragraphs = _io.clean_paragraphs(paragraphs, bad_span)
+        paragraphs = _io.clean_paragraphs(paragraphs, bad_span, f"{root}, {split}")
     return _io.at_level(paragraphs, level)
 
 
