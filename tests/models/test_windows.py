@@ -16,7 +16,7 @@ from vpgfast.config import from_dict
 from vpgfast.data.batches import make_batch
 from vpgfast.data.features import ArrayFeatures, usual_clips
 from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
-from vpgfast.evaluate.split import LongVideos
+from vpgfast.evaluate.split import Answers, LongVideos
 from vpgfast.ground.grounding import ground
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.method import Method
@@ -149,10 +149,16 @@ def test_evaluate_sees_long_videos_through_windows(monkeypatch: pytest.MonkeyPat
     batch = make_batch(items, list(features.values()), word_vectors(), model.needs(model.config), training=False)
     assert batch.clips is not None
     assert batch.clips.tolist() == [8, 200]
-    ranked = [np.zeros((1, 2, 2)), np.zeros((1, 2, 2))]
-    long.put_into(ranked, batch, 2)
-    assert ranked[0].tolist() == np.zeros((1, 2, 2)).tolist()
-    assert ranked[1][0, 0].tolist() == [101, 104]
+    zeros = np.zeros((1, 2, 2))
+    answers = Answers(
+        items, [zeros.copy(), zeros.copy()], [zeros[..., 0].copy(), zeros[..., 0].copy()], [None, zeros[0]]
+    )
+    long.put_into(answers, batch, 2)
+    assert answers.ranked[0].tolist() == zeros.tolist()
+    assert answers.ranked[1][0, 0].tolist() == [101, 104]
+    assert answers.scores[0].tolist() == zeros[..., 0].tolist()
+    assert answers.scores[1][0, 0] != 0
+    assert answers.curves[1] is None, "a curve of the whole video says nothing of its windows"
 
 
 @pytest.mark.parametrize("name", ["seqpan", "marn", "wsra", "dmr_jrg", "siamgtr"])
