@@ -1,0 +1,105 @@
+"""Putting a page together, and writing it to a file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from vpgfast.errors import UserError
+from vpgfast.files import write_file
+from vpgfast.page.content import Content, Video
+
+MOST_EMBEDDED = 300 * 2**20
+"""Bytes of videos in one page: browsers hold no string of more than half a gigabyte."""
+WRITTEN = ("player.js", "downloads.js", "page.js", "written.js")
+
+
+def write_page(path: Path, content: Content, embed: bool = False) -> None:
+    """Write a page to an HTML file.
+
+    Args:
+        path: of the file. Videos are linked to relative to it: moved together, they still find each other.
+        content: what it shows.
+        embed: put the videos into the file.
+
+    Raises:
+        UserError: the file can't be written, or the videos are too large to embed.
+    """
+    media: dict[str, str] = {}
+    if embed:
+        total = sum(v.path.stat().st_size for v in content.videos if v.path is not None and v.path.is_file())
+        if total > MOST_EMBEDDED:
+            raise UserError(
+                f"--page-embed: the videos have {total / 2**20:.0f} MiB, a page holds {MOST_EMBEDDED // 2**20}; leave it "
+                "out, and the page links to them"
+            )
+    rows = []
+    for number, video in enumerate(content.videos):
+        row = video.as_dict(None if embed else _link(video, path))
+        if embed and video.path is not None and video.path.is_file():
+            row["embedded"] = f"video-{number}"
+            media[row["embedded"]] = base64.b64encode(video.path.read_bytes()).decode()
+        rows.append(row)
+    page = page_html(content.as_dict(rows), WRITTEN, media)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--page {path}: its folder can't be made ({error.strerror})") from None
+    write_file(path, page.encode())
+
+
+def page_html(
+    content: dict[str, Any], scripts: Sequence[str], media: dict[str, str] | None = None, library: str = ""
+) -> str:
+    """The page as text.
+
+    Args:
+        content: of :meth:`Content.as_dict`.
+        scripts: files of this folder, in order.
+        media: base64 by the id of the element that holds it.
+        library: what a served page has below its player, HTML.
+    """
+    style, script = _read("style.css"), "".join(f"{_read(name)}\n" for name in scripts)
+    script = f'"use strict";\n{script}'
+    connect = "'self'" if library else "'none'"
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
+        f"media-src 'self' file: blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html.escape(content["title"]),
+        "style": style,
+        "script": script,
+        "content": json.dumps(content, allow_nan=False).replace("<", "\\u003c"),
+        "media": "\n".join(
+            f'<script type="text/plain" id="{name}">{data}</script>' for name, data in (media or {}).items()
+        ),
+        "library": library,
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("template.html"))
+
+
+def _read(name: str) -> str:
+    return (files("vpgfast.page") / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """Allows this one script or style and no other, whatever might slip into the page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _link(video: Video, page: Path) -> str | None:
+    """The address of a video as seen from the page."""
+    if video.path is None or not video.path.is_file():
+        return None
+    return quote(os.fsencode(Path(os.path.relpath(video.path.absolute(), page.parent.absolute())).as_posix()))
