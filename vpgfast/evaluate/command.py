@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpgfast.command import command
+from vpgfast.page.options import add_page, check_page
 
 
 @command
@@ -34,7 +35,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: evaluate-SPLIT beside the checkpoint"
     )
+    add_page(parser)
+    parser.add_argument(
+        "--page-videos", type=Path, metavar="FOLDER", help="with --page: where the videos are, named as in the corpus"
+    )
     arguments, settings = parser.parse_known_args(argv)
+    check_page(arguments)
 
     from vpgfast.evaluate.run import run  # and torch with it, which --help does without
 

@@ -55,3 +55,7 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
     if fabric.global_rank == 0:
         report(evaluation, config, corpus, arguments.split, time.monotonic() - start, output)
+        if arguments.page is not None:
+            from vpgfast.evaluate.gallery import write_gallery
+
+            write_gallery(arguments, evaluation, config, f"{config.method} on {corpus.name}, {arguments.split}")

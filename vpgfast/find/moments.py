@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Moment:
         contrast: ``score`` less the mean outside of the moment; 0 for the whole video.
         chance: share of unrelated sentences that score as much somewhere in this video.
         fits: whether that share is at most the false alarms that were allowed, and the score above 0.
+        curve: float64 [T], how well each of the video's T clips fits the sentence.
     """
 
     video: str
@@ -45,6 +46,7 @@ class Moment:
     contrast: float
     chance: float
     fits: bool
+    curve: np.ndarray = field(compare=False, repr=False)
 
     def as_dict(self, sentences: Sequence[str]) -> dict[str, Any]:
         """As ``--json`` prints it."""
@@ -102,7 +104,8 @@ def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[M
             inside, outside = _means(rows[m], span, video.duration)
             share = float((chance >= inside).mean())
             fits = share <= asked.false_alarms and inside > 0
-            moments.append(Moment(name, path, m, place, span[0], span[1], inside, inside - outside, share, fits))
+            numbers = (span[0], span[1], inside, inside - outside, share)
+            moments.append(Moment(name, path, m, place, *numbers, fits, rows[m]))
     return moments
 
 

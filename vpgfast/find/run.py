@@ -18,6 +18,8 @@ from vpgfast.encoders.base import Encoder, load_encoder
 from vpgfast.errors import UserError, VideoError
 from vpgfast.find.clips import cut, is_exact
 from vpgfast.find.moments import Asked, Moment, ask
+from vpgfast.page import write_page
+from vpgfast.page.results import find_content
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def run(arguments: argparse.Namespace, videos: Sequence[Path], sentences: Sequen
     asked = Asked(encoder, sentences, in_order, arguments.false_alarms)
     moments: list[Moment] = []
     failed: dict[str, str] = {}
+    durations: dict[str, float] = {}
     for name, path in tqdm(files.items(), desc="looking", unit="video", delay=2, leave=False, disable=None):
         try:
             video = encoded(encoder, path, arguments.stream)
@@ -58,9 +61,13 @@ def run(arguments: argparse.Namespace, videos: Sequence[Path], sentences: Sequen
             log.warning("left out: %s", error)
             failed[name] = str(error)
             continue
+        durations[name] = video.duration
         moments += ask(asked, name, path, video, arguments.top)
     shown = _best(moments, arguments, in_order)
     clips = _cut(shown, arguments.clips) if arguments.clips else {}
+    if arguments.page is not None:
+        content = find_content(shown, sentences, durations, encoder.identity().spec)
+        write_page(arguments.page, content, arguments.page_embed)
     _print(shown, clips, arguments, encoder, sentences, len(files), failed)
     return any(moment.fits for moment in shown)
 
@@ -145,3 +152,5 @@ def _print(
         if rank in clips:
             target, early = clips[rank]
             print(f"      {target}" + ("" if is_exact(early) else f", begins {early:.1f} s early (at a key frame)"))
+    if arguments.page is not None:
+        print(f"page: {arguments.page}")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpgfast.command import command
+from vpgfast.page.options import add_page, check_page
 
 HOW_PARAGRAPHS_ARE_CUT = (
     "of several lines has one sentence a line. A single line is cut after . ! ? and ... that a space or the end "
@@ -63,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder for the results; default: ground-NAME beside the checkpoint"
     )
+    add_page(parser)
     arguments, settings = parser.parse_known_args(argv)
+    check_page(arguments)
 
     from vpgfast.ground.run import run  # and torch with it, which --help does without
 

@@ -64,7 +64,14 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     draw_ranked(
         found.sentences, found.spans, found.scores, duration, output / "grounding.png", f"{name}, {duration:.1f} s"
     )
+    if arguments.page is not None:
+        from vpgfast.page import write_page
+        from vpgfast.page.results import ground_content
+
+        write_page(arguments.page, ground_content(found, name, arguments.video, config.method), arguments.page_embed)
     print(found.as_text())
+    if arguments.page is not None:
+        print(f"page: {arguments.page}")
     print(f"written to {output}: grounding.txt, grounding.json, grounding.png")
 
 

@@ -61,8 +61,9 @@ def media_of(path: Path) -> Media:
 def _advice(path: Path, codec: str) -> str:
     plain = f"{path.stem}.mp4" if path.suffix.lower() != ".mp4" else f"{path.stem}-h264.mp4"
     original, copy = (shlex.quote(printable(Path("./" + n if n[0] == "-" else n))) for n in (path.name, plain))
+    kind = f"{path.suffix.lower()} file" if path.suffix else "file without a suffix"
     return (
-        f"Many browsers don't play {printable(Path(path.name))} ({codec} in a {path.suffix.lower() or 'nameless'} file). "
+        f"Many browsers don't play {printable(Path(path.name))} ({codec} in a {kind}). "
         f"Make a copy that all play, and ask again with that: "
         f"ffmpeg -i {original} -c:v libx264 -pix_fmt yuv420p -c:a aac -movflags +faststart {copy}"
     )

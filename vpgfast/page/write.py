@@ -39,8 +39,8 @@ def write_page(path: Path, content: Content, embed: bool = False) -> None:
         total = sum(v.path.stat().st_size for v in content.videos if v.path is not None and v.path.is_file())
         if total > MOST_EMBEDDED:
             raise UserError(
-                f"--page-embed: the videos have {total / 2**20:.0f} MiB, a page holds {MOST_EMBEDDED // 2**20}; leave it "
-                "out, and the page links to them"
+                f"--page-embed: the videos have {total / 2**20:.0f} MiB, a page holds {MOST_EMBEDDED // 2**20}; leave "
+                "it out, and the page links to them"
             )
     rows = []
     for number, video in enumerate(content.videos):

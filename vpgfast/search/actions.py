@@ -174,7 +174,14 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
         output / "search.png",
         f"the {len(answers)} of {len(index)} videos that fit best",
     )
+    if arguments.page is not None:
+        from vpgfast.page import write_page
+        from vpgfast.page.results import search_content
+
+        write_page(arguments.page, search_content(answers, sentences, len(index)), arguments.page_embed)
     print(text)
+    if arguments.page is not None:
+        print(f"page: {arguments.page}")
     print(f"written to {output}: search.txt, search.json, search.png")
 
 

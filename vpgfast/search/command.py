@@ -17,6 +17,7 @@ from vpgfast.command import command
 from vpgfast.config import TrainConfig
 from vpgfast.errors import ConfigError
 from vpgfast.ground.command import HOW_PARAGRAPHS_ARE_CUT, add_query
+from vpgfast.page.options import add_page, check_page
 
 SECONDS_BETWEEN_SHARDS = 60.0
 """What a kill may cost: a shard is written at least this often."""
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     """Command line of ``vpgfast search``."""
     settings, others = split_settings(argv)
     arguments = _parser().parse_args(others)
+    if arguments.action == "query":
+        check_page(arguments)
 
     from vpgfast.search.actions import run  # and torch with it, which --help does without
 
@@ -125,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     query.add_argument("--exact", action="store_true", help="compare with every vector, also where FAISS could search")
     query.add_argument("--output", type=Path, help="folder for the results; default: INDEX/query")
+    add_page(query)
 
     remove = add("remove", "take videos out of an index")
     remove.add_argument("video", nargs="+", metavar="VIDEO", help="name of a video")
