@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from vpgfast.data.types import Batch, Paragraph
-from vpgfast.encoders.base import Encoded, Encoder
+from vpgfast.encoders.base import Encoded
 from vpgfast.find.unrelated import UNRELATED
 from vpgfast.models.configs.similarity import SimilarityConfig
-from vpgfast.models.similarity import Similarity
+from vpgfast.models.similarity import Similarity, TextTower
 from vpgfast.untrained import NO_WORDS
 
 
@@ -63,6 +63,13 @@ class Moment:
         }
 
 
+class Reader(TextTower, Protocol):
+    """What reads sentences into the space of the clips: an encoder with a text tower."""
+
+    dim: int
+    device: torch.device
+
+
 class Asked:
     """What is asked of every video.
 
@@ -73,28 +80,41 @@ class Asked:
         false_alarms: share of unrelated sentences that may be taken for fitting.
     """
 
-    def __init__(self, encoder: Encoder, sentences: Sequence[str], in_order: bool, false_alarms: float) -> None:
+    def __init__(self, encoder: Reader, sentences: Sequence[str], in_order: bool, false_alarms: float) -> None:
         self.sentences, self.in_order, self.false_alarms = tuple(sentences), in_order, false_alarms
         self.ordered = self._model(encoder, "paragraph")
         self.single = self._model(encoder, "none")
 
     @staticmethod
-    def _model(encoder: Encoder, order: Any) -> Similarity:
+    def _model(encoder: Reader, order: Any) -> Similarity:
         model = Similarity(SimilarityConfig(order=order), encoder.dim, NO_WORDS).to(encoder.device).eval()
         model.tower = encoder
         return model
 
 
 @torch.inference_mode()
-def ask(asked: Asked, name: str, path: Path, video: Encoded, top: int) -> list[Moment]:
-    """The best moments of each sentence in a video: ``top`` of one sentence, one each of a paragraph in order."""
+def unrelated_scores(asked: Asked, name: str, video: Encoded) -> np.ndarray:
+    """What each unrelated sentence scores at its best moment in a video; it depends on the encoder and the video."""
+    return _best_scores(asked.single, _batch(name, video, UNRELATED).to(asked.single.place.device))
+
+
+@torch.inference_mode()
+def ask(
+    asked: Asked, name: str, path: Path, video: Encoded, top: int, chance: np.ndarray | None = None
+) -> list[Moment]:
+    """The best moments of each sentence in a video: ``top`` of one sentence, one each of a paragraph in order.
+
+    Args:
+        chance: of :func:`unrelated_scores`, where the video has been asked before.
+    """
     device = asked.single.place.device
     batch = _batch(name, video, asked.sentences).to(device)
     model = asked.ordered if asked.in_order else asked.single
     curves = model.curves(batch)
     prediction = model.rank(curves, batch, 1 if asked.in_order else top)
     rows = curves[0].double().cpu().numpy()
-    chance = _best_scores(asked.single, _batch(name, video, UNRELATED).to(device))
+    if chance is None:
+        chance = unrelated_scores(asked, name, video)
     moments = []
     for m in range(len(asked.sentences)):
         ranked = zip(prediction.spans[0, m].tolist(), prediction.scores[0, m].tolist(), strict=True)

@@ -85,17 +85,21 @@ def default_encoder() -> str:
 
 
 def _best(moments: Sequence[Moment], arguments: argparse.Namespace, in_order: bool) -> list[Moment]:
-    """What is shown: the moments that fit, the best first; of a paragraph the moments of the best videos, in order."""
+    """What is shown: the moments that fit, as :func:`ranked` has them."""
     left = [m for m in moments if arguments.min_score is None or m.score >= arguments.min_score]
-    left = [m for m in left if m.fits or arguments.all]
+    return ranked([m for m in left if m.fits or arguments.all], arguments.top, in_order)
+
+
+def ranked(moments: Sequence[Moment], top: int, in_order: bool) -> list[Moment]:
+    """The ``top`` moments, the best first; of a paragraph the moments of the ``top`` videos, in order."""
     if not in_order:
         # The best moment of every video first: the second-best of one says less than the best of another.
-        return sorted(left, key=lambda m: (m.place, -m.score))[: arguments.top]
+        return sorted(moments, key=lambda m: (m.place, -m.score))[:top]
     by_video: dict[str, list[Moment]] = {}
-    for moment in left:
+    for moment in moments:
         by_video.setdefault(moment.video, []).append(moment)
-    ranked = sorted(by_video.values(), key=lambda found: -sum(m.score for m in found))
-    return [moment for found in ranked[: arguments.top] for moment in sorted(found, key=lambda m: m.sentence)]
+    videos = sorted(by_video.values(), key=lambda found: -sum(m.score for m in found))
+    return [moment for found in videos[:top] for moment in sorted(found, key=lambda m: m.sentence)]
 
 
 def _cut(moments: Sequence[Moment], folder: Path) -> dict[int, tuple[Path, float]]:

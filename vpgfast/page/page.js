@@ -18,8 +18,6 @@ function make(tag, attributes = {}, ...children) {
 function render(next) {
   content = next;
   current = null;
-  document.getElementById("title").textContent = content.title;
-  document.title = content.title;
   document.getElementById("about").textContent = content.about;
   found.replaceChildren(...content.videos.map(videoCard));
   const some = content.videos.some((video) => video.lanes.some((lane) => lane.spans.length + lane.truth.length));

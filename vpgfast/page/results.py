@@ -23,7 +23,7 @@ ONLY_FEATURES = "This video can't be played here: only its features were given."
 def asked(sentences: Sequence[str]) -> str:
     """The title of a page about sentences: the first, and how many more there are."""
     more = len(sentences) - 1
-    return sentences[0] + (f" and {more} more" if more else "")
+    return f"{sentences[0].rstrip('.')} and {more} more" if more else sentences[0]
 
 
 def count(number: int, noun: str) -> str:

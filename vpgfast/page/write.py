@@ -8,7 +8,6 @@ import html
 import json
 import os
 import re
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,12 @@ from vpgfast.page.content import Content, Video
 
 MOST_EMBEDDED = 300 * 2**20
 """Bytes of videos in one page: browsers hold no string of more than half a gigabyte."""
+_FILTER = """<label for="words">Filter by words of sentences and videos</label>
+    <input id="words" type="search" autocomplete="off" spellcheck="false">"""
+_QUERY = """<label for="words">A sentence, or a paragraph: what happens, in its order</label>
+    <textarea id="words" rows="2" autocomplete="off" autofocus placeholder="A dog jumps into the water."></textarea>"""
 WRITTEN = ("player.js", "downloads.js", "page.js", "written.js")
+SERVED = ("player.js", "downloads.js", "page.js", "served.js")
 
 
 def write_page(path: Path, content: Content, embed: bool = False) -> None:
@@ -49,7 +53,7 @@ def write_page(path: Path, content: Content, embed: bool = False) -> None:
             row["embedded"] = f"video-{number}"
             media[row["embedded"]] = base64.b64encode(video.path.read_bytes()).decode()
         rows.append(row)
-    page = page_html(content.as_dict(rows), WRITTEN, media)
+    page = page_html(content.as_dict(rows), media)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,20 +61,17 @@ def write_page(path: Path, content: Content, embed: bool = False) -> None:
     write_file(path, page.encode())
 
 
-def page_html(
-    content: dict[str, Any], scripts: Sequence[str], media: dict[str, str] | None = None, library: str = ""
-) -> str:
+def page_html(content: dict[str, Any], media: dict[str, str] | None = None, served: bool = False) -> str:
     """The page as text.
 
     Args:
         content: of :meth:`Content.as_dict`.
-        scripts: files of this folder, in order.
         media: base64 by the id of the element that holds it.
-        library: what a served page has below its player, HTML.
+        served: with a query that asks the server and a list of its videos, see :mod:`vpgfast.serve`.
     """
-    style, script = _read("style.css"), "".join(f"{_read(name)}\n" for name in scripts)
+    style, script = _read("style.css"), "".join(f"{_read(name)}\n" for name in (SERVED if served else WRITTEN))
     script = f'"use strict";\n{script}'
-    connect = "'self'" if library else "'none'"
+    connect = "'self'" if served else "'none'"
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
         f"media-src 'self' file: blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
@@ -84,7 +85,8 @@ def page_html(
         "media": "\n".join(
             f'<script type="text/plain" id="{name}">{data}</script>' for name, data in (media or {}).items()
         ),
-        "library": library,
+        "query": _QUERY if served else _FILTER,
+        "library": _read("library.html") if served else "",
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("template.html"))
 
