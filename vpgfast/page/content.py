@@ -107,7 +107,7 @@ class Video:
         }
         if self.path is not None and (media is not None or self.path.is_file()):
             media = media or media_of(self.path)
-            about |= {"rate": media.rate, "type": media.type, "unplayable": media.problem}
+            about |= {"rate": media.rate, "type": media.type, "begins": media.begins, "unplayable": media.problem}
         elif not self.missing:
             where = "its file is not known" if self.path is None else f"{printable(self.path)} is not there"
             about["missing"] = f"This video can't be played here: {where}."
@@ -142,7 +142,7 @@ def printable_text(text: str) -> str:
 
 def _thinned(curve: np.ndarray) -> list[float] | None:
     """At most :data:`MOST_POINTS` points, each the highest of its share, so that no peak is lost."""
-    curve = np.nan_to_num(np.asarray(curve, np.float64))
+    curve = np.nan_to_num(np.asarray(curve, np.float64), posinf=0.0, neginf=0.0)
     if len(curve) == 0:
         return None
     edges = np.linspace(0, len(curve), min(len(curve), MOST_POINTS) + 1).astype(int)[:-1]

@@ -157,7 +157,7 @@ function movePlayheads() {
   for (const video of content.videos)
     for (const lane of video.lanes) {
       lane.playhead.hidden = video !== shown || !player.currentTime;
-      lane.playhead.style.left = `${(100 * player.currentTime) / video.duration}%`;
+      lane.playhead.style.left = `${(100 * position()) / video.duration}%`;
     }
 }
 

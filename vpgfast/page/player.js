@@ -2,7 +2,7 @@
 
 const player = document.getElementById("player");
 let shown = null; // the video on show
-let limit = null; // {start, end} of the span that is playing, in seconds
+let limit = null; // {start, end} of the span that is playing, on the player's clock
 let turn = 0; // counts what was asked of the player: an older wish ends when a newer one comes
 
 /** Put a video on show; false if there is nothing to play. */
@@ -65,6 +65,10 @@ function happened(event) {
   });
 }
 
+/** The player counts from 0 where a file's own clock may begin later; spans count from that beginning. */
+const onPlayer = (video, seconds) => seconds + (video.begins || 0);
+const position = () => player.currentTime - (shown?.begins || 0);
+
 /** Go to a time of a video, without playing; false if it can't be shown or something newer was asked. */
 async function seek(video, seconds) {
   const mine = ++turn;
@@ -75,7 +79,7 @@ async function seek(video, seconds) {
     if (player.readyState < HTMLMediaElement.HAVE_METADATA) await happened("loadedmetadata");
     if (mine !== turn) return false;
     const arrived = happened("seeked");
-    player.currentTime = seconds;
+    player.currentTime = onPlayer(video, seconds);
     await arrived;
   } catch {
     return false; // the note says why
@@ -86,7 +90,7 @@ async function seek(video, seconds) {
 /** Play a video from start to end, both in seconds, and stop there. */
 async function playSpan(video, start, end) {
   if (!(await seek(video, start))) return;
-  limit = { start, end: Math.max(end, start + 0.04) };
+  limit = { start: onPlayer(video, start), end: onPlayer(video, Math.max(end, start + 0.04)) };
   try {
     await player.play();
   } catch (error) {

@@ -33,7 +33,7 @@ async function ask() {
   waiting?.abort();
   const text = words().value.trim();
   if (!text) {
-    render({ title: "", about: "", videos: [] });
+    showNothing();
     return status("");
   }
   waiting = new AbortController();
@@ -50,9 +50,14 @@ async function ask() {
     status(answer.status);
   } catch (error) {
     if (mine !== question || error.name === "AbortError") return;
-    render({ title: "", about: "", videos: [] });
+    showNothing();
     status(error.message, true);
   }
+}
+
+function showNothing() {
+  render({ title: "", about: "", videos: [] });
+  if (!words().value.trim()) found.append(make("p", { class: "hint" }, "Write what happens in a video. The moments come as you type."));
 }
 
 words().addEventListener("input", () => {
@@ -176,5 +181,5 @@ document.addEventListener("drop", (event) => {
   if (!document.getElementById("add").hidden) uploadAll([...event.dataTransfer.files]);
 });
 
-render({ title: "", about: "", videos: [] });
+showNothing();
 watchLibrary();
