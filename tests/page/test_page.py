@@ -240,7 +240,8 @@ def test_embedded(opened: Opened, place: Path, tmp_path: Path) -> None:
 
 def test_a_video_that_starts_late(opened: Opened, tmp_path: Path) -> None:
     """The browser's clock is the package's: seconds from the container's start."""
-    video = film(tmp_path / "late.mp4", ["red", "green", "blue"], shift=lambda seconds: seconds + 5)
+    shift = {"shift": lambda seconds: seconds + 5, "codec": "libvpx-vp9", "deadline": "realtime", "cpu_used": "8"}
+    video = film(tmp_path / "late.webm", ["red", "green", "blue"], **shift)
     lane = Lane("Green.", [Span(2.5, 3.5)])
     write_page(tmp_path / "late.html", Content("late", [Video("late", 6.0, [lane], video)]), embed=True)
     page = opened(tmp_path / "late.html")
