@@ -69,13 +69,3 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not wrong
-
-
-def no_serious_fault(page: Any) -> None:
-    """axe-core finds nothing serious for people who can't see or point."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    # The page's own policy allows no script from outside; a test's comes in over the debugger.
-    found = Axe().run(page).response["violations"]
-    serious = [rule for rule in found if rule["impact"] in ("serious", "critical")]
-    assert not serious, [(rule["id"], [node["html"] for node in rule["nodes"][:3]]) for rule in serious]

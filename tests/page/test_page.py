@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import no_serious_fault, stopped_at
 from colours import film
-from conftest import no_serious_fault
 
-from vpgfast.page import Content, Lane, Span, Video, write_page
+from vpgfast.page.content import Content, Lane, Span, Video
+from vpgfast.page.write import write_page
 
 HOSTILE = '</script><script>window.hurt = 1</script><img src=x onerror="window.hurt = 1"> "quoted", & {{script}} <!--'
 Opened = Callable[..., Any]
@@ -53,13 +54,6 @@ def content(place: Path) -> Content:
 def page_file(place: Path) -> Path:
     write_page(place / "page.html", content(place))
     return place / "page.html"
-
-
-def stopped_at(page: Any, after: float) -> float:
-    """Where the player stands, once it has played beyond a time and stopped."""
-    page.wait_for_function(f"!player.paused && player.currentTime > {after}")
-    page.wait_for_function("player.paused && !player.seeking")
-    return page.evaluate("player.currentTime")
 
 
 def colour(page: Any) -> list[int]:

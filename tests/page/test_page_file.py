@@ -12,11 +12,11 @@ from colours import film
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpgfast import find
 from vpgfast.errors import UserError
-from vpgfast.page import Content, Lane, Span, Video, write_page
-from vpgfast.page.content import MOST_POINTS
+from vpgfast.page.content import MOST_POINTS, Content, Lane, Span, Video
 from vpgfast.page.media import media_of
-from vpgfast.page.write import page_html
+from vpgfast.page.write import page_html, write_page
 
 
 def read(page: str) -> dict:
@@ -100,3 +100,24 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="its folder can't be made"):
         write_page(tmp_path / "file" / "p.html", Content("p"))
+
+
+def test_the_page_of_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film(tmp_path / "a.mp4", ["red", "green"])
+    film(tmp_path / "b.mp4", ["blue"])
+    page = tmp_path / "page.html"
+    asked = [str(tmp_path), "It is green.", "--encoder", "colours", "--page", str(page)]
+    assert find.main(asked) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    (video,) = read(page.read_text())["videos"]
+    assert (video["name"], video["src"], video["begins"]) == ("a", "a.mp4", 0)
+    (lane,) = video["lanes"]
+    assert lane["spans"][0]["start"] == pytest.approx(2, abs=0.3)
+    assert len(lane["curve"]) == 16
+    assert find.main([*asked, "--json"]) == 0
+    json.loads(capsys.readouterr().out)  # no other line
+    asked[1] = "It is yellow."
+    assert find.main(asked) == 1
+    assert read(page.read_text())["status"] == "Nothing fits."
+    assert find.main([*asked, "--all"]) == 1
+    assert "the best all the same" in read(page.read_text())["status"]

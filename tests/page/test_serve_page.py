@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import no_serious_fault, stopped_at
 from colours import Colours, film
-from conftest import no_serious_fault
-from test_page import stopped_at
 
 pytest.importorskip("starlette", reason="needs the extra `serve` (the extra `test` brings it)")
 pytest.importorskip("uvicorn", reason="needs the extra `serve` (the extra `test` brings it)")

@@ -10,8 +10,8 @@ from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.data.video_folders import named_videos
 from vpgfast.evaluate.report import sample_evenly
 from vpgfast.evaluate.split import Evaluation
-from vpgfast.page import write_page
 from vpgfast.page.results import evaluate_content
+from vpgfast.page.write import write_page
 
 MOST_VIDEOS = 200
 """Of a page: from all over the split, more would be slow to look at."""

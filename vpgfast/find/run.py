@@ -18,8 +18,8 @@ from vpgfast.encoders.base import Encoder, load_encoder
 from vpgfast.errors import UserError, VideoError
 from vpgfast.find.clips import cut, is_exact
 from vpgfast.find.moments import Asked, Moment, ask
-from vpgfast.page import write_page
 from vpgfast.page.results import find_content
+from vpgfast.page.write import write_page
 
 log = logging.getLogger(__name__)
 

@@ -65,8 +65,8 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
         found.sentences, found.spans, found.scores, duration, output / "grounding.png", f"{name}, {duration:.1f} s"
     )
     if arguments.page is not None:
-        from vpgfast.page import write_page
         from vpgfast.page.results import ground_content
+        from vpgfast.page.write import write_page
 
         write_page(arguments.page, ground_content(found, name, arguments.video, config.method), arguments.page_embed)
     print(found.as_text())

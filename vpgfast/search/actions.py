@@ -175,8 +175,8 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
         f"the {len(answers)} of {len(index)} videos that fit best",
     )
     if arguments.page is not None:
-        from vpgfast.page import write_page
         from vpgfast.page.results import search_content
+        from vpgfast.page.write import write_page
 
         write_page(arguments.page, search_content(answers, sentences, len(index)), arguments.page_embed)
     print(text)

@@ -21,7 +21,8 @@ from starlette.routing import Route
 
 from vpgfast.data.text import split_sentences, tokenize
 from vpgfast.errors import UserError
-from vpgfast.page import Content, page_html
+from vpgfast.page.content import Content
+from vpgfast.page.write import page_html
 from vpgfast.serve.guard import Guard
 from vpgfast.serve.library import Entry, Library
 from vpgfast.serve.models import Model

@@ -19,7 +19,7 @@ from vpgfast.find.run import default_encoder, ranked
 from vpgfast.ground.grounding import ground, unknown_words
 from vpgfast.models.embed import embed_clips, embed_texts, finds_videos
 from vpgfast.models.registry import get_method
-from vpgfast.page import Content, Video
+from vpgfast.page.content import Content, Video
 from vpgfast.page.results import asked as title_of
 from vpgfast.page.results import find_content, grounded
 from vpgfast.run_encoder import encoder_of
