@@ -19,7 +19,7 @@ from vpgfast.page.content import Content, Video
 
 MOST_EMBEDDED = 300 * 2**20
 """Bytes of videos in one page: browsers hold no string of more than half a gigabyte."""
-_FILTER = """<label for="words">Filter by words of sentences and videos</label>
+_FILTER = """<label for="words">Filter sentences and videos</label>
     <input id="words" type="search" autocomplete="off" spellcheck="false">"""
 _QUERY = """<label for="words">A sentence, or a paragraph: what happens, in its order</label>
     <textarea id="words" rows="2" autocomplete="off" autofocus placeholder="A dog jumps into the water."></textarea>"""
