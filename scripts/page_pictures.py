@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The pictures of the page in the docs, docs/images/page_*.png: taken from the page itself, in a browser without a window.
+"""The pictures of the page in the docs, docs/images/page_*.png: taken in a browser without a window.
 
 python scripts/page_pictures.py FOLDER_OF_VIDEOS --video women_long_jump.mp4
 """

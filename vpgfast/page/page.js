@@ -23,6 +23,7 @@ function render(next) {
   const some = content.videos.some((video) => video.lanes.some((lane) => lane.spans.length + lane.truth.length));
   for (const id of ["controls", "now"]) document.getElementById(id).hidden = !some;
   document.getElementById("downloads").hidden = content.videos.length === 0;
+  shown = content.videos.find((video) => video.src && video.src === shown?.src) ?? shown; // it may be playing
   if (content.videos.length) {
     const first = spansOf(lanes()[0])[0];
     if (first && player.paused) select(first);
@@ -153,12 +154,15 @@ function axis(duration) {
   return line;
 }
 
+let withPlayheads = null; // the video whose lanes show where the player is
+
 function movePlayheads() {
-  for (const video of content.videos)
-    for (const lane of video.lanes) {
-      lane.playhead.hidden = video !== shown || !player.currentTime;
-      lane.playhead.style.left = `${(100 * position()) / video.duration}%`;
-    }
+  if (withPlayheads !== shown) for (const lane of withPlayheads?.lanes ?? []) lane.playhead.hidden = true;
+  withPlayheads = shown;
+  for (const lane of shown?.lanes ?? []) {
+    lane.playhead.hidden = false;
+    lane.playhead.style.left = `${(100 * position()) / shown.duration}%`;
+  }
 }
 
 // Choosing a span: with the keys or the pointer; the chosen one is what Enter plays.

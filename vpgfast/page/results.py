@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # a page of one command does without the others
 ONLY_FEATURES = "This video can't be played here: only its features were given."
 
 
+MOST_RANKED = 5
+"""Predicted spans of a sentence in a gallery."""
+
+
 def asked(sentences: Sequence[str]) -> str:
     """The title of a page about sentences: the first, and how many more there are."""
     more = len(sentences) - 1
@@ -119,7 +123,7 @@ def evaluate_content(
     for paragraph, rows in zip(paragraphs, ranked, strict=True):
         durations[paragraph.video_id] = paragraph.duration
         for number, (sentence, spans) in enumerate(zip(paragraph.sentences, rows, strict=True)):
-            spans = spans[np.isfinite(spans).all(axis=-1)]
+            spans = spans[np.isfinite(spans).all(axis=-1)][:MOST_RANKED]
             if paragraph.spans is None:
                 truth, ious = [], np.full(len(spans), np.nan).tolist()
             else:

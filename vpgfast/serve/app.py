@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import logging
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -27,8 +26,6 @@ from vpgfast.serve.guard import Guard
 from vpgfast.serve.library import Entry, Library
 from vpgfast.serve.models import Model
 from vpgfast.serve.uploads import Refused, Uploads
-
-log = logging.getLogger(__name__)
 
 TITLE = "Find moments"
 MOST_CHARACTERS, MOST_SENTENCES = 10_000, 50
@@ -189,5 +186,5 @@ async def _missing(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    """The answer after a bug; uvicorn prints its trace."""
     return JSONResponse({"error": f"The server failed ({type(error).__name__}); what it prints says why."}, 500)

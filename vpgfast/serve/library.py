@@ -58,7 +58,7 @@ class Library:
         interval: seconds between looks at the folder.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, cache: Path | None = None, interval: float = 1.0) -> None:
+    def __init__(self, folder: Path, encoder: Encoder, cache: Path | None = None, interval: float = 2.0) -> None:
         self.folder, self.encoder, self.cache, self.interval = folder, encoder, cache, interval
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
@@ -93,7 +93,9 @@ class Library:
             folders[:] = [name for name in folders if not name.startswith(".")]
             for file in files:
                 path = Path(place, file)
-                if file.startswith(".") or not named_like_video(path) or not self._is_inside(path):
+                if file.startswith(".") or not named_like_video(path):
+                    continue
+                if path.is_symlink() and not self._is_inside(path):
                     continue
                 try:
                     status = path.stat()

@@ -100,13 +100,14 @@ class Uploads:
             raise Refused(413, f"{name} is larger than the {self.most_bytes // 2**20} MiB that are taken (--most-mib).")
 
     def _put(self, temporary: Path, name: str) -> str:
-        """Give a stored file a name that no other has; a link fails where a name is taken, a move would replace it."""
+        """Give a stored file a name that no other has."""
         stem, suffix = os.path.splitext(name)
         for number in range(1, 1000):
             tried = name if number == 1 else f"{stem} {number}{suffix}"
             try:
-                os.link(temporary, self.folder / tried)
-                return tried
+                (self.folder / tried).open("xb").close()  # takes the name; a library passes over empty files
             except FileExistsError:
                 continue
+            os.replace(temporary, self.folder / tried)
+            return tried
         raise Refused(409, f"There are too many videos called {name}.")
