@@ -66,7 +66,7 @@ def colour(page: Any) -> list[int]:
 def test_a_click_plays_a_span_and_stops_at_its_end(opened: Opened, page_file: Path) -> None:
     page = opened(page_file)
     page.locator(".span").nth(0).click()
-    assert stopped_at(page, 1.0) == pytest.approx(2.5, abs=0.1)
+    assert 2.4 < stopped_at(page, 1.0) <= 2.5  # no picture of what comes after it
     page.locator(".bar").nth(1).click()
     assert stopped_at(page, 4.0) == pytest.approx(5.2, abs=0.1)
     page.wait_for_timeout(300)

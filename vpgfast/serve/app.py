@@ -120,7 +120,8 @@ class Server:
     async def upload(self, request: Request) -> Response:
         if self.uploads is None:
             raise Refused(403, "This server takes no videos (--no-upload).")
-        if len(self.library.entries()) >= self.most_videos:
+        known = {entry.name for entry in self.library.entries()}
+        if len(known) + self.uploads.unseen(known) >= self.most_videos:
             raise Refused(409, f"The library is full: it has {self.most_videos} videos (--most-videos).")
         name = await self.uploads.take(request, request.path_params["name"])
         return JSONResponse({"name": name}, 201)

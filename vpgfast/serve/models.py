@@ -13,7 +13,8 @@ from torch import Tensor
 from vpgfast.checkpoint import build_model, load_checkpoint, settings_of
 from vpgfast.data.types import Paragraph
 from vpgfast.encoders.base import Encoded, Encoder, load_encoder
-from vpgfast.errors import ConfigError, UserError
+from vpgfast.errors import CheckpointError, ConfigError, UserError
+from vpgfast.files import MODEL_FILE
 from vpgfast.find.moments import Asked, Moment, ask, unrelated_scores
 from vpgfast.find.run import default_encoder, ranked
 from vpgfast.ground.grounding import ground, unknown_words
@@ -59,6 +60,10 @@ def load_model(given: Path | None, encoder: str | None = None) -> Model:
         if encoder is not None:
             raise UserError("--encoder goes with a trained model; name the encoder itself as MODEL")
         return Untrained(default_encoder() if given is None or str(given) == METHOD else str(given))
+    if given.is_dir() and not (given / MODEL_FILE).is_file():
+        raise CheckpointError(
+            f"{given}: holds no {MODEL_FILE}, so it is no run; a folder of videos is --library {given}"
+        )
     return Trained(given, encoder)
 
 

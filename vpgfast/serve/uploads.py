@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,12 @@ class Uploads:
     folder: Path
     most_bytes: int
     _running: set[str] = field(default_factory=set)
+    _taken: set[str] = field(default_factory=set)
+
+    def unseen(self, known: Collection[str]) -> int:
+        """How many videos were taken, or are coming, that a library with the known ones has not seen yet."""
+        self._taken = {name for name in self._taken if name not in known and (self.folder / name).exists()}
+        return len(self._taken) + len(self._running)
 
     async def take(self, request: Request, given: str) -> str:
         """Store the body of a request as a video; returns its name in the folder.
@@ -74,7 +81,9 @@ class Uploads:
         try:
             await self._receive(request, name, temporary)
             await run_in_threadpool(Video, temporary)
-            return await run_in_threadpool(self._put, temporary, name)
+            name = await run_in_threadpool(self._put, temporary, name)
+            self._taken.add(name)
+            return name
         except VideoError as error:
             raise Refused(415, str(error).replace(str(temporary), name)) from None
         except OSError as error:
