@@ -80,6 +80,19 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
     assert "x.mp4" in media_of(tmp_path / "x.mp4").problem
 
 
+def test_what_can_not_be_played_says_why(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    reasons = {
+        tmp_path / "gone.mp4": "gone.mp4 is not there",
+        tmp_path / "frames": "frames is a folder of pictures",
+        None: "its file is not known",
+    }
+    for path, reason in reasons.items():
+        about = Video("v", 1.0, [], path).as_dict(None)
+        assert about["missing"].endswith(f"{reason}.")
+    assert Video("v", 1.0, [], missing="Why.").as_dict(None)["missing"] == "Why."
+
+
 def test_links_are_relative_and_quoted(tmp_path: Path) -> None:
     (tmp_path / "pages").mkdir()
     video = film(tmp_path / "100% a#b?:c.mp4", ["red"])

@@ -147,6 +147,20 @@ def test_a_new_video(
     opened.wrong[:] = [text for text in opened.wrong if "415 (Unsupported" not in text]
 
 
+def test_dropping_a_file(opened: Opened, server: tuple[str, Server, Path]) -> None:
+    page = opened(server[0])
+    page.evaluate(
+        """() => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["text"], "my notes.txt"));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+        }"""
+    )
+    page.locator("#status.problem").wait_for()
+    assert "my notes.txt is not named like a video" in page.locator("#status").text_content()
+    opened.wrong[:] = [text for text in opened.wrong if "415 (Unsupported" not in text]
+
+
 def test_the_server_has_gone(opened: Opened, server: tuple[str, Server, Path]) -> None:
     page = opened(server[0])
     page.route("**/api/ask", lambda route: route.abort())

@@ -93,7 +93,7 @@ class Video:
 
         Args:
             source: where the page finds the video; ``None``: nowhere, or inside.
-            media: what is known of the file; ``None``: looked up.
+            media: what is known of the file; ``None``: it is looked at.
         """
         about: dict[str, Any] = {
             "name": printable_text(self.name),
@@ -109,8 +109,13 @@ class Video:
             media = media or media_of(self.path)
             about |= {"rate": media.rate, "type": media.type, "begins": media.begins, "unplayable": media.problem}
         elif not self.missing:
-            where = "its file is not known" if self.path is None else f"{printable(self.path)} is not there"
-            about["missing"] = f"This video can't be played here: {where}."
+            if self.path is None:
+                reason = "its file is not known"
+            elif self.path.is_dir():
+                reason = f"{printable(self.path)} is a folder of pictures"
+            else:
+                reason = f"{printable(self.path)} is not there"
+            about["missing"] = f"This video can't be played here: {reason}."
         return about
 
 

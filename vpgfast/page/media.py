@@ -42,10 +42,6 @@ class Media:
 def media_of(path: Path) -> Media:
     """What is known of a video file. A file that can't be read has a problem, and raises nothing."""
     kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
-    if not path.is_file():
-        return Media(
-            None, kind, problem=f"{printable(path)} is a folder of pictures, which browsers don't play as a video."
-        )
     try:
         with Source(path) as source:
             context = source.stream.codec_context

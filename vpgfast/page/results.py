@@ -50,7 +50,12 @@ def ground_content(found: Grounding, name: str, path: Path | None, model: str) -
     """The page of ``ground``."""
     video = grounded(found, name, path)
     spans = sum(len(lane.spans) for lane in video.lanes)
-    return Content(name, [video], f"{asked(found.sentences)} ({model})", f"{count(spans, 'span')} found")
+    return Content(
+        name,
+        [video],
+        f"{count(len(found.sentences), 'sentence')}, answered by {model}.",
+        f"{count(spans, 'span')} found.",
+    )
 
 
 def found_videos(moments: Sequence[Moment], sentences: Sequence[str], duration_of: dict[str, float]) -> list[Video]:
