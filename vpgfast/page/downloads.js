@@ -25,21 +25,23 @@ function asJson(content) {
 
 function asCsv(content) {
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-  const rows = [["video", "sentence", "kind", "rank", "start", "end", "score"]];
+  const rows = [["video", "sentence", "kind", "rank", "start", "end", "score", "fits"]];
   for (const video of content.videos)
     for (const lane of video.lanes) {
-      const row = (kind, rank, start, end, score) =>
-        rows.push([video.name, lane.sentence, kind, rank, start.toFixed(3), end.toFixed(3), score ?? ""]);
-      lane.truth.forEach((span) => row("true", "", span.start, span.end));
-      lane.spans.forEach((span, place) => row("found", place + 1, span.start, span.end, span.score));
+      const row = (kind, rank, span) => {
+        const times = [span.start.toFixed(3), span.end.toFixed(3)];
+        rows.push([video.name, lane.sentence, kind, rank, ...times, span.score ?? "", span.fits ?? ""]);
+      };
+      lane.truth.forEach((span) => row("true", "", span));
+      lane.spans.forEach((span, place) => row("found", place + 1, span));
     }
   return rows.map((row) => row.map((value) => cell(String(value))).join(",") + "\r\n").join("");
 }
 
-/** The spans of a video for an editor, in the order of time: the best of each sentence, or every one. */
+/** The spans of a video for an editor, in the order of time: the best of each sentence if it fits, or every one. */
 function cues(video, every) {
   const found = video.lanes.flatMap((lane) =>
-    lane.spans.slice(0, every ? undefined : 1).map((span) => ({ ...span, sentence: lane.sentence.replace(/\s+/g, " ").trim() })),
+    lane.spans.filter((span, place) => every || (place === 0 && span.fits)).map((span) => ({ ...span, sentence: lane.sentence.replace(/\s+/g, " ").trim() })),
   );
   return found.sort((a, b) => a.start - b.start || a.end - b.end);
 }
