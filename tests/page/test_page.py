@@ -173,6 +173,7 @@ def test_downloads(opened: Opened, page_file: Path) -> None:
         ("b", "found", "0.400"),
     ]
     assert rows[3]["sentence"] == HOSTILE
+    assert [row["fits"] for row in rows[1:5]] == ["true", "false", "true", ""]
 
     srt = taken("srt")
     first, second = srt.strip().split("\n\n")
@@ -198,7 +199,7 @@ def test_edit_lists_of_odd_frame_rates(opened: Opened, page_file: Path) -> None:
             "name": "v",
             "file": "v",
             "rate": rate,
-            "lanes": [{"sentence": "s", "spans": [{"start": start, "end": end}]}],
+            "lanes": [{"sentence": "s", "spans": [{"start": start, "end": end, "fits": True}]}],
         }
         return page.evaluate("video => asEdl(video, false)", video).splitlines()[3].split("C        ")[1]
 
