@@ -55,6 +55,7 @@ class Server:
 
         @asynccontextmanager
         async def life(_: Starlette) -> AsyncIterator[None]:
+            self._thread.submit(self.model.warm_up)
             self.library.start()
             yield
             self._thread.shutdown(wait=False, cancel_futures=True)

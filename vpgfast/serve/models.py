@@ -42,6 +42,9 @@ class Model(Protocol):
     name: str
     cache: Path | None
 
+    def warm_up(self) -> None:
+        """Do what the first question would wait for."""
+
     def answer(self, entries: Sequence[Entry], sentences: Sequence[str], top: int) -> Content:
         """The moments of sentences in videos that are ready."""
 
@@ -79,6 +82,11 @@ class Untrained:
         self._reader = _ReadsOnce(self.encoder)
         self._chance: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
 
+    def warm_up(self) -> None:
+        """Read the sentences that every question is compared with."""
+        nothing = Encoded(np.ones((1, self.encoder.dim), np.float32), np.array([[0.0, 1.0]]), 1.0)
+        unrelated_scores(Asked(self._reader, ["x"], False, FALSE_ALARMS), "nothing", nothing)
+
     def answer(self, entries: Sequence[Entry], sentences: Sequence[str], top: int) -> Content:
         in_order = len(sentences) > 1
         asked = Asked(self._reader, sentences, in_order, FALSE_ALARMS)
@@ -107,6 +115,9 @@ class Trained:
         self._needs = get_method(self._config.method).needs(self._config.model)
         self.encoder = encoder_of(self._checkpoint, encoder)
         self.name, self.cache = f"{self._config.method} ({given})", self._config.data.cache
+
+    def warm_up(self) -> None:
+        pass
 
     def answer(self, entries: Sequence[Entry], sentences: Sequence[str], top: int) -> Content:
         vectors = self._checkpoint.word_vectors
