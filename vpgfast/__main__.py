@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint beside the baselines and the swapped-sentence control",
     "ground": "find in a video when sentences happen",
     "search": "find in a collection the videos that a paragraph describes, and its moments in them",
+    "serve": "serve a page that finds moments in a folder of videos as one types",
     "ablate": "repeat a run over seeds, or run a paper's ablation tables and check its claims",
     "doctor": "show versions, what is built, and which backend each op uses",
 }

@@ -58,8 +58,17 @@ def kept(name: str, make: Callable[[], Arrays], cache: str | Path | None = None)
     return arrays
 
 
-def encoded(encoder: Encoder, video: Path, stream: int | None = None, cache: str | Path | None = None) -> Encoded:
+def encoded(
+    encoder: Encoder,
+    video: Path,
+    stream: int | None = None,
+    cache: str | Path | None = None,
+    progress: Callable[[float | None], None] | None = None,
+) -> Encoded:
     """Features of a video, from the cache where the same encoder has seen the same content before.
+
+    Args:
+        progress: see :meth:`vpgfast.encoders.base.Encoder.encode`.
 
     Raises:
         VideoError: it can't be read; names the file.
@@ -68,7 +77,7 @@ def encoded(encoder: Encoder, video: Path, stream: int | None = None, cache: str
     from vpgfast.errors import VideoError
 
     def make() -> Arrays:
-        found = encoder.encode(encoder.clips(video, stream))
+        found = encoder.encode(encoder.clips(video, stream), progress)
         return {
             "features": found.features,
             "times": found.times,
@@ -77,7 +86,7 @@ def encoded(encoder: Encoder, video: Path, stream: int | None = None, cache: str
         }
 
     if not video.is_file():  # a folder of frames, or nothing at all: the encoder says what is wrong
-        return encoder.encode(encoder.clips(video, stream))
+        return encoder.encode(encoder.clips(video, stream), progress)
     try:
         with video.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()

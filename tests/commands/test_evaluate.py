@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -121,3 +123,23 @@ def test_single_video_has_no_control(run: Path, tmp_path: Path, capsys: pytest.C
     assert evaluate.main([str(run), *args]) == 0
     assert "swapped" not in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.json").read_text())["control"] is None
+
+
+def test_a_page_of_all_videos(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "gallery.html"
+    assert evaluate.main([str(run), "--output", str(tmp_path), "--page", str(page)]) == 0
+    assert capsys.readouterr().out.endswith(f"page: {page}\n")
+    (text,) = re.findall(r'id="content">(.*?)</script>', page.read_text())
+    videos = json.loads(text)["videos"]
+    assert [video["name"] for video in videos] == [f"test_{number:05d}" for number in range(7)]
+    for video in videos:
+        assert (page.parent / unquote(video["src"])).is_file()
+        assert all(lane["truth"] and 0 <= lane["spans"][0]["iou"] <= 1 for lane in video["lanes"])
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(page.parent / unquote(videos[2]["src"]), tmp_path / "elsewhere")
+    args = ["--output", str(tmp_path), "--page", str(page), "--page-videos", str(tmp_path / "elsewhere")]
+    assert evaluate.main([str(run), *args]) == 0
+    (text,) = re.findall(r'id="content">(.*?)</script>', page.read_text())
+    found = [video for video in json.loads(text)["videos"] if video["src"]]
+    assert [video["name"] for video in found] == ["test_00002"]
+    assert "its file is not known" in json.loads(text)["videos"][0]["missing"]

@@ -289,3 +289,30 @@ def test_duration_is_needed_with_features_only(
         assert "--duration must be above 0" in error_line(capsys)
     assert ground.main([str(run), "--video", str(video), "--duration=3", *ask]) == 2
     assert "--duration goes with --features" in error_line(capsys)
+
+
+def test_a_page(run: Path, video: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--sentence", SENTENCE, "--output", str(tmp_path), "--page", str(tmp_path / "page.html")]
+    assert ground.main([str(run), "--video", str(video), *args]) == 0
+    assert f"page: {tmp_path / 'page.html'}" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert SENTENCE in page
+    assert f"{video.name}" in page
+    assert ground.main([str(run), "--features", str(features), "--duration=7200", *args]) == 0
+    assert "only its features were given" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--page", "{folder}"], "is a folder; name a file in it"),
+        (["--page", "page.txt"], "--page page.txt: name a file that ends in .html"),
+        (["--page-embed"], "--page-embed goes with --page FILE.html"),
+    ],
+)
+def test_pages_that_can_not_be(
+    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    asked = ["--video", str(video), "--sentence", SENTENCE, *(text.format(folder=tmp_path) for text in arguments)]
+    assert ground.main([str(run), *asked]) == 2
+    assert expected in error_line(capsys)

@@ -458,3 +458,21 @@ def test_code_of_the_page(index: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(products) == 7
     assert max(products, key=products.__getitem__) == found["video"]
     assert products[found["video"]] == pytest.approx(found["score"], abs=1e-6)
+
+
+def test_a_page(
+    search_run: Path, videos: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert search.main(["query", str(index), TEXT, "--page", str(page)]) == 0
+    assert "only its features were given" in page.read_text()
+    assert search.main(["index", str(search_run), str(videos), "-o", str(tmp_path / "of_videos")]) == 0
+    assert search.main(["query", str(tmp_path / "of_videos"), TEXT, "--top=2", "--page", str(page)]) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    (text,) = re.findall(r'id="content">(.*?)</script>', page.read_text())
+    found = json.loads(text)["videos"]
+    assert len(found) == 2
+    for video in found:
+        assert (tmp_path / video["src"]).is_file()
+        assert [lane["sentence"] for lane in video["lanes"]] == SENTENCES
+    assert found[0]["score"] >= found[1]["score"]

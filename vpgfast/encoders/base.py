@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -112,14 +112,22 @@ class Encoder(ABC):
         return rows, times
 
     @torch.inference_mode()
-    def encode(self, video: VideoClips | str | Path) -> Encoded:
+    def encode(self, video: VideoClips | str | Path, progress: Callable[[float | None], None] | None = None) -> Encoded:
         """Features of one video, in memory that does not grow with its length (its features apart).
+
+        Args:
+            video: not read yet.
+            progress: is told the share in [0, 1] that is done, or ``None`` where that is not known, after every batch.
 
         Raises:
             VideoError: it can't be read; names the file.
         """
         source = video if isinstance(video, VideoClips) else self.clips(video)
-        rows = [self.encode_batch(batch) for batch in source]
+        rows = []
+        for batch in source:
+            rows.append(self.encode_batch(batch))
+            if progress is not None:
+                progress(source.done)
         return self.encoded(rows, source)
 
     @torch.inference_mode()

@@ -37,6 +37,8 @@ class VideoClips:
     times: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     duration: float = 0.0
     problems: tuple[str, ...] = ()
+    done: float | None = None
+    """Share in [0, 1] that has been read, as far as the file says how long it is."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """uint8 [B, F, H, W, 3]. Raises :class:`VideoError` as :class:`vpgfast.video.Video`."""
@@ -46,6 +48,8 @@ class VideoClips:
         def pixels() -> Iterator[np.ndarray]:
             for chunk in video.frames(self.sampling.fps, self.picture, offset=self.sampling.offset):
                 times.append(chunk.times)
+                if video.stated_duration:
+                    self.done = min(1.0, float(chunk.times[-1]) / video.stated_duration)
                 yield chunk.pixels
 
         yield from clips(pixels(), self.sampling, self.batch)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vpgfast.command import command
 from vpgfast.errors import ConfigError
-from vpgfast.ground.command import add_page
+from vpgfast.page.options import add_page, check_page
 
 
 @command
@@ -41,9 +41,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--submission", type=Path, help="JSON lines as QVHighlights' submissions have them, to be scored by --truth"
     )
-    add_page(parser)
-    parser.add_argument("--videos", type=Path, help="with --page: folder of the videos, named as the features are")
     parser.add_argument("--truth", type=Path, help="the annotation file that they answer, highlight_val_release.jsonl")
+    add_page(parser)
+    parser.add_argument(
+        "--page-videos", type=Path, metavar="FOLDER", help="with --page: where the videos are, named as in the corpus"
+    )
     arguments, settings = parser.parse_known_args(argv)
     if arguments.submission is not None or arguments.truth is not None:
         for name in ("submission", "truth"):
@@ -58,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if arguments.checkpoint is None:
         parser.error("give a checkpoint, or --submission and --truth")
+    check_page(arguments)
 
     from vpgfast.evaluate.run import run  # and torch with it, which --help does without
 

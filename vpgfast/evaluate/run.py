@@ -60,6 +60,6 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     mark_forward_methods(module, config.method)
     evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
     if fabric.global_rank == 0:
-        if arguments.page is not None:
-            write_gallery(evaluation, config, corpus.name, arguments)
         report(evaluation, config, corpus, arguments.split, time.monotonic() - start, output)
+        if arguments.page is not None:
+            write_gallery(arguments, evaluation, config, f"{config.method} on {corpus.name}, {arguments.split}")

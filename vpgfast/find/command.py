@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpgfast.command import command, open_log
 from vpgfast.errors import UserError
-from vpgfast.ground.command import add_page
+from vpgfast.page.options import add_page, check_page
 
 NOTHING_FITS = 1
 """Exit code when no moment fits."""
@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-order", action="store_true", help="take each sentence by itself, in any order")
     parser.add_argument("--json", action="store_true", help="print JSON, with the keys that docs/find.md lists")
     parser.add_argument("--clips", type=Path, metavar="DIR", help="cut the moments out of the videos, into this folder")
-    add_page(parser)
     parser.add_argument("--stream", type=int, help="number of the stream in every file (default: the moving picture)")
+    add_page(parser)
     return parser
 
 
@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
     if not 0 < arguments.false_alarms < 1:
         raise UserError(f"--false-alarms must be between 0 and 1, got {arguments.false_alarms:g}")
+    check_page(arguments)
     videos, sentences = split_words(arguments.words)
 
     from vpgfast.find.run import run  # and torch with it, which --help does without

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from vpgfast.data.types import Batch, Paragraph
-from vpgfast.encoders.base import Encoder
 from vpgfast.find.unrelated import UNRELATED
 from vpgfast.models.configs.similarity import SimilarityConfig
-from vpgfast.models.similarity import Similarity
+from vpgfast.models.similarity import Similarity, TextTower
 from vpgfast.untrained import NO_WORDS
 
 
@@ -42,6 +41,7 @@ class Moment:
         contrast: ``score`` less the mean outside of the moment; 0 for the whole video.
         chance: share of unrelated sentences that score as much somewhere in this video.
         fits: whether that share is at most the false alarms that were allowed, and the score above 0.
+        curve: float64 [T], how well each of the video's T clips fits the sentence.
     """
 
     video: str
@@ -54,6 +54,7 @@ class Moment:
     contrast: float
     chance: float
     fits: bool
+    curve: np.ndarray = field(compare=False, repr=False)
 
     def as_dict(self, sentences: Sequence[str]) -> dict[str, Any]:
         """As ``--json`` prints it."""
@@ -70,6 +71,13 @@ class Moment:
         }
 
 
+class Reader(TextTower, Protocol):
+    """What reads sentences into the space of the clips: an encoder with a text tower."""
+
+    dim: int
+    device: torch.device
+
+
 class Asked:
     """What is asked of every video.
 
@@ -80,28 +88,39 @@ class Asked:
         false_alarms: share of unrelated sentences that may be taken for fitting.
     """
 
-    def __init__(self, encoder: Encoder, sentences: Sequence[str], in_order: bool, false_alarms: float) -> None:
+    def __init__(self, encoder: Reader, sentences: Sequence[str], in_order: bool, false_alarms: float) -> None:
         self.sentences, self.in_order, self.false_alarms = tuple(sentences), in_order, false_alarms
         self.ordered = self._model(encoder, "paragraph")
         self.single = self._model(encoder, "none")
 
     @staticmethod
-    def _model(encoder: Encoder, order: Any) -> Similarity:
+    def _model(encoder: Reader, order: Any) -> Similarity:
         model = Similarity(SimilarityConfig(order=order), encoder.dim, NO_WORDS).to(encoder.device).eval()
         model.tower = encoder
         return model
 
 
 @torch.inference_mode()
-def ask(asked: Asked, name: str, path: Path, video: Seen, top: int) -> list[Moment]:
-    """The best moments of each sentence in a video: ``top`` of one sentence, one each of a paragraph in order."""
+def unrelated_scores(asked: Asked, name: str, video: Seen) -> np.ndarray:
+    """What each unrelated sentence scores at its best moment in a video; it depends on the encoder and the video."""
+    return _best_scores(asked.single, _batch(name, video, UNRELATED).to(asked.single.place.device))
+
+
+@torch.inference_mode()
+def ask(asked: Asked, name: str, path: Path, video: Seen, top: int, chance: np.ndarray | None = None) -> list[Moment]:
+    """The best moments of each sentence in a video: ``top`` of one sentence, one each of a paragraph in order.
+
+    Args:
+        chance: of :func:`unrelated_scores`, where the video has been asked before.
+    """
     device = asked.single.place.device
     batch = _batch(name, video, asked.sentences).to(device)
     model = asked.ordered if asked.in_order else asked.single
     curves = model.curves(batch)
     prediction = model.rank(curves, batch, 1 if asked.in_order else top)
     rows = curves[0].double().cpu().numpy()
-    chance = _best_scores(asked.single, _batch(name, video, UNRELATED).to(device))
+    if chance is None:
+        chance = unrelated_scores(asked, name, video)
     moments = []
     for m in range(len(asked.sentences)):
         ranked = zip(prediction.spans[0, m].tolist(), prediction.scores[0, m].tolist(), strict=True)
@@ -111,7 +130,8 @@ def ask(asked: Asked, name: str, path: Path, video: Seen, top: int) -> list[Mome
             inside, outside = _means(rows[m], span, video.duration)
             share = float((chance >= inside).mean())
             fits = share <= asked.false_alarms and inside > 0
-            moments.append(Moment(name, path, m, place, span[0], span[1], inside, inside - outside, share, fits))
+            numbers = (span[0], span[1], inside, inside - outside, share)
+            moments.append(Moment(name, path, m, place, *numbers, fits, rows[m]))
     return moments
 
 

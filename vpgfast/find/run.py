@@ -18,6 +18,8 @@ from vpgfast.encoders.base import Encoder, load_encoder
 from vpgfast.errors import UserError, VideoError
 from vpgfast.find.clips import cut, is_exact
 from vpgfast.find.moments import Asked, Moment, ask, best
+from vpgfast.page.results import find_content
+from vpgfast.page.write import write_page
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +64,10 @@ def run(arguments: argparse.Namespace, videos: Sequence[Path], sentences: Sequen
         durations[name] = video.duration
         moments += ask(asked, name, path, video, arguments.top)
     shown = _best(moments, arguments, in_order)
-    if arguments.page is not None:
-        from vpgfast.page import write_page
-        from vpgfast.page.content import of_moments
-
-        title = sentences[0] if len(sentences) == 1 else f"{len(sentences)} sentences"
-        write_page(arguments.page, of_moments(shown, sentences, durations), title, arguments.page_embed)
     clips = _cut(shown, arguments.clips) if arguments.clips else {}
+    if arguments.page is not None:
+        content = find_content(shown, sentences, durations, encoder.identity().spec)
+        write_page(arguments.page, content, arguments.page_embed)
     _print(shown, clips, arguments, encoder, sentences, len(files), failed)
     return any(moment.fits for moment in shown)
 
@@ -145,3 +144,5 @@ def _print(
         if rank in clips:
             target, early = clips[rank]
             print(f"      {target}" + ("" if is_exact(early) else f", begins {early:.1f} s early (at a key frame)"))
+    if arguments.page is not None:
+        print(f"page: {arguments.page}")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpgfast.command import command
+from vpgfast.page.options import add_page, check_page
 
 HOW_PARAGRAPHS_ARE_CUT = (
     "of several lines has one sentence a line. A single line is cut after . ! ? and ... that a space or the end "
@@ -30,14 +31,6 @@ def add_query(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
         help="text file (UTF-8) with the sentences to look for, in order; - reads standard input; see below",
     )
     return query
-
-
-def add_page(parser: argparse.ArgumentParser) -> None:
-    """Give a command the ways to ask for a page."""
-    parser.add_argument(
-        "--page", type=Path, metavar="HTML", help="also write a page on which one looks at the answers beside the video"
-    )
-    parser.add_argument("--page-embed", action="store_true", help="put the video into the page, to be sent around")
 
 
 @command
@@ -73,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_page(parser)
     arguments, settings = parser.parse_known_args(argv)
+    check_page(arguments)
 
     from vpgfast.ground.run import run  # and torch with it, which --help does without
 

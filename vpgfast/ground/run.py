@@ -39,10 +39,11 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     checkpoint: Path = arguments.checkpoint
     beside = Path() if is_untrained(checkpoint) else checkpoint if checkpoint.is_dir() else checkpoint.parent
     if arguments.page is not None:
-        from vpgfast.page import write_page
-        from vpgfast.page.content import of_grounding
+        from vpgfast.page.results import ground_content
+        from vpgfast.page.write import write_page
 
-        write_page(arguments.page, [of_grounding(found, video.path)], found.video, arguments.page_embed)
+        content = ground_content(found, found.video, video.path, model.method)
+        write_page(arguments.page, content, arguments.page_embed)
     output = found.save(arguments.output or beside / f"ground-{video.name}")
     print(found)
     print(f"written to {output}: grounding.txt, grounding.json, grounding.png")

@@ -1,6 +1,7 @@
-"""The page on which one looks at answers: one HTML file that needs nothing else, with the video beside it."""
+"""A page that shows moments beside the video: one HTML file that needs no network.
 
-from vpgfast.page.content import Lane, Shown
-from vpgfast.page.write import write_page
+    content = Content("holiday", [Video("holiday", 20.0, lanes, path=Path("holiday.mp4"))])  # vpgfast.page.content
+    write_page(Path("moments.html"), content)  # vpgfast.page.write
 
-__all__ = ["Lane", "Shown", "write_page"]
+The same page is what :mod:`vpgfast.serve` serves. Nothing is imported here, so that command lines stay light.
+"""

@@ -1,102 +1,154 @@
-"""What a page shows: videos, each with a lane for every sentence."""
+"""What a page shows: videos, a lane for every sentence, spans."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vpgfast.files import readable
+from vpgfast.page.media import Media, media_of
+from vpgfast.video.source import printable
 
-if TYPE_CHECKING:
-    from vpgfast.data.types import Paragraph
-    from vpgfast.find.moments import Moment
-    from vpgfast.ground.grounding import Grounding
+MOST_POINTS = 1000
+"""Of a curve: more than a screen shows."""
 
 
-@dataclass
-class Lane:
-    """A sentence over a video's time.
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a video.
 
     Attributes:
-        sentence: the text.
-        spans: (start, end, score) of each, seconds, best first.
-        curve: how well each of T clips of equal length fits, where that is known.
-        truth: (start, end) of the true moments, where they are known.
-        note: what else is to be said of it.
+        start, end: seconds.
+        score: on the method's own scale, where it has one.
+        iou: with the true span, where that is known.
+        fits: ``False`` for what is shown although it does not fit.
+    """
+
+    start: float
+    end: float
+    score: float | None = None
+    iou: float | None = None
+    fits: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"start": round(self.start, 3), "end": round(self.end, 3), "fits": self.fits}
+        for name in ("score", "iou"):
+            value = getattr(self, name)
+            if value is not None and math.isfinite(value):
+                about[name] = float(f"{value:.6g}")
+        return about
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A sentence in a video.
+
+    Attributes:
+        sentence: as it was asked.
+        spans: the best first.
+        curve: float [T], how well each of T clips of equal length fits, of a method that has that.
+        truth: where it really happens, as far as known.
     """
 
     sentence: str
-    spans: Sequence[tuple[float, float, float]]
-    curve: Sequence[float] | None = None
-    truth: Sequence[tuple[float, float]] = ()
-    note: str = ""
+    spans: Sequence[Span] = ()
+    curve: np.ndarray | None = None
+    truth: Sequence[Span] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As the page's script reads it."""
+    def as_dict(self) -> dict[str, Any]:
         return {
-            "sentence": readable(self.sentence),
-            "spans": [[round(start, 3), round(end, 3), round(score, 5)] for start, end, score in self.spans],
-            "curve": None if self.curve is None else [round(float(value), 4) for value in self.curve],
-            "truth": [[round(float(start), 3), round(float(end), 3)] for start, end in self.truth],
-            "note": self.note,
+            "sentence": printable_text(self.sentence),
+            "spans": [span.as_dict() for span in self.spans],
+            "truth": [{"start": round(span.start, 3), "end": round(span.end, 3)} for span in self.truth],
+            "curve": None if self.curve is None else _thinned(self.curve),
         }
 
 
-@dataclass
-class Shown:
-    """A video on a page.
+@dataclass(frozen=True)
+class Video:
+    """A video with its sentences.
 
     Attributes:
-        name: what it is called.
+        name: as people know it.
         duration: seconds.
-        lanes: of its sentences.
-        path: its file; without, there is a time line and nothing that plays.
+        lanes: one a sentence.
+        path: the file; ``None`` where only its features are known.
+        score: how well all of it fits, where it was searched for.
+        missing: why there is nothing to play or no span, in words.
     """
 
     name: str
     duration: float
-    lanes: list[Lane] = field(default_factory=list)
+    lanes: Sequence[Lane]
     path: Path | None = None
+    score: float | None = None
+    missing: str = ""
+
+    def as_dict(self, source: str | None, media: Media | None = None) -> dict[str, Any]:
+        """As the page reads it.
+
+        Args:
+            source: where the page finds the video; ``None``: nowhere, or inside.
+            media: what is known of the file; ``None``: it is looked at.
+        """
+        about: dict[str, Any] = {
+            "name": printable_text(self.name),
+            "file": printable(Path(self.path.name)) if self.path is not None else printable_text(self.name),
+            "duration": max(self.duration, 0.001),
+            "score": self.score if self.score is not None and math.isfinite(self.score) else None,
+            "missing": self.missing,
+            "unplayable": "",
+            "lanes": [lane.as_dict() for lane in self.lanes],
+            "src": source,
+        }
+        if self.path is not None and (media is not None or self.path.is_file()):
+            media = media or media_of(self.path)
+            about |= {"rate": media.rate, "type": media.type, "begins": media.begins, "unplayable": media.problem}
+        elif not self.missing:
+            if self.path is None:
+                reason = "its file is not known"
+            elif self.path.is_dir():
+                reason = f"{printable(self.path)} is a folder of pictures"
+            else:
+                reason = f"{printable(self.path)} is not there"
+            about["missing"] = f"This video can't be played here: {reason}."
+        return about
 
 
-def of_grounding(found: Grounding, path: Path | None) -> Shown:
-    """The answer about one video."""
-    lanes = []
-    for one in (found[m] for m in range(len(found))):
-        triples = [(float(start), float(end), float(s)) for (start, end), s in zip(one.spans, one.scores, strict=True)]
-        lanes.append(Lane(one.sentence, triples, None if one.curve is None else one.curve.tolist()))
-    return Shown(found.video, found.duration, lanes, path)
+@dataclass(frozen=True)
+class Content:
+    """A page.
+
+    Attributes:
+        title: on top.
+        videos: in the order of the page.
+        about: a line below the title.
+        status: a line about all that was found, such as "nothing fits".
+    """
+
+    title: str
+    videos: Sequence[Video] = field(default_factory=tuple)
+    about: str = ""
+    status: str = ""
+
+    def as_dict(self, videos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        texts = {name: printable_text(getattr(self, name)) for name in ("title", "about", "status")}
+        return {**texts, "videos": list(videos)}
 
 
-def of_moments(moments: Iterable[Moment], sentences: Sequence[str], durations: dict[str, float]) -> list[Shown]:
-    """What ``find`` found, the best video first; a lane for each sentence that has a moment there."""
-    videos: dict[str, Shown] = {}
-    lanes: dict[tuple[str, int], Lane] = {}
-    for moment in moments:
-        shown = videos.setdefault(moment.video, Shown(moment.video, durations[moment.video], [], moment.path))
-        if (moment.video, moment.sentence) not in lanes:
-            lane = lanes[moment.video, moment.sentence] = Lane(sentences[moment.sentence], [])
-            lane.note = "" if moment.fits else "fits no better than sentences about something else"
-            shown.lanes.append(lane)
-        lane = lanes[moment.video, moment.sentence]
-        lane.spans = [*lane.spans, (moment.start, moment.end, moment.score)]
-    return list(videos.values())
+def printable_text(text: str) -> str:
+    """Text that can be stored as UTF-8: bytes of a file's name that are no text are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def of_split(
-    paragraphs: Sequence[Paragraph], ranked: Sequence[np.ndarray], scores: Sequence[np.ndarray]
-) -> list[Shown]:
-    """Predicted and true spans of videos, items of one video together."""
-    videos: dict[str, Shown] = {}
-    for paragraph, spans, values in zip(paragraphs, ranked, scores, strict=True):
-        shown = videos.setdefault(paragraph.video_id, Shown(paragraph.video_id, paragraph.duration))
-        truths = paragraph.true_spans or [np.empty((0, 2))] * len(paragraph.sentences)
-        for sentence, rows, row_scores, truth in zip(paragraph.sentences, spans, values, truths, strict=True):
-            there = np.isfinite(row_scores)
-            triples = [tuple(map(float, row)) for row in np.column_stack((rows, row_scores))[there]]
-            shown.lanes.append(Lane(sentence, triples, truth=[(float(a), float(b)) for a, b in truth]))  # type: ignore[arg-type]
-    return list(videos.values())
+def _thinned(curve: np.ndarray) -> list[float] | None:
+    """At most :data:`MOST_POINTS` points, each the highest of its share, so that no peak is lost."""
+    curve = np.nan_to_num(np.asarray(curve, np.float64), posinf=0.0, neginf=0.0)
+    if len(curve) == 0:
+        return None
+    edges = np.linspace(0, len(curve), min(len(curve), MOST_POINTS) + 1).astype(int)[:-1]
+    return [float(f"{value:.5g}") for value in np.maximum.reduceat(curve, edges)]

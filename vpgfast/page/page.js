@@ -1,267 +1,278 @@
-"use strict";
-// One page for files and for the server: `data.videos` is what is shown, `data.serve` whether there is someone to ask.
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const player = $("player"), query = $("query"), answers = $("answers");
-let videos = data.videos, current = 0, playing = null; // playing: {start, end} of the span that is playing
-let filtered = "";
+// The page: a lane of spans for every sentence of every video, and the keys and buttons that step through them.
 
-const clock = (seconds) => {
-  const tenths = Math.round(seconds * 10);
-  const pad = (n) => String(n).padStart(2, "0");
-  return `${Math.floor(tenths / 36000)}:${pad(Math.floor(tenths / 600) % 60)}:${pad(Math.floor(tenths / 10) % 60)}.${tenths % 10}`;
-};
-const element = (tag, attributes = {}, ...children) => {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "class") made.className = value;
-    else if (name === "dataset") Object.assign(made.dataset, value);
-    else if (name === "style") Object.assign(made.style, value);
-    else made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-};
-const say = (text) => { $("status").textContent = text; };
+let content = { title: "", about: "", videos: [] };
+let current = null; // the span that is chosen: {video, lane, start, end, button, bar, ...}
+const found = document.getElementById("found");
+const words = () => document.getElementById("words");
 
-// --- playing
+/** An element with attributes, properties and children; text is never read as HTML. */
+function make(tag, attributes = {}, ...children) {
+  const svg = ["svg", "path"].includes(tag);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
 
-// A timer as well as frames: frames stop coming where the page is not seen.
-let timer = 0;
-const stopped = (at) => {
-  if (!playing) return;
-  const { end } = playing;
-  playing = null;
-  clearTimeout(timer);
-  player.pause();
-  if (Math.abs(at - end) > 0.04) player.currentTime = Math.min(end, player.duration || end);
-};
-const watch = () => {
-  showTime();
-  if (playing && !player.paused) {
-    if (player.currentTime >= playing.end - 0.5 / 60) stopped(player.currentTime);
-    else requestAnimationFrame(watch);
-  }
-};
-const arm = () => {
-  clearTimeout(timer);
-  if (!playing) return;
-  const left = (playing.end - player.currentTime) / player.playbackRate;
-  timer = setTimeout(() => {
-    if (!playing || player.paused) return;
-    if (player.currentTime >= playing.end - 0.02) stopped(player.currentTime);
-    else arm();
-  }, Math.max(5, left * 1000));
-};
-const play = async (start, end) => {
-  playing = null;
-  player.pause();
-  if (!videos[current] || !videos[current].src) return;
-  player.currentTime = start;
-  playing = { start, end };
-  try { await player.play(); } catch (error) {
-    if (error.name !== "AbortError") { playing = null; say(`The video does not play: ${error.message}`); }
-  }
-};
-player.addEventListener("playing", () => { requestAnimationFrame(watch); arm(); });
-player.addEventListener("ratechange", arm);
-player.addEventListener("timeupdate", watch);
-player.addEventListener("ended", () => { playing = null; });
-player.addEventListener("seeking", () => {
-  // Whoever seeks by hand wants to see what is there, not to be stopped.
-  if (playing && (player.currentTime < playing.start - 0.2 || player.currentTime > playing.end + 0.2)) playing = null;
-  showTime();
-});
-player.addEventListener("error", () => {
-  if (player.getAttribute("src")) say("The browser can't play this video; its file may have moved.");
-});
-const showTime = () => {
-  $("now").textContent = clock(player.currentTime || 0);
-  const share = 100 * (player.currentTime || 0) / videos[current].duration;
-  for (const head of document.querySelectorAll(".head")) head.style.left = `${Math.min(100, share)}%`;
-};
+/** Show other content: what the page was written with, or what the server has answered. */
+function render(next) {
+  content = next;
+  current = null;
+  document.getElementById("about").textContent = content.about;
+  found.replaceChildren(...content.videos.map(videoCard));
+  const some = content.videos.some((video) => video.lanes.some((lane) => lane.spans.length + lane.truth.length));
+  for (const id of ["controls", "now"]) document.getElementById(id).hidden = !some;
+  document.getElementById("downloads").hidden = content.videos.length === 0;
+  shown = content.videos.find((video) => video.src && video.src === shown?.src) ?? shown; // it may be playing
+  if (content.videos.length) {
+    const first = spansOf(lanes()[0])[0];
+    if (first && player.paused) select(first);
+    else if (first) mark(first);
+    else show(content.videos[0]);
+  } else if (!shown) player.hidden = true;
+}
 
-// --- showing
+function videoCard(video) {
+  const rows = video.lanes.map((lane, number) => laneRow(video, lane, video.lanes.length > 1 ? number + 1 : null));
+  video.card = make(
+    "article",
+    { class: "video", "aria-label": video.name },
+    make(
+      "header",
+      {},
+      make("h2", {}, video.name),
+      make("span", { class: "faint numbers" }, clock(video.duration)),
+      video.score === null ? null : make("span", { class: "faint numbers" }, `score ${video.score.toPrecision(3)}`),
+    ),
+    video.missing ? make("p", { class: "without" }, video.missing) : null,
+    make("ol", { class: "lanes" }, ...rows),
+    axis(video.duration),
+  );
+  return video.card;
+}
 
-const shown = (video) => { // its lanes that the filter leaves, with their places
-  const lanes = video.lanes.map((lane, place) => [lane, place]);
-  const named = video.name.toLowerCase().includes(filtered);
-  return named ? lanes : lanes.filter(([lane]) => lane.sentence.toLowerCase().includes(filtered));
-};
-const bar = (start, end, kind, duration) => element("div", { class: `bar ${kind}`, style: {
-  left: `${100 * start / duration}%`, width: `${100 * (end - start) / duration}%` } });
-const curveOf = (values) => {
-  const low = Math.min(...values), range = Math.max(...values) - low || 1;
-  const points = values.map((value, i) => `${i + 0.5},${100 - 96 * (value - low) / range}`);
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", `0 0 ${values.length} 100`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const area = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
-  area.setAttribute("points", `0,100 ${points.join(" ")} ${values.length},100`);
-  svg.append(area);
-  return svg;
-};
-const laneOf = (lane, place, video) => {
-  const time = element("div", { class: "time" });
-  if (lane.curve && lane.curve.length > 1) time.append(curveOf(lane.curve));
-  const bars = lane.spans.map(([start, end], rank) => bar(start, end, rank ? "other" : "first", video.duration));
-  time.append(...bars.slice().reverse(), ...lane.truth.map(([start, end]) => bar(start, end, "truth", video.duration)));
-  time.append(element("div", { class: "head" }));
-  time.addEventListener("click", (event) => {
-    const box = time.getBoundingClientRect();
-    const at = video.duration * (event.clientX - box.left) / box.width;
-    const hit = lane.spans.findIndex(([start, end]) => start <= at && at <= end);
-    if (hit >= 0) choose(buttons[hit], true);
-    else if (video.src) { playing = null; player.currentTime = at; }
-  });
-  const buttons = lane.spans.map(([start, end, score], rank) => {
-    const text = `${clock(start)} – ${clock(end)}`;
-    const button = element("button", { type: "button", "aria-pressed": "false", dataset: { lane: place, rank },
-      "aria-label": `moment ${rank + 1} of “${lane.sentence}”: ${text}, score ${score}` },
-      `${rank + 1}. ${text}`, element("span", { class: "score" }, String(Number(score.toPrecision(3)))));
-    button.addEventListener("click", () => choose(button, true));
-    return button;
-  });
-  const ranks = element("ol", { class: "ranks" }, ...buttons.map((button) => element("li", {}, button)));
-  const body = [element("h3", { dir: "auto" }, lane.sentence)];
-  if (lane.note) body.push(element("p", { class: "note" }, lane.note));
-  body.push(time, buttons.length ? ranks : element("p", { class: "meta" }, "no moment"));
-  if (lane.truth.length) {
-    const true_ = lane.truth.map(([start, end]) => `${clock(start)} – ${clock(end)}`).join(", ");
-    body.push(element("p", { class: "meta" }, element("span", { class: "key truth" }), `true: ${true_}`));
-  }
-  return element("article", { class: "lane", dataset: { lane: place } }, ...body);
-};
-const spanButtons = () => [...document.querySelectorAll(".ranks button")];
-const choose = (button, plays) => {
-  for (const other of spanButtons()) other.setAttribute("aria-pressed", "false");
-  for (const other of document.querySelectorAll(".bar.chosen")) other.classList.remove("chosen");
-  button.setAttribute("aria-pressed", "true");
-  button.focus({ preventScroll: true });
-  button.closest(".lane").scrollIntoView({ block: "nearest" });
-  const [start, end] = videos[current].lanes[button.dataset.lane].spans[button.dataset.rank];
-  const bars = [...button.closest(".lane").querySelectorAll(".bar:not(.truth)")].reverse();
-  bars[button.dataset.rank].classList.add("chosen");
-  if (plays) play(start, end);
-};
-const open = (place) => {
-  current = place;
-  playing = null;
-  const video = videos[place];
-  $("name").textContent = video.name;
-  $("whole").textContent = clock(video.duration);
-  player.hidden = !video.src;
-  $("problem").hidden = !!video.src;
-  $("problem").textContent = video.problem;
-  if (video.src) { if (player.getAttribute("src") !== video.src) player.src = video.src; } else player.removeAttribute("src");
-  player.setAttribute("aria-label", `video ${video.name}`);
-  const lanes = shown(video).map(([lane, at]) => laneOf(lane, at, video));
-  answers.replaceChildren(...lanes.length ? lanes : [element("p", { class: "meta" }, data.serve ? "" : "no sentence")]);
-  showVideos();
-  showTime();
-};
-const showVideos = () => {
-  const nav = $("videos");
-  const several = videos.length > 1;
-  nav.hidden = !several;
-  if (!several) return;
-  nav.replaceChildren(...videos.map((video, place) => {
-    const button = element("button", { type: "button", "aria-current": String(place === current) }, video.name);
-    button.hidden = filtered !== "" && !data.serve && !shown(video).length;
-    button.addEventListener("click", () => open(place));
-    return button;
-  }));
-};
-
-// --- keys
-
-const step = (by, lanes) => {
-  const buttons = spanButtons();
-  if (!buttons.length) return;
-  const pressed = buttons.findIndex((button) => button.getAttribute("aria-pressed") === "true");
-  if (pressed < 0) return choose(buttons[0], false);
-  if (!lanes) return choose(buttons[Math.max(0, Math.min(buttons.length - 1, pressed + by))], false);
-  const firsts = buttons.filter((button) => button.dataset.rank === "0");
-  const here = firsts.findIndex((button) => button.dataset.lane === buttons[pressed].dataset.lane);
-  return choose(firsts[Math.max(0, Math.min(firsts.length - 1, here + by))], false);
-};
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const writing = event.target === query;
-  if (event.key === "Escape") { playing = null; player.pause(); if (writing) query.blur(); return; }
-  if (writing || event.target === player) return;
-  const steps = { ArrowRight: [1, false], ArrowLeft: [-1, false], ArrowDown: [1, true], ArrowUp: [-1, true] };
-  if (event.key === "/") { event.preventDefault(); query.focus(); query.select(); }
-  else if (event.key in steps) { event.preventDefault(); step(...steps[event.key]); }
-});
-
-// --- downloads
-
-const stamp = (seconds, separator) => {
-  const ms = Math.round(seconds * 1000), pad = (n, width = 2) => String(n).padStart(width, "0");
-  return `${pad(Math.floor(ms / 3600000))}:${pad(Math.floor(ms / 60000) % 60)}:${pad(Math.floor(ms / 1000) % 60)}${separator}${pad(ms % 1000, 3)}`;
-};
-const frames = (seconds, fps) => { // non-drop time code
-  const whole = Math.round(fps), count = Math.round(seconds * fps), pad = (n) => String(n).padStart(2, "0");
-  const s = Math.floor(count / whole);
-  return `${pad(Math.floor(s / 3600))}:${pad(Math.floor(s / 60) % 60)}:${pad(s % 60)}:${pad(count % whole)}`;
-};
-const best = (video) => video.lanes.filter((lane) => lane.spans.length)
-  .map((lane) => [lane.sentence, ...lane.spans[0]]).sort((a, b) => a[1] - b[1]);
-const makers = {
-  json: () => JSON.stringify({ videos: videos.map((video) => ({ video: video.name, file: video.file, duration: video.duration,
-    sentences: video.lanes.map((lane) => ({ sentence: lane.sentence, true: lane.truth,
-      spans: lane.spans.map(([start, end, score]) => ({ start, end, score })), curve: lane.curve })) })) }, null, 2),
-  csv: () => {
-    const cell = (value) => /[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
-    // What a spreadsheet would take for a formula is text here.
-    const text = (value) => cell(/^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
-    const rows = videos.flatMap((video) => video.lanes.flatMap((lane) => lane.spans.map(([start, end, score], rank) =>
-      [text(video.name), text(lane.sentence), rank + 1, start, end, score].join(","))));
-    return ["video,sentence,rank,start,end,score", ...rows].join("\r\n") + "\r\n";
-  },
-  srt: () => best(videos[current]).map(([sentence, start, end], i) =>
-    `${i + 1}\n${stamp(start, ",")} --> ${stamp(end, ",")}\n${sentence}\n`).join("\n"),
-  edl: () => {
-    const { fps, name, file } = videos[current];
-    let at = 3600;
-    const lines = best(videos[current]).flatMap(([sentence, start, end], i) => {
-      const [from, to] = [at, at += end - start];
-      const codes = [start, end, from, to].map((seconds) => frames(seconds, fps)).join(" ");
-      return [`${String(i + 1).padStart(3, "0")}  AX       V     C        ${codes}`,
-        `* FROM CLIP NAME: ${file || name}`, `* COMMENT: ${sentence}`];
+function laneRow(video, lane, number) {
+  const spans = [
+    ...lane.truth.map((span) => ({ ...span, kind: "true" })),
+    ...lane.spans.map((span, place) => ({ ...span, kind: "found", rank: place + 1 })),
+  ].map((span) => Object.assign(span, { video, lane }));
+  const heights = rowsOf(spans);
+  const track = make("div", { class: "track" }, lane.curve ? curve(lane.curve) : null);
+  const height = 9 + 15 * (Math.max(...heights, lane.curve ? 1 : 0) + 1);
+  track.style.height = `${height}px`;
+  spans.forEach((span, place) => {
+    span.bar = make("div", { class: `bar ${kindOf(span)}` });
+    span.bar.style.left = `${(100 * span.start) / video.duration}%`;
+    span.bar.style.width = `${(100 * (span.end - span.start)) / video.duration}%`;
+    span.bar.style.bottom = `${5 + 15 * (Math.max(...heights) - heights[place])}px`;
+    span.bar.addEventListener("click", (event) => {
+      event.stopPropagation();
+      choose(span);
     });
-    return [`TITLE: ${name}`, "FCM: NON-DROP FRAME", "", ...lines, ""].join("\n");
-  },
-};
-for (const button of document.querySelectorAll("[data-download]")) {
-  button.addEventListener("click", () => {
-    const kind = button.dataset.download;
-    const whole = kind === "json" || kind === "csv";
-    if (!videos[current]) return;
-    const name = (whole && videos.length > 1 ? "moments" : videos[current].name).replace(/[^\p{L}\p{N}._-]+/gu, "_");
-    const address = URL.createObjectURL(new Blob([makers[kind]()], { type: "text/plain" }));
-    const link = element("a", { href: address, download: `${name}.${kind}` });
-    document.body.append(link);
-    link.click();
-    link.remove();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
+    track.append(span.bar);
+    span.button = spanButton(span);
+  });
+  const playhead = make("div", { class: "playhead", hidden: "" });
+  track.append(playhead);
+  track.addEventListener("click", (event) => {
+    const box = track.getBoundingClientRect();
+    seek(video, (video.duration * (event.clientX - box.left)) / box.width);
+  });
+  const row = make(
+    "li",
+    { class: "lane" },
+    make("p", { class: "sentence" }, number === null ? null : make("b", {}, `${number}.`), lane.sentence),
+    track,
+    spans.length ? make("div", { class: "spans" }, ...spans.map((span) => span.button)) : make("p", { class: "none" }, "no span"),
+  );
+  lane.playhead = playhead;
+  lane.row = row;
+  row.spans = spans;
+  return row;
+}
+
+function kindOf(span) {
+  if (span.kind === "true") return "true";
+  return span.fits ? (span.rank === 1 ? "best" : "") : "unfit";
+}
+
+function spanButton(span) {
+  const label = span.kind === "true" ? "true" : String(span.rank);
+  const button = make(
+    "button",
+    { type: "button", class: `span ${kindOf(span)}`, tabindex: "-1" },
+    make("span", { class: "rank" }, label),
+    make("span", {}, `${clock(span.start)} – ${clock(span.end)}`),
+    measure(span) ? make("span", { class: "score" }, measure(span)) : null,
+  );
+  button.addEventListener("click", () => choose(span));
+  return button;
+}
+
+/** What is said of a span's worth. */
+function measure(span) {
+  const parts = [];
+  if (typeof span.score === "number") parts.push(span.score.toPrecision(3));
+  if (typeof span.iou === "number") parts.push(`IoU ${span.iou.toFixed(2)}`);
+  if (span.fits === false) parts.push("does not fit");
+  return parts.join(", ");
+}
+
+/** In which row each span is drawn, so that none lies on another; those of the truth come first. */
+function rowsOf(spans) {
+  const rows = [];
+  return spans.map((span) => {
+    let row = rows.findIndex((others) => others.every((other) => other.kind === span.kind && (other.end <= span.start || span.end <= other.start)));
+    if (row < 0) row = rows.push([]) - 1;
+    rows[row].push(span);
+    return row;
   });
 }
 
-// --- look
+function curve(values) {
+  const low = Math.min(...values);
+  const range = Math.max(...values) - low || 1;
+  const points = values.map((value, place) => `${(place + 0.5).toFixed(1)} ${(96 - (90 * (value - low)) / range).toFixed(1)}`);
+  const [first, last] = [points[0].split(" ")[1], points.at(-1).split(" ")[1]];
+  const edge = `M0 ${first} L${points.join(" L")} L${values.length} ${last}`;
+  return make(
+    "svg",
+    { class: "curve", viewBox: `0 0 ${values.length} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    make("path", { class: "area", d: `${edge} V100 H0 Z` }),
+    make("path", { class: "edge", d: edge }),
+  );
+}
+
+function axis(duration) {
+  const marks = 4;
+  const line = make("div", { class: "axis", "aria-hidden": "true" });
+  for (let mark = 0; mark <= marks; mark++) {
+    const label = make("span", {}, clock((duration * mark) / marks));
+    label.style.left = `${(100 * mark) / marks}%`;
+    line.append(label);
+  }
+  return line;
+}
+
+let withPlayheads = null; // the video whose lanes show where the player is
+
+function movePlayheads() {
+  if (withPlayheads !== shown) for (const lane of withPlayheads?.lanes ?? []) lane.playhead.hidden = true;
+  withPlayheads = shown;
+  for (const lane of shown?.lanes ?? []) {
+    lane.playhead.hidden = false;
+    lane.playhead.style.left = `${(100 * position()) / shown.duration}%`;
+  }
+}
+
+// Choosing a span: with the keys or the pointer; the chosen one is what Enter plays.
+
+const lanes = () => [...document.querySelectorAll(".lane:not([hidden])")].filter((row) => row.spans.length && !row.closest("[hidden]"));
+const spansOf = (row) => (row ? row.spans : []);
+
+function mark(span) {
+  if (current) {
+    current.button.removeAttribute("aria-current");
+    current.button.tabIndex = -1;
+    current.bar.classList.remove("selected");
+    current.video.card.classList.remove("current");
+  }
+  current = span;
+  span.button.setAttribute("aria-current", "true");
+  span.button.tabIndex = 0;
+  span.bar.classList.add("selected");
+  span.video.card.classList.add("current");
+  document.getElementById("now-sentence").textContent = span.lane.sentence;
+  const about = measure(span) ? `· ${span.kind === "true" ? "true span" : measure(span)} ` : "";
+  document.getElementById("now-span").textContent = `${clock(span.start)} – ${clock(span.end)} ${about}· ${span.video.name}`;
+}
+
+/** Choose a span and show where it begins. */
+function select(span, focus = false) {
+  mark(span);
+  if (focus) span.button.focus();
+  return seek(span.video, span.start);
+}
+
+/** Choose a span and play it. */
+function choose(span) {
+  mark(span);
+  span.button.focus({ preventScroll: true });
+  return playSpan(span.video, span.start, span.end);
+}
+
+/** Choose the span that is a number of spans, or of sentences, away. */
+function step(spans, sentences) {
+  const rows = lanes();
+  if (!rows.length) return;
+  let row = current ? rows.indexOf(current.lane.row) : -1;
+  if (row < 0) return void select(rows[0].spans[0], true);
+  let place = rows[row].spans.indexOf(current) + spans;
+  if (sentences) [row, place] = [Math.min(Math.max(row + sentences, 0), rows.length - 1), 0];
+  else if (place < 0 && row > 0) place = rows[--row].spans.length - 1;
+  else if (place >= rows[row].spans.length && row < rows.length - 1) [row, place] = [row + 1, 0];
+  const next = rows[row].spans[place];
+  if (next && next !== current) select(next, true);
+}
+
+const playCurrent = () => current && playSpan(current.video, current.start, current.end);
+
+document.addEventListener(
+  "keydown",
+  (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    const typing = event.target.matches("textarea, input:not([type='checkbox'])");
+    if (typing && event.key !== "Escape") return;
+    const onButton = event.target.matches("button, summary, a, input, video");
+    const actions = {
+      ArrowLeft: () => step(-1, 0),
+      ArrowRight: () => step(1, 0),
+      ArrowUp: () => step(0, -1),
+      ArrowDown: () => step(0, 1),
+      Enter: onButton ? null : playCurrent,
+      " ": onButton && !event.target.matches(".span") ? null : () => (player.paused ? player.play().catch(() => {}) : player.pause()),
+      "/": () => words().focus(),
+      Escape: () => (typing ? current?.button.focus() : player.pause()),
+    };
+    const action = actions[event.key];
+    if (!action) return;
+    event.preventDefault();
+    event.stopPropagation();
+    action();
+  },
+  true, // before the player's own keys
+);
+document.addEventListener("keyup", (event) => {
+  if (event.key === " " && event.target.matches(".span")) event.preventDefault(); // a button's click comes with this
+});
+
+document.getElementById("play").addEventListener("click", playCurrent);
+document.getElementById("previous").addEventListener("click", () => step(-1, 0));
+document.getElementById("next").addEventListener("click", () => step(1, 0));
+for (const button of document.querySelectorAll("[data-kind]"))
+  button.addEventListener("click", () => download(button.dataset.kind, content, shown && content.videos.includes(shown) ? shown : content.videos[0]));
+
+// Dark and light: as the system has it, until the switch is pressed; then remembered where the browser allows that.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const theme = (name) => { document.documentElement.dataset.theme = name; };
-theme(dark.matches ? "dark" : "light");
-dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
-$("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-$("version").textContent = data.version;
-
-if (!data.serve) {
-  $("query-form").addEventListener("submit", (event) => event.preventDefault());
-  query.addEventListener("input", () => { filtered = query.value.trim().toLowerCase(); open(current); });
-  if (videos.length) open(0);
-  else answers.append(element("p", { class: "meta" }, "Nothing was found."));
+const remembered = () => {
+  try {
+    return localStorage.getItem("vpgfast-theme");
+  } catch {
+    return null;
+  }
+};
+function paint(theme) {
+  document.documentElement.dataset.theme = theme;
+  document.getElementById("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  document.getElementById("theme").setAttribute("aria-label", `Change to ${theme === "dark" ? "light" : "dark"} colours`);
 }
+paint(remembered() ?? (dark.matches ? "dark" : "light"));
+dark.addEventListener("change", () => remembered() ?? paint(dark.matches ? "dark" : "light"));
+document.getElementById("theme").addEventListener("click", () => {
+  const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  paint(theme);
+  try {
+    localStorage.setItem("vpgfast-theme", theme);
+  } catch {} // a page from a file may not be allowed to remember
+});

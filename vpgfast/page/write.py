@@ -1,145 +1,108 @@
-"""Writing a page."""
+"""Putting a page together, and writing it to a file."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 import os
-from collections.abc import Sequence
-from fractions import Fraction
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from vpgfast import __version__
 from vpgfast.errors import UserError
-from vpgfast.files import readable, write_file
-from vpgfast.page.content import Shown
+from vpgfast.files import write_file
+from vpgfast.page.content import Content, Video
 
-MOST_EMBEDDED = 200 * 2**20
-"""Bytes of videos that fit into a page; browsers are slow to open more."""
-_TYPES = {
-    ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".ogv": "video/ogg",
-    ".mkv": "video/x-matroska",
-}  # fmt: skip
-_CODECS = {"h264", "vp8", "vp9", "av1", "theora"}
-_SECURITY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
-    "media-src * data: blob: file:"
-)
-"""Nothing is fetched but the videos."""
+MOST_EMBEDDED = 300 * 2**20
+"""Bytes of videos in one page: browsers hold no string of more than half a gigabyte."""
+_FILTER = """<label for="words">Filter sentences and videos</label>
+    <input id="words" type="search" autocomplete="off" spellcheck="false">"""
+_QUERY = """<label for="words">A sentence, or a paragraph: what happens, in its order</label>
+    <textarea id="words" rows="2" autocomplete="off" autofocus placeholder="A dog jumps into the water."></textarea>"""
+WRITTEN = ("player.js", "downloads.js", "page.js", "written.js")
+SERVED = ("player.js", "downloads.js", "page.js", "served.js")
 
 
-def write_page(path: Path, videos: Sequence[Shown], title: str, embed: bool = False) -> None:
-    """Write one HTML file that shows answers.
+def write_page(path: Path, content: Content, embed: bool = False) -> None:
+    """Write a page to an HTML file.
 
     Args:
-        path: of the file.
-        videos: the first is open when the page is.
-        title: above all.
-        embed: put the videos into the file; else it refers to them by relative paths, and has to stay where it is.
+        path: of the file. Videos are linked to relative to it: moved together, they still find each other.
+        content: what it shows.
+        embed: put the videos into the file.
 
     Raises:
-        UserError: it can't be written, or the videos are too large to be embedded.
+        UserError: the file can't be written, or the videos are too large to embed.
     """
+    media: dict[str, str] = {}
     if embed:
-        size = sum(video.path.stat().st_size for video in videos if video.path is not None)
-        if size > MOST_EMBEDDED:
+        total = sum(v.path.stat().st_size for v in content.videos if v.path is not None and v.path.is_file())
+        if total > MOST_EMBEDDED:
             raise UserError(
-                f"--page {path}: the videos have {size / 2**20:.0f} MiB, of which {MOST_EMBEDDED >> 20} fit into a "
-                "page; leave out --page-embed, and the page refers to them"
+                f"--page-embed: the videos have {total / 2**20:.0f} MiB, a page holds {MOST_EMBEDDED // 2**20}; leave "
+                "it out, and the page links to them"
             )
-    content = [_described(video, path, embed) for video in videos]
-    text = render({"title": readable(title), "videos": content, "serve": False}, _SECURITY)
+    rows = []
+    for number, video in enumerate(content.videos):
+        row = video.as_dict(None if embed else _link(video, path))
+        if embed and video.path is not None and video.path.is_file():
+            row["embedded"] = f"video-{number}"
+            media[row["embedded"]] = base64.b64encode(video.path.read_bytes()).decode()
+        rows.append(row)
+    page = page_html(content.as_dict(rows), media)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--page {path}: its folder can't be made ({error.strerror})") from None
-    write_file(path, text.encode())
+    write_file(path, page.encode())
 
 
-def render(data: dict[str, Any], security: str) -> str:
-    """The page's text: template, style, script and data in one.
+def page_html(content: dict[str, Any], media: dict[str, str] | None = None, served: bool = False) -> str:
+    """The page as text.
 
     Args:
-        data: what the script shows.
-        security: content security policy.
+        content: of :meth:`Content.as_dict`.
+        media: base64 by the id of the element that holds it.
+        served: with a query that asks the server and a list of its videos, see :mod:`vpgfast.serve`.
     """
-    here = files("vpgfast.page")
-    # Within a script element only these could end it or begin a comment.
-    safe = json.dumps({**data, "version": __version__}, ensure_ascii=False)
-    for character in "<>&\u2028\u2029":
-        safe = safe.replace(character, f"\\u{ord(character):04x}")
+    style, script = _read("style.css"), "".join(f"{_read(name)}\n" for name in (SERVED if served else WRITTEN))
+    script = f'"use strict";\n{script}'
+    connect = "'self'" if served else "'none'"
+    # Injected scripts stay blocked. Text is evaluated by no script here, but by the tools that test pages in browsers.
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)} 'unsafe-eval'; img-src data:; "
+        f"media-src 'self' file: blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
     parts = {
-        "TITLE": html.escape(str(data["title"])),
-        "SECURITY": html.escape(security),
-        "STYLE": (here / "page.css").read_text(encoding="utf-8"),
-        "DATA": safe,
-        "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
+        "policy": policy,
+        "title": html.escape(content["title"]),
+        "style": style,
+        "script": script,
+        "content": json.dumps(content, allow_nan=False).replace("<", "\\u003c"),
+        "media": "\n".join(
+            f'<script type="text/plain" id="{name}">{data}</script>' for name, data in (media or {}).items()
+        ),
+        "query": _QUERY if served else _FILTER,
+        "library": _read("library.html") if served else "",
     }
-    text = (here / "template.html").read_text(encoding="utf-8")
-    # Data last: what it holds may look like a name.
-    for name in ("TITLE", "SECURITY", "STYLE", "SCRIPT", "DATA"):
-        text = text.replace(f"{{{{{name}}}}}", parts[name])
-    return text
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("template.html"))
 
 
-def _described(video: Shown, page: Path, embed: bool) -> dict[str, Any]:
-    found = describe(video)
-    if video.path is not None and not found["problem"]:
-        found["src"] = _embedded(video.path) if embed else relative_address(video.path, page.parent)
-    return found
+def _read(name: str) -> str:
+    return (files("vpgfast.page") / name).read_text(encoding="utf-8")
 
 
-def describe(video: Shown) -> dict[str, Any]:
-    """A video as the page's script reads it, without the address of its file."""
-    problem, fps = ("There is no video here, only its time line.", 25.0)
-    if video.path is not None:
-        problem, fps = look_at(video.path)
-    return {
-        "name": readable(video.name),
-        "file": "" if video.path is None else readable(video.path.name),
-        "duration": round(video.duration, 3),
-        "src": None,
-        "problem": problem,
-        "fps": fps,
-        "lanes": [lane.to_dict() for lane in video.lanes],
-    }
+def _hash(text: str) -> str:
+    """Allows this one script or style and no other, whatever might slip into the page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def look_at(path: Path) -> tuple[str, float]:
-    """Why a browser can't play a file ("" if it can), and its frames a second."""
-    import av
-
-    try:
-        with av.open(os.fspath(path.absolute())) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                return "The file has no picture.", 25.0
-            codec, rate = stream.codec_context.name, stream.average_rate or Fraction(25)
-            depth = str(getattr(stream.codec_context, "pix_fmt", None))
-    except (av.FFmpegError, OSError):
-        return "The file can't be read any more.", 25.0
-    codec = {"libdav1d": "av1", "libvpx-vp9": "vp9", "libvpx": "vp8"}.get(codec, codec)
-    fps = min(120.0, max(1.0, float(rate)))
-    if path.suffix.lower() not in _TYPES or codec not in _CODECS or (codec == "h264" and "10" in depth):
-        name = readable(path.name)
-        kind = f"{codec} in {path.suffix or 'no suffix'}"
-        convert = f"ffmpeg -i {name} -c:v libx264 -pix_fmt yuv420p -c:a aac {Path(name).stem}.mp4"
-        return f"Browsers don't play this file ({kind}). FFmpeg makes one that they play: {convert}", fps
-    return "", fps
-
-
-def relative_address(file: Path, folder: Path) -> str:
-    """The URL of a file as seen from a folder, also for names that are no UTF-8."""
-    try:
-        relative = os.path.relpath(os.path.realpath(file), os.path.realpath(folder))
-    except ValueError:  # another drive
-        return file.absolute().as_uri()
-    return quote(os.fsencode(relative.replace(os.sep, "/")))
-
-
-def _embedded(file: Path) -> str:
-    return f"data:{_TYPES[file.suffix.lower()]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _link(video: Video, page: Path) -> str | None:
+    """The address of a video as seen from the page."""
+    if video.path is None or not video.path.is_file():
+        return None
+    return quote(os.fsencode(Path(os.path.relpath(video.path.absolute(), page.parent.absolute())).as_posix()))

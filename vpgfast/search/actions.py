@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from tqdm import tqdm
 
 from vpgfast.command import open_log
 from vpgfast.data.text import split_sentences, tokenize
-from vpgfast.data.video_folders import named_like_video
 from vpgfast.errors import ConfigError, FeatureError, SearchIndexError, UserError
 from vpgfast.files import MODEL_FILE as RUN_MODEL_FILE
 from vpgfast.files import readable, write_file
@@ -158,20 +156,6 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror}") from None
     content = {"sentences": sentences, "index": str(index.folder), "videos": [one.as_dict() for one in answers]}
-    if arguments.page is not None:
-        from vpgfast.page import Shown, write_page
-        from vpgfast.page.content import of_grounding
-
-        shown = []
-        for one in answers:
-            video = one.found.video
-            file = one.path if named_like_video(one.path) else None  # else its features
-            shown.append(
-                Shown(video.video_id, video.duration, [], file)
-                if one.grounding is None
-                else replace(of_grounding(one.grounding, file), name=video.video_id)
-            )
-        write_page(arguments.page, shown, " ".join(sentences), arguments.page_embed)
     write_file(output / "search.txt", (readable(text) + "\n").encode())
     write_file(output / "search.json", (readable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n").encode())
 
@@ -190,6 +174,11 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
         output / "search.png",
         f"the {len(answers)} of {len(index)} videos that fit best",
     )
+    if arguments.page is not None:
+        from vpgfast.page.results import search_content
+        from vpgfast.page.write import write_page
+
+        write_page(arguments.page, search_content(answers, sentences, len(index)), arguments.page_embed)
     print(text)
     print(f"written to {output}: search.txt, search.json, search.png")
     if arguments.page is not None:

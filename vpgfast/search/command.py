@@ -16,7 +16,8 @@ from pathlib import Path
 from vpgfast.command import command
 from vpgfast.config import TrainConfig
 from vpgfast.errors import ConfigError
-from vpgfast.ground.command import HOW_PARAGRAPHS_ARE_CUT, add_page, add_query
+from vpgfast.ground.command import HOW_PARAGRAPHS_ARE_CUT, add_query
+from vpgfast.page.options import add_page, check_page
 
 SECONDS_BETWEEN_SHARDS = 60.0
 """What a kill may cost: a shard is written at least this often."""
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     """Command line of ``vpgfast search``."""
     settings, others = split_settings(argv)
     arguments = _parser().parse_args(others)
+    if arguments.action == "query":
+        check_page(arguments)
 
     from vpgfast.search.actions import run  # and torch with it, which --help does without
 
@@ -124,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
             "--encoder", metavar="SPEC", help="the encoder of the model's features, where its weights lie elsewhere now"
         )
     query.add_argument("--exact", action="store_true", help="compare with every vector, also where FAISS could search")
-    add_page(query)
     query.add_argument("--output", type=Path, help="folder for the results; default: INDEX/query")
+    add_page(query)
 
     remove = add("remove", "take videos out of an index")
     remove.add_argument("video", nargs="+", metavar="VIDEO", help="name of a video")
