@@ -6,11 +6,14 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from vpgfast.errors import UserError
 
 if TYPE_CHECKING:
     from vpgfast.encoders.base import Encoded, Encoder
@@ -20,9 +23,21 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 
 
+def home_folder() -> Path:
+    """The user's own; where the system knows none (containers run as users without a name), one for temporary files."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"vpgfast-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():  # somebody else's, who could put anything there
+            raise UserError(f"no home folder is known and {folder} is another user's; set HOME") from None
+        return folder
+
+
 def cache_folder(cache: str | Path | None = None) -> Path:
     """``cache`` if given, else the environment's ``VPGFAST_CACHE``, else ``~/.cache/vpgfast``."""
-    return Path(cache or os.environ.get("VPGFAST_CACHE") or Path.home() / ".cache" / "vpgfast").expanduser()
+    return Path(cache or os.environ.get("VPGFAST_CACHE") or home_folder() / ".cache" / "vpgfast").expanduser()
 
 
 def kept(name: str, make: Callable[[], Arrays], cache: str | Path | None = None) -> Arrays:

@@ -11,6 +11,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
 
@@ -36,8 +37,9 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-                stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+            # Names of files may hold bytes that are no text, and where the locale is C it takes ASCII alone.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             # What is left to be printed goes out here: at the end of the program a reader that has gone is an error.
             try:
@@ -67,16 +69,39 @@ def _code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return main(argv)
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # nobody reads any more
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: no space left to write {error.filename or 'to disk'}", file=sys.stderr)
+        log.debug("where the system failed", exc_info=True)
+        print(f"error: {_one_line(_system_error(error, argv))}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     finally:
         close_log()
     return FAILED
+
+
+def _system_error(error: OSError, argv: Sequence[str]) -> str:
+    """What the system refused, for which file, and which option named that."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left to write {error.filename or 'to disk'}"
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
+    option = next((_option_of(name, argv) for name in names), "")
+    where = option + (" and ".join(names) or "a file")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}: too many files are open; allow more (ulimit -n 65536)"
+    return f"{where}: {error.strerror}" if names else str(error)
+
+
+def _option_of(path: str, argv: Sequence[str]) -> str:
+    """The option of a command line that names a path or a folder above it, with a blank; nothing if there is none."""
+    for name, value in pairwise([*argv, ""]):
+        given, _, joined = name.partition("=")
+        place = joined or value
+        if name.startswith("--") and place and (path == place or path.startswith(f"{place.rstrip('/')}/")):
+            return f"{given} "
+    return ""
 
 
 def _reader_has_gone(stream: TextIO) -> bool:

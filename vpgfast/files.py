@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import logging
 import os
+import re
+import tempfile
 from pathlib import Path
+from typing import IO, Any
 
-from vpgfast.errors import CheckpointError
+from vpgfast.errors import CheckpointError, UserError
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 MODEL_FILE = "best.safetensors"
@@ -53,8 +60,61 @@ def kind_of(path: Path) -> str:
 
 
 def readable(text: str) -> str:
-    """Text without what is none: bytes of a file's name that are no UTF-8 show as replacements."""
+    """Text that can be stored and printed.
+
+    Bytes that Python has kept as surrogates (of file names, and of arguments where the locale is not UTF-8) are read as
+    UTF-8 again; what is no text even then becomes a replacement sign.
+    """
+    if text.isascii():
+        return text
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", text)  # halves of characters, as JSON may hold them
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def output_folder(folder: Path, option: str = "--output", keep: bool = True) -> Path:
+    """Make a folder for results and write into it once, so that what can't be kept is known before it is computed.
+
+    Args:
+        folder: to be made; returned.
+        option: of the command that names it, for the error.
+        keep: leave it there; else it is made again when there are results.
+
+    Raises:
+        UserError: it can't be made or written; names the option, the folder and why.
+    """
+    try:
+        missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+        for place in () if keep else missing:
+            place.rmdir()
+    except OSError as error:
+        reason = "a file is there" if isinstance(error, FileExistsError) else error.strerror or error
+        raise UserError(f"{option} {folder}: nothing can be written there ({reason}); name another folder") from None
+    return folder
+
+
+def output_file(path: Path, option: str) -> Path:
+    """As :func:`output_folder`, for one file, which is not touched."""
+    output_folder(path.parent, f"{option} {path}: folder", keep=False)
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file in it")
+    return path
+
+
+def hold(file: IO[Any]) -> bool:
+    """Lock an open file for this process, until it is closed; ``False`` where another process holds it.
+
+    A file system that has no locks is told by a warning, and nothing keeps others away.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s: can't be locked (%s); don't let two commands write here at once", file.name, error.strerror)
+    return True
 
 
 def write_file(path: Path, data: bytes) -> None:

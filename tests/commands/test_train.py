@@ -444,7 +444,7 @@ def test_malformed_annotation_file(train_args: list[str], tmp_path: Path, capsys
 def test_output_that_is_a_file(train_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r").write_text("")
     assert train.main([*train_args, "--output", str(tmp_path / "r")]) == 2
-    assert "output folder" in error_line(capsys)
+    assert "--output" in error_line(capsys)
 
 
 def test_first_difference_ignores_what_changes_no_result() -> None:

@@ -127,7 +127,7 @@ def test_too_much_to_embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="its folder can't be made"):
+    with pytest.raises(UserError, match="nothing can be written there"):
         write_page(tmp_path / "file" / "p.html", Content("p"))
 
 

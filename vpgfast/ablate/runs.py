@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shlex
@@ -21,6 +20,7 @@ from vpgfast.ablate.plan import Run
 from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.data.options import DataConfig
 from vpgfast.errors import ConfigError
+from vpgfast.files import hold, output_folder
 
 log = logging.getLogger(__name__)
 TRAIN = (sys.executable, "-m", "vpgfast.train")
@@ -38,18 +38,11 @@ def locked(folder: Path) -> Iterator[int]:
     Raises:
         ConfigError: another one holds it, or the folder can't be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"output folder {folder}: {error.strerror}") from None
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with (output_folder(folder) / ".lock").open("w") as file:
+        if not hold(file):
             raise ConfigError(
                 f"{folder} is in use by another ablate command or a run that one has left; wait for it or stop it"
-            ) from None
+            )
         yield file.fileno()
 
 

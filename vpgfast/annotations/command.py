@@ -38,7 +38,10 @@ def main(argv: Sequence[str]) -> int:
     from vpgfast.annotations.picture import draw
     from vpgfast.annotations.summary import durations_of, summarize
     from vpgfast.data.annotations.own import read
+    from vpgfast.files import output_file
 
+    if arguments.picture is not None:
+        output_file(arguments.picture, "--picture")
     durations = durations_of(arguments.videos, arguments.features)
     content = read(arguments.file, durations.get, needs_duration=bool(durations))
     beside = arguments.file.with_name(arguments.file.name + ".png")

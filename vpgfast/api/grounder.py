@@ -17,6 +17,7 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.text import tokenize
 from vpgfast.data.video_folders import named_videos
 from vpgfast.errors import CheckpointError, FeatureError, UserError
+from vpgfast.files import readable
 from vpgfast.ground.grounding import Grounding, ground, warn_of_unknown_words
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
@@ -242,4 +243,4 @@ def _sentences(sentences: str | Sequence[str]) -> list[str]:
     for number, sentence in enumerate(asked, start=1):
         if not isinstance(sentence, str) or not tokenize(sentence):
             raise UserError(f"sentence {number} ({sentence!r}) has no word in it")
-    return asked
+    return [readable(sentence) for sentence in asked]

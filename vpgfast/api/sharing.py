@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vpgfast import __version__
 from vpgfast.checkpoint import save_checkpoint
-from vpgfast.errors import CheckpointError, UserError
-from vpgfast.files import SHARED_CONFIG_FILE, SHARED_MODEL_FILE, write_file
+from vpgfast.errors import UserError
+from vpgfast.files import SHARED_CONFIG_FILE, SHARED_MODEL_FILE, output_folder, write_file
 
 if TYPE_CHECKING:
     from vpgfast.api.grounder import Grounder
@@ -30,10 +30,7 @@ def save(model: Grounder, folder: Path, licence: str, name: str | None) -> Path:
     """See :meth:`vpgfast.api.Grounder.save_pretrained`."""
     if not re.fullmatch(r"[\w.+-]+", licence):
         raise UserError(f"license {licence!r}: give a name as Hugging Face has it, such as mit or apache-2.0")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"folder {folder}: can't be made ({error.strerror})") from None
+    output_folder(folder, "folder")
     save_checkpoint(folder / SHARED_MODEL_FILE, model.checkpoint)
     content = json.dumps(description(model), indent=2, ensure_ascii=False) + "\n"
     write_file(folder / SHARED_CONFIG_FILE, content.encode())

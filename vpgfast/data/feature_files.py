@@ -8,7 +8,6 @@ file, which is replaced in one step.
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -24,6 +23,7 @@ import numpy as np
 
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
+from vpgfast.files import hold
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 HIDDEN = ".vpgfast"
@@ -301,15 +301,10 @@ class FeatureStore:
     def locked(self) -> Iterator[None]:
         """Keep other runs (not other ranks of this one) away. Raises :class:`FeatureError` while one is at work."""
         with (self.folder / self._lock).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FeatureError(f"--output {self.output}: another extract is writing to it; wait for it") from None
-            except OSError:
-                pass  # a file system without locks: nothing can be known
-            else:
-                for left in self.folder.glob(f"{HIDDEN}-{self.rank}.*.tmp"):  # by a run that was killed
-                    left.unlink(missing_ok=True)
+            if not hold(file):
+                raise FeatureError(f"--output {self.output}: another extract is writing to it; wait for it")
+            for left in self.folder.glob(f"{HIDDEN}-{self.rank}.*.tmp"):  # by a run that was killed
+                left.unlink(missing_ok=True)
             yield
 
     def finish(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import ConfigError
+from vpgfast.files import readable
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Paragraph:
     query_ids: tuple[int | str, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sentences", tuple(map(readable, self.sentences)))
         if self.spans is not None and self.spans.shape != (len(self.sentences), 2):
             raise ValueError(
                 f"spans of video {self.video_id!r} have shape {self.spans.shape}, "

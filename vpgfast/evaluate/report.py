@@ -20,6 +20,8 @@ from vpgfast.metrics.corpus import CorpusResult
 from vpgfast.metrics.spans import RankedSpans
 from vpgfast.plots import draw_spans
 
+PICTURE = "spans.png"
+
 
 def report(
     evaluation: Evaluation, config: TrainConfig, corpus: Corpus, split: str, seconds: float, output: Path
@@ -30,23 +32,32 @@ def report(
         seconds: what the run or the evaluation took.
         output: folder, must exist.
     """
-    picture = output / "spans.png"
-    if config.pictures:
-        chosen = sample_evenly(evaluation.answers.paragraphs, evaluation.answers.ranked, config.pictures)
-        draw_spans(*chosen, picture, f"{config.method} on {corpus.name}, {split}")
-    highlights = None
-    if all(paragraph.query_ids is not None for paragraph in evaluation.answers.paragraphs):
-        write_answers(evaluation.answers, output / SUBMISSION_FILE)
-        if config.data.corpus == "qvhighlights":
-            truth = annotation_file(config.data, split)
-            highlights = score_answers(evaluation.answers, truth, output / SUBMISSION_FILE)
-    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, highlights)
-    print(evaluation.table(config.method, table_title(corpus.name, split, config)))
+    table = evaluation.table(config.method, table_title(corpus.name, split, config))
+    try:
+        highlights = _write(evaluation, config, corpus, split, seconds, output)
+    finally:  # what took so long is not lost with a full disk
+        print(table)
     if highlights is not None:
         print("\n" + table_of(highlights["brief"], f"{config.method}, by QVHighlights' own evaluation, in %"))
     if config.pictures:
-        print(f"true and predicted spans: {picture}")
+        print(f"true and predicted spans: {output / PICTURE}")
     print(f"metrics: {output / METRICS_FILE}")
+
+
+def _write(
+    evaluation: Evaluation, config: TrainConfig, corpus: Corpus, split: str, seconds: float, output: Path
+) -> dict[str, Any] | None:
+    """All files; returns what QVHighlights' own evaluation says, on that corpus."""
+    answers, highlights = evaluation.answers, None
+    if all(paragraph.query_ids is not None for paragraph in answers.paragraphs):
+        write_answers(answers, output / SUBMISSION_FILE)
+        if config.data.corpus == "qvhighlights":
+            highlights = score_answers(answers, annotation_file(config.data, split), output / SUBMISSION_FILE)
+    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, highlights)
+    if config.pictures:
+        chosen = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
+        draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
+    return highlights
 
 
 def table_title(corpus: str, split: str, config: TrainConfig) -> str:

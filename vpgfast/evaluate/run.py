@@ -17,6 +17,7 @@ from vpgfast.evaluate.gallery import write_gallery
 from vpgfast.evaluate.report import report
 from vpgfast.evaluate.split import evaluate_split
 from vpgfast.fabric import make_fabric, mark_forward_methods
+from vpgfast.files import output_folder
 from vpgfast.models.registry import get_method
 from vpgfast.run_encoder import check_same_encoder
 from vpgfast.untrained import checkpoint_of, is_untrained
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     start = time.monotonic()
     fabric = make_fabric(config)
     if fabric.global_rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
+        output_folder(output)
     open_log(output / "log.txt", quiet=fabric.global_rank > 0)
     corpus = load_corpus(config.data)
     if arguments.split not in corpus.splits:

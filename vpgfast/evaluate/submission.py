@@ -12,7 +12,7 @@ import numpy as np
 from vpgfast.data.annotations.qvhighlights import CLIP_SECONDS, Query, read
 from vpgfast.data.submissions import Answer, read_submission, write_submission
 from vpgfast.evaluate.split import Answers
-from vpgfast.files import write_file
+from vpgfast.files import output_folder, write_file
 from vpgfast.metrics.qvhighlights import score_submission
 from vpgfast.metrics.table import align
 
@@ -31,10 +31,9 @@ def score_file(submission: Path, truth: Path, output: Path | None) -> None:
     Raises:
         AnnotationError: a file is malformed, or they don't fit together.
     """
+    folder = output_folder(submission.parent if output is None else output)
     queries = read(truth)
     metrics = score_submission(read_submission(submission, queries, truth), queries)
-    folder = submission.parent if output is None else output
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / (SCORES_FILE if output is not None else f"{submission.stem}_metrics.json")
     write_file(path, (json.dumps(metrics, indent=2) + "\n").encode())
     print(table_of(metrics["brief"], f"{submission.name}: {len(queries)} queries, in %"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vpgfast.command import command, open_log
 from vpgfast.errors import UserError
+from vpgfast.files import readable
 from vpgfast.page.options import add_page, check_page
 
 NOTHING_FITS = 1
@@ -67,7 +68,7 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
         raise UserError(
             f"{late}: is a file or folder, but stands behind the sentence {words[count]!r}; name videos first"
         )
-    return [Path(word) for word in words[:count]], list(words[count:])
+    return [Path(word) for word in words[:count]], [readable(word) for word in words[count:]]
 
 
 @command

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vpgfast.cache import encoded
+from vpgfast.cache import encoded, home_folder
 from vpgfast.data.text import tokenize
 from vpgfast.data.video_folders import named_videos
 from vpgfast.encoders.base import Encoder, load_encoder
 from vpgfast.errors import UserError, VideoError
+from vpgfast.files import output_folder
 from vpgfast.find.clips import cut, is_exact
 from vpgfast.find.moments import Asked, Moment, ask, best
 from vpgfast.page.results import find_content
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace, videos: Sequence[Path], sentences: Sequen
     """Do what the command line asks; whether something was found."""
     if empty := next((sentence for sentence in sentences if not tokenize(sentence)), None):
         raise UserError(f"the sentence {empty!r} has no word in it")
+    if arguments.clips is not None:
+        output_folder(arguments.clips, "--clips", keep=False)
     files = named_videos(videos)
     spec = arguments.encoder or default_encoder()
     encoder = load_encoder(spec)
@@ -76,7 +79,7 @@ def default_encoder() -> str:
     """The encoder that is taken where none is named."""
     if named := os.environ.get("VPGFAST_ENCODER"):
         return named
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    home = Path(os.environ.get("HF_HOME") or home_folder() / ".cache" / "huggingface").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     for model in CACHED:
         if (hub / f"models--{model.replace('/', '--')}" / "snapshots").is_dir():
@@ -92,10 +95,7 @@ def _best(moments: Sequence[Moment], arguments: argparse.Namespace, in_order: bo
 
 def _cut(moments: Sequence[Moment], folder: Path) -> dict[int, tuple[Path, float]]:
     """Clips of moments, by their place in the list: the file, and how many seconds it begins early."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--clips {folder}: can't be made ({error.strerror})") from None
+    output_folder(folder, "--clips")
     made = {}
     for rank, moment in enumerate(tqdm(moments, desc="cutting", unit="clip", delay=2, leave=False, disable=None)):
         target = folder / f"{rank + 1:02d}-{Path(moment.video).name}-{moment.start:.1f}s{moment.path.suffix}"

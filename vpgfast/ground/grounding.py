@@ -17,8 +17,7 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.batches import make_batch, prepare, warn_of_long_sentences
 from vpgfast.data.text import UNKNOWN, WordVectors, tokenize
 from vpgfast.data.types import BatchNeeds, Paragraph
-from vpgfast.errors import UserError
-from vpgfast.files import readable, write_file
+from vpgfast.files import output_folder, readable, write_file
 from vpgfast.metrics.spans import ranked_spans
 from vpgfast.models.method import Method
 from vpgfast.models.registry import get_method
@@ -87,11 +86,7 @@ class Grounding:
         """
         from vpgfast.plots import draw_ranked  # and matplotlib with it, which takes longer than short answers
 
-        output = Path(folder)
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"folder {output}: can't be made ({error.strerror})") from None
+        output = output_folder(Path(folder), "folder")
         write_file(output / "grounding.txt", (readable(self.as_text()) + "\n").encode())
         write_file(output / "grounding.json", (json.dumps(self.to_dict(), indent=2) + "\n").encode())
         title = f"{self.video}, {self.duration:.1f} s"

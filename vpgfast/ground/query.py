@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vpgfast.data.text import split_sentences, tokenize
 from vpgfast.errors import UserError
+from vpgfast.files import readable
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,11 @@ def asked_sentences(arguments: argparse.Namespace) -> list[str]:
     Raises:
         UserError: there is no word in a sentence; or as :func:`read_paragraph`.
     """
-    for number, sentence in enumerate(arguments.sentence or (), start=1):
+    sentences = [readable(sentence) for sentence in arguments.sentence or ()]
+    for number, sentence in enumerate(sentences, start=1):
         if not tokenize(sentence):
             raise UserError(f"--sentence {number} ({sentence!r}) has no word in it")
-    return arguments.sentence or read_paragraph(arguments.paragraph)
+    return sentences or read_paragraph(arguments.paragraph)
 
 
 def read_paragraph(path: Path) -> list[str]:

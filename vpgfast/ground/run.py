@@ -17,6 +17,7 @@ from vpgfast.api.loading import load_with
 from vpgfast.command import open_log
 from vpgfast.data.features import why_no_array
 from vpgfast.errors import FeatureError, UserError
+from vpgfast.files import output_folder
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
 from vpgfast.models.windows import is_long, window_size, window_starts
@@ -32,20 +33,24 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
     sentences = asked_sentences(arguments)
     model = load_with(arguments.checkpoint, settings, arguments.encoder)
+    checkpoint: Path = arguments.checkpoint
+    beside = Path() if is_untrained(checkpoint) else checkpoint if checkpoint.is_dir() else checkpoint.parent
+    output = arguments.output or beside / f"ground-{(arguments.video or arguments.features).stem}"
+    output_folder(output, keep=False)
     video = _video(arguments, model)
     _say_how_it_is_seen(model, video, len(sentences))
     found = model.ground(video, sentences, top=arguments.top)
 
-    checkpoint: Path = arguments.checkpoint
-    beside = Path() if is_untrained(checkpoint) else checkpoint if checkpoint.is_dir() else checkpoint.parent
     if arguments.page is not None:
         from vpgfast.page.results import ground_content
         from vpgfast.page.write import write_page
 
         content = ground_content(found, found.video, video.path, model.method)
         write_page(arguments.page, content, arguments.page_embed)
-    output = found.save(arguments.output or beside / f"ground-{video.name}")
-    print(found)
+    try:
+        found.save(output)
+    finally:  # the answer is not lost with a full disk
+        print(found)
     print(f"written to {output}: grounding.txt, grounding.json, grounding.png")
     if arguments.page is not None:
         print(f"page: {arguments.page}")

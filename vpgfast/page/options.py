@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vpgfast.errors import UserError
+from vpgfast.files import output_file
 
 
 def add_page(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,6 @@ def check_page(arguments: argparse.Namespace) -> None:
         if arguments.page_embed:
             raise UserError("--page-embed goes with --page FILE.html")
         return
-    if page.is_dir():
-        raise UserError(f"--page {page}: is a folder; name a file in it, as {page / 'moments.html'}")
+    output_file(page, "--page")
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--page {page}: name a file that ends in .html")

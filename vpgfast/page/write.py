@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vpgfast.errors import UserError
-from vpgfast.files import write_file
+from vpgfast.files import output_folder, write_file
 from vpgfast.page.content import Content, Video
 
 MOST_EMBEDDED = 300 * 2**20
@@ -54,10 +54,7 @@ def write_page(path: Path, content: Content, embed: bool = False) -> None:
             media[row["embedded"]] = base64.b64encode(video.path.read_bytes()).decode()
         rows.append(row)
     page = page_html(content.as_dict(rows), media)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--page {path}: its folder can't be made ({error.strerror})") from None
+    output_folder(path.parent, f"page {path}: folder")
     write_file(path, page.encode())
 
 

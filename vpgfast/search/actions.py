@@ -144,7 +144,7 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
     elif not tokenize(arguments.text):
         raise UserError(f"the text to look for ({arguments.text!r}) has no word in it")
     else:
-        sentences = split_sentences(arguments.text)
+        sentences = split_sentences(readable(arguments.text))
     index, searcher = _open(arguments.index, settings, arguments.encoder)
     warn_of_unknown_words(sentences, searcher.checkpoint.word_vectors, searcher.needs)
     answers = answer(index, searcher, sentences, arguments.top, arguments.spans, arguments.exact)

@@ -12,7 +12,7 @@ import yaml
 
 from vpgfast.config import TrainConfig, dump_yaml, flatten, to_dict
 from vpgfast.errors import ConfigError
-from vpgfast.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, STATE_FILE, write_file
+from vpgfast.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, STATE_FILE, output_folder, write_file
 
 # Settings that change where or how fast a run goes, not what it computes; the device and precision do change it.
 _FREE = ("output", "num_workers", "pictures", "checkpoint_every", "data.cache")
@@ -45,10 +45,7 @@ def look_into(output: Path, config: TrainConfig) -> str:
             return "unfinished"
     if config.resume:
         raise ConfigError(f"--resume: {output} holds no training state; leave --resume out to start there")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output folder {output}: {error.strerror}") from None
+    output_folder(output)
     write_file(file, dump_yaml(config).encode())
     return "new"
 
