@@ -17,11 +17,13 @@ import tiny_search
 from vpgfast import ground, plots, search, train
 from vpgfast.checkpoint import load_checkpoint, save_checkpoint, settings_of
 from vpgfast.data.moving_shapes import make_moving_shapes
+from vpgfast.errors import ConfigError
 from vpgfast.files import MODEL_FILE
 from vpgfast.models.registry import METHODS
 from vpgfast.search import indexing
 from vpgfast.search.index import VideoIndex
 from vpgfast.search.searcher import Searcher
+from vpgfast.search.sources import read_durations
 
 SENTENCES = ["A red circle moves left.", "It vanishes."]
 TEXT = " ".join(SENTENCES)
@@ -476,3 +478,16 @@ def test_a_page(
         assert (tmp_path / video["src"]).is_file()
         assert [lane["sentence"] for lane in video["lanes"]] == SENTENCES
     assert found[0]["score"] >= found[1]["score"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("d.csv", "a,1\nb,2\na,3\n", "'a' is there twice; delete one of the lines"),
+        ("d.json", '{"a": 1, "b": 2, "a": 1}', "the key 'a' is there twice in one object"),
+    ],
+)
+def test_durations_that_are_there_twice(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"--durations {tmp_path / name}.*{said}"):
+        read_durations(tmp_path / name)

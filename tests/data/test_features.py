@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -222,3 +225,43 @@ class TestResample:
     def test_unknown_way(self):
         with pytest.raises(ValueError, match="unknown way to resample 'max'"):
             resample(self.x, 4, "max")
+
+
+def test_two_files_of_one_video_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 4), np.float32))
+    (tmp_path / "kitchen").mkdir()
+    np.save(tmp_path / "kitchen" / "b.npy", np.ones((2, 4), np.float32))
+    np.savez(tmp_path / "kitchen" / "b.npz", np.zeros((3, 4), np.float32))
+    reader = open_features(tmp_path)
+    assert reader["a"].shape == (2, 4)
+    for ask in (lambda: reader["kitchen/b"], lambda: "kitchen/b" in reader, reader.video_ids):
+        with pytest.raises(FeatureError, match=r"'kitchen/b': there is .*b\.npy and b\.npz; delete one"):
+            ask()
+    assert check_features(reader, ["a", "kitchen/b"], "skip") == {"kitchen/b"}
+
+
+def test_both_kinds_in_one_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 4), np.float32))
+    np.savez(tmp_path / "b.npz", features=np.zeros((3, 4), np.float32), duration=np.float64(7))
+    (tmp_path / "._a.npy").write_bytes(b"\x00\x05\x16\x07")
+    reader = open_features(tmp_path)
+    assert list(reader.video_ids()) == ["a", "b"]
+    assert (len(reader["a"]), len(reader["b"])) == (2, 3)
+    assert (reader.duration("a"), reader.duration("b")) == (None, 7)
+
+
+def test_opening_does_not_list_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hundred thousand files: search opens one for every video that it grounds."""
+    for number in range(50):
+        np.save(tmp_path / f"{number}.npy", np.ones((2, 4), np.float32))
+    seen = []
+    scan = os.scandir
+
+    @contextmanager
+    def counted(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scan(folder) as entries:
+            yield (seen.append(entry.name) or entry for entry in entries)
+
+    monkeypatch.setattr("os.scandir", counted)
+    assert open_features(tmp_path)["7"].shape == (2, 4)
+    assert len(seen) == 1

@@ -269,15 +269,29 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+_ARRAYS = (".npy", ".npz")
+
+
+def _first_array(folder: Path) -> Path | None:
+    """Some feature file in a folder; it does not list what may be a hundred thousand of them."""
+    below = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                below.append(Path(entry.path))
+            elif entry.name.endswith(_ARRAYS) and not entry.name.startswith("."):
+                return Path(entry.path)
+    return next((found for place in sorted(below) if (found := _first_array(place)) is not None), None)
+
+
 class FolderFeatures:
     """Features in a folder, one ``.npy`` or ``.npz`` file a video; see :func:`open_features`."""
 
     def __init__(self, path: Path, key: str | None = None, dim: int | None = None) -> None:
         self.path, self.key = path, key
-        found = min((file for file in path.rglob("*.np[yz]") if not file.name.startswith(".")), default=None)
+        found = _first_array(path)
         if found is None:
             raise FeatureError(f"features {path}: no .npy or .npz file in this folder")
-        self.suffix = found.suffix
         self.dim = dim if dim is not None else self._read(found, found.stem, None).shape[1]
         self.source = path.name
         self.encoder: Identity | None = None
@@ -305,21 +319,38 @@ class FolderFeatures:
         return checked(array, video_id, str(file), dim)
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        file = self.path / f"{video_id}{self.suffix}"
-        if not file.is_file():
-            raise FeatureError(f"features of {video_id!r} are missing: no file {file}")
+        file = self._file(video_id)
+        if file is None:
+            raise FeatureError(f"features of {video_id!r} are missing: no {self.path / video_id}.npy or .npz")
         return self._read(file, video_id, self.dim)
 
     def __contains__(self, video_id: str) -> bool:
-        return (self.path / f"{video_id}{self.suffix}").is_file()
+        return self._file(video_id) is not None
+
+    def _file(self, video_id: str) -> Path | None:
+        """The file of a video. Raises :class:`FeatureError` where there are two."""
+        found = [file for suffix in _ARRAYS if (file := self.path / f"{video_id}{suffix}").is_file()]
+        if len(found) > 1:
+            raise FeatureError(f"features of {video_id!r}: there is {found[0]} and {found[1].name}; delete one")
+        return found[0] if found else None
 
     def video_ids(self) -> Iterable[str]:
-        files = (file.relative_to(self.path) for file in self.path.rglob(f"*{self.suffix}"))
-        return sorted(file.with_suffix("").as_posix() for file in files if not file.name.startswith("."))
+        names: set[str] = set()
+        for place, _, files in os.walk(self.path):
+            folder = Path(place).relative_to(self.path)
+            for file in files:
+                name, suffix = os.path.splitext(file)
+                if suffix not in _ARRAYS or file.startswith("."):
+                    continue
+                video_id = (folder / name).as_posix()
+                if video_id in names:
+                    self._file(video_id)  # says which two
+                names.add(video_id)
+        return sorted(names)
 
     def duration(self, video_id: str) -> float | None:
-        file = self.path / f"{video_id}{self.suffix}"
-        if self.suffix != ".npz" or not file.is_file():
+        file = self._file(video_id)
+        if file is None or file.suffix != ".npz":
             return None
         try:
             with np.load(file, allow_pickle=False) as content:
@@ -344,14 +375,14 @@ def check_features(
     """
     names = list(dict.fromkeys(video_ids))
     problems: dict[str, str] = {}
-    for name in tqdm(names, desc="checking features", unit="video", delay=2, leave=False):
-        if read:
-            try:
+    for name in tqdm(names, desc="checking features", unit="video", delay=2, leave=False, disable=None):
+        try:
+            if read:
                 features[name]
-            except FeatureError as error:
-                problems[name] = str(error)
-        elif name not in features:
-            problems[name] = f"features of {name!r} are missing from {features.source}"
+            elif name not in features:
+                raise FeatureError(f"features of {name!r} are missing from {features.source}")
+        except FeatureError as error:
+            problems[name] = str(error)
     if problems:
         some = list(problems.values())
         message = f"{len(problems)} of {len(names)} videos have no usable features: {'; '.join(some[:3])}"

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import logging
 import math
 import re
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 from tqdm import tqdm
 
+from vpgfast.data.word_vector_files import read_word_vectors
 from vpgfast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -160,9 +156,8 @@ def load_word_vectors(path: str | Path | None, vocabulary: Iterable[str], dim: i
     """Vectors of the words of ``vocabulary``; a word that the file lacks is left out and so becomes the unknown word.
 
     Args:
-        path: a GloVe text file (plain, ``.gz``, or the ``.zip`` as published: it is streamed and only the vocabulary is
-            kept), an ``.npz`` with ``words`` and ``vectors``, or ``None`` for fixed pseudo-random vectors that depend
-            on nothing but the word and ``seed``.
+        path: a file as :func:`vpgfast.data.word_vector_files.read_word_vectors` takes it, or ``None`` for fixed
+            pseudo-random vectors that depend on nothing but the word and ``seed``.
         vocabulary: the words wanted; duplicates are fine.
         dim: width of the hashed vectors, and which file of a ``.zip`` with several widths is read. Other files decide
             their own width.
@@ -186,7 +181,7 @@ def load_word_vectors(path: str | Path | None, vocabulary: Iterable[str], dim: i
             raise UserError(
                 f"word vectors {path}: no such file; give a GloVe .txt, .txt.gz or .zip, an .npz, or none at all"
             )
-        found = _read_npz(path, set(wanted)) if path.suffix == ".npz" else _read_glove(path, set(wanted), dim)
+        found = read_word_vectors(path, set(wanted), dim)
         if wanted and not found:
             raise UserError(f"word vectors {path}: holds none of the {len(wanted)} words of the vocabulary")
         log.info("word vectors %s: %d of %d words found", path.name, len(found), len(wanted))
@@ -237,91 +232,3 @@ def _hashed(word: str, dim: int, seed: int) -> np.ndarray:
     digest = hashlib.shake_256(f"{seed} {word}".encode()).digest(2 * dim)
     uniform = np.frombuffer(digest, dtype="<u2").astype(np.float64) / 65535.0
     return ((2 * uniform - 1) * 0.4 * math.sqrt(3)).astype(np.float32)
-
-
-def _read_npz(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            words, vectors = arrays["words"], arrays["vectors"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"word vectors {path}: not an .npz with arrays 'words' and 'vectors' ({error})") from None
-    if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors):
-        raise UserError(f"word vectors {path}: 'words' {words.shape} and 'vectors' {vectors.shape} do not fit")
-    # A row of zeros is how such tables mark padding and words without a vector.
-    return {str(word): vector for word, vector in zip(words, vectors, strict=True) if word in wanted and vector.any()}
-
-
-def _open_glove(path: Path, dim: int, stack: ExitStack) -> tuple[IO[bytes], int, IO[bytes]]:
-    """The stream of lines, and the size and the stream that progress is measured by."""
-    if path.suffix == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        members = [name for name in archive.namelist() if name.endswith(".txt")]
-        fitting = [name for name in members if f".{dim}d." in name] if len(members) > 1 else members
-        if len(fitting) != 1:
-            raise UserError(f"word vectors {path}: no single .txt of width {dim} inside, only {members}")
-        stream = stack.enter_context(archive.open(fitting[0]))
-        return stream, archive.getinfo(fitting[0]).file_size, stream
-    raw = stack.enter_context(path.open("rb"))
-    if path.suffix == ".gz":
-        return cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw))), path.stat().st_size, raw
-    return raw, path.stat().st_size, raw
-
-
-def _read_glove(path: Path, wanted: set[str], dim: int) -> dict[str, np.ndarray]:
-    wanted_bytes = {word.encode() for word in wanted}
-    found: dict[str, np.ndarray] = {}
-    number, width = 0, 0
-    try:
-        with ExitStack() as stack:
-            stream, size, measured = _open_glove(path, dim, stack)
-            bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False))
-            for number, line in enumerate(stream, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # the mark of Windows editors, else lost with "the"
-                if number % 5000 == 0:
-                    bar.update(measured.tell() - bar.n)
-                line = line.rstrip()
-                word, _, values = line.partition(b" ")
-                if number == 1:
-                    if word.isdigit() and values.isdigit():
-                        continue  # the "count width" line of word2vec and fastText
-                    width = line.count(b" ")
-                elif not width:
-                    width = line.count(b" ")
-                if line.count(b" ") != width:
-                    _check_spaced_word(path, number, line, width)
-                elif word in wanted_bytes and word.decode() not in found:
-                    found[word.decode()] = _parse(path, number, values)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"word vectors {path}: unreadable after line {number} ({error}); was it fetched whole?"
-        ) from None
-    return found
-
-
-def _parse(path: Path, number: int, values: bytes) -> np.ndarray:
-    try:
-        vector = np.array(values.split(b" "), dtype=np.float32)
-    except ValueError as error:
-        raise UserError(f"word vectors {path}, line {number}: {error}") from None
-    if not np.isfinite(vector).all():
-        raise UserError(f"word vectors {path}, line {number}: a value is not finite")
-    return vector
-
-
-def _check_spaced_word(path: Path, number: int, line: bytes, width: int) -> None:
-    """A line of more fields is fine if the first ones are a word with spaces (GloVe 840B has some), else an error."""
-    fields = line.split(b" ")
-    extra = fields[1:-width] if width else fields
-    if len(fields) <= width or any(_is_number(part) for part in extra):
-        raise UserError(
-            f"word vectors {path}, line {number}: {len(fields) - 1} values after the word, not {width} as before"
-        )
-
-
-def _is_number(text: bytes) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.lower() not in (b"nan", b"inf", b"infinity")  # these may be words

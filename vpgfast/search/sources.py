@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from vpgfast.checkpoint import Checkpoint
+from vpgfast.data.annotations._io import parse_json
 from vpgfast.data.features import FolderFeatures, HDF5Features, open_features
 from vpgfast.data.video_folders import named_like_video, named_videos
 from vpgfast.encoders.base import Encoded, Encoder
-from vpgfast.errors import CheckpointError, ConfigError, FeatureError, VideoError
+from vpgfast.errors import AnnotationError, CheckpointError, ConfigError, FeatureError, VideoError
 from vpgfast.run_encoder import check_same_encoder
 from vpgfast.search.shards import VideoEntry
 
@@ -183,9 +184,9 @@ def read_durations(path: Path) -> dict[str, float]:
     rows: dict[str, Any]
     if path.suffix.lower() == ".json":
         try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{where}: not valid JSON ({error})") from None
+            content = parse_json(text, where)
+        except AnnotationError as error:
+            raise ConfigError(str(error)) from None
         if not isinstance(content, dict):
             raise ConfigError(f"{where}: must be {{video_id: seconds}}, found a {type(content).__name__}")
         rows = {name: row.get("duration") if isinstance(row, dict) else row for name, row in content.items()}
@@ -197,6 +198,9 @@ def read_durations(path: Path) -> dict[str, float]:
             if len(line) != 2:
                 raise ConfigError(f"{where}, entry {number}: {','.join(line)!r} is not 'video_id,seconds'")
         rows = {name.strip(): seconds for name, seconds in lines}
+        if len(rows) < len(lines):
+            twice = next(name for name, count in Counter(name.strip() for name, _ in lines).items() if count > 1)
+            raise ConfigError(f"{where}: {twice!r} is there twice; delete one of the lines")
     for name, seconds in rows.items():
         if not _is_number(seconds):
             raise ConfigError(f"{where}: {name!r} lasts {seconds!r}, which is no number of seconds above 0")
