@@ -139,18 +139,22 @@ class DMRJRG(RetrievalMethod):
             self.fuse_tokens = nn.Linear(2 * dim, dim)  # Eq. 16: a 1 x 1 convolution of two vectors
             if config.candidate_weights is None:
                 self.candidate_weights = nn.Parameter(torch.full((config.candidates,), 1 / config.candidates))
-            else:
-                weights = torch.tensor(config.candidate_weights)
-                self.register_buffer("candidate_weights", weights, persistent=False)
 
         self.alignment = Alignment(dim) if config.alignment_weight else None
         self.similarity = SimilarityMap(dim) if config.alignment_weight else None
 
-        cells = torch.triu_indices(K, K)  # C of Eq. 20, row by row
-        self.register_buffer("cells", cells, persistent=False)  # int64 [2, K (K + 1) / 2]
-        self.register_buffer("triangle", dense_anchor_mask(K), persistent=False)
+        self.register_constants()
         self.cells: Tensor
         self.triangle: Tensor
+
+    def constants(self) -> dict[str, Tensor]:
+        """``cells`` int64 [2, K (K + 1) / 2], C of Eq. 20, row by row; where they are on the map, bool [K, K]; and the
+        ``candidate_weights`` that are given."""
+        K = self.config.segments
+        constants = {"cells": torch.triu_indices(K, K), "triangle": dense_anchor_mask(K)}
+        if self.config.global_weight and self.config.candidate_weights is not None:
+            constants["candidate_weights"] = torch.tensor(self.config.candidate_weights)
+        return constants
 
     # --- the two branches
 

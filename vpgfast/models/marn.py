@@ -63,8 +63,7 @@ class MARN(Method):
         super().__init__(config, feature_dim, word_vectors)
         self.config = config
         channels = max(1, feature_dim // config.reduction)
-        stride = marn_stride if config.scale_stride == "quarter" else 1
-        proposals = multi_scale_grid(config.max_clips, config.scales, stride)
+        proposals = self.proposal_grid()
         clips = multi_scale_grid(config.max_clips, [1])
         self.words = WordEmbedding(word_vectors.vectors)
         self.query = nn.GRU(word_vectors.dim, config.dim, batch_first=True)
@@ -72,11 +71,20 @@ class MARN(Method):
         self.proposals = Branch(config, feature_dim, channels, proposals)
         self.clips = Branch(config, feature_dim, channels, clips) if config.clip_branch else None
         self.decoder = Decoder(config.dim, word_vectors.dim, len(word_vectors.vectors))
-        self.register_buffer("spans", proposals.spans / config.max_clips, persistent=False)  # [P, 2] of the duration
-        # The clip in the middle of each proposal: its start plus half its length (Eq. 15).
-        self.register_buffer("middle", proposals.spans.mean(1).long(), persistent=False)
+        self.register_constants()
         self.spans: Tensor
         self.middle: Tensor
+
+    def proposal_grid(self) -> ProposalGrid:
+        """The P proposals."""
+        stride = marn_stride if self.config.scale_stride == "quarter" else 1
+        return multi_scale_grid(self.config.max_clips, self.config.scales, stride)
+
+    def constants(self) -> dict[str, Tensor]:
+        """``spans`` [P, 2] of the proposals, fractions of the duration, and the clip in the ``middle`` of each: its
+        start plus half its length (Eq. 15)."""
+        spans = self.proposal_grid().spans
+        return {"spans": spans / self.config.max_clips, "middle": spans.mean(1).long()}
 
     def forward(self, batch: Batch) -> tuple[Attended, Attended | None]:
         """From a batch of single sentences (M = 1) to what the proposals' and the clips' branch attend to."""

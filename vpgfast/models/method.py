@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Prediction
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.base import MethodConfig
+from vpgfast.nn.constants import ModuleWithConstants
 
 
-class Method(nn.Module, ABC):
+class Method(ModuleWithConstants, ABC):
     """A grounding method: a config dataclass, what it needs of a batch, a loss and a prediction."""
 
     name: ClassVar[str]
@@ -37,6 +39,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def __init__(self, config: Any, feature_dim: int, word_vectors: WordVectors) -> None:
         """Args: its ``Config``; width d_v of the clip features; the vocabulary with its vectors [V, d_w]."""
+        if torch.empty(0).is_meta:
+            raise ValueError(
+                f"{self.name} can't be made on the meta device, where its vocabulary has no values; methods are small: "
+                "make it on the CPU"
+            )
         super().__init__()
 
     @abstractmethod

@@ -15,10 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from vpgfast.models.layers import sinusoid
 from vpgfast.nn import BoundaryMatching, TemporalMapConv2d
+from vpgfast.nn.constants import ModuleWithConstants
 from vpgfast.ops import dense_anchor_mask, temporal_map_max_pool
 
 
-class MomentMap(nn.Module):
+class MomentMap(ModuleWithConstants):
     """F, one vector for every moment (DMR-JRG, section III.C).
 
     Args:
@@ -32,8 +33,9 @@ class MomentMap(nn.Module):
     def __init__(self, kind: Literal["max_pool", "boundary_matching"], dim: int, segments: int, samples: int) -> None:
         super().__init__()
         self.before: nn.Sequential | None = None
-        self.register_buffer("cells", torch.triu_indices(segments, segments), persistent=False)
-        self.cells: Tensor  # first and last segment of each moment
+        self.segments = segments
+        self.register_constants()
+        self.cells: Tensor
         if kind == "boundary_matching":
             half = dim // 2
             self.before = nn.Sequential(
@@ -44,6 +46,10 @@ class MomentMap(nn.Module):
             self.layer = BoundaryMatching(
                 half, dim, segments, num_samples=samples, samples_per_bin=1, layout="start_end"
             )
+
+    def constants(self) -> dict[str, Tensor]:
+        """``cells``: int64 [2, P], first and last segment of each moment."""
+        return {"cells": torch.triu_indices(self.segments, self.segments)}
 
     def forward(self, segments: Tensor) -> Tensor:
         """[B, D, K] -> [B, P, D]."""

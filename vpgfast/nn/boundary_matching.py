@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..ops.proposal_conv import proposal_conv
 from ..ops.proposal_grids import Layout, boundary_matching_grid, extend_spans
+from .constants import ModuleWithConstants
 
 
-class BoundaryMatching(nn.Module):
+class BoundaryMatching(ModuleWithConstants):
     """Clip features [B, C, T] to a map of moment features: sampling, then a convolution over the samples.
 
     A drop-in for the released layer, which multiplies by a dense sample mask [T, N * D * T] and then applies
@@ -59,15 +60,22 @@ class BoundaryMatching(nn.Module):
         self.T = T
         self.samples_per_bin = samples_per_bin
         self.boundary_ratio = boundary_ratio
-        grid = boundary_matching_grid(T, max_duration, boundary_ratio, layout)
-        # First and last clip of every cell, as integers, so that `module.half()` does not round positions. A cell that
-        # no moment has gets a clip so far before the video that its samples read nothing.
-        clips = torch.full((*grid.shape, 2), -1 - math.ceil(boundary_ratio), dtype=torch.int64)
-        clips[grid.cells[:, 0], grid.cells[:, 1]] = grid.spans.long() - torch.tensor([0, 1])
-        self.register_buffer("clips", clips, persistent=False)
+        self.max_duration = max_duration
+        self.layout: Layout = layout
+        self.register_constants()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, num_samples))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
+
+    def constants(self) -> dict[str, Tensor]:
+        """``clips``: first and last clip of every cell, as integers, so that `module.half()` does not round positions.
+
+        A cell that no moment has gets a clip so far before the video that its samples read nothing.
+        """
+        grid = boundary_matching_grid(self.T, self.max_duration, self.boundary_ratio, self.layout)
+        clips = torch.full((*grid.shape, 2), -1 - math.ceil(self.boundary_ratio), dtype=torch.int64)
+        clips[grid.cells[:, 0], grid.cells[:, 1]] = grid.spans.long() - torch.tensor([0, 1])
+        return {"clips": clips}
 
     def reset_parameters(self) -> None:
         """As ``torch.nn.Conv3d`` does."""

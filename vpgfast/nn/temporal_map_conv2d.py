@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vpgfast import ops
+from vpgfast.nn.constants import ModuleWithConstants
 from vpgfast.ops.temporal_map_conv2d_cells import at_cells, on_map
 
 
-class TemporalMapConv2d(nn.Module):
+class TemporalMapConv2d(ModuleWithConstants):
     """2D-TAN's ``MapConv``, computing only what reaches a valid moment of the result.
 
     Every layer is ``relu(conv2d(x))`` times, with ``normalize``, one over the number of valid taps; the mask grows with
@@ -29,7 +30,8 @@ class TemporalMapConv2d(nn.Module):
         normalize: divide by the number of valid taps, as 2D-TAN; its successor MS-2D-TAN does not.
 
     Raises:
-        ValueError: lists of different lengths, or kernels and paddings that do not keep the map's size.
+        ValueError: lists of different lengths, kernels and paddings that do not keep the map's size, or a mask without
+            values (of the meta device).
     """
 
     def __init__(
@@ -47,15 +49,24 @@ class TemporalMapConv2d(nn.Module):
                 f"hidden_sizes is {list(hidden_sizes)} and kernel_sizes {list(kernel_sizes)}; "
                 "they must be one of each a layer"
             )
-        masks = ops.temporal_map_masks(mask, kernel_sizes, paddings)
+        if mask.is_meta:
+            raise ValueError("mask is on the meta device, where it has no values; give one of the CPU")
+        self._anchors = mask.detach().cpu()
         channels = [in_channels, *hidden_sizes]
         layers = zip(channels[:-1], channels[1:], kernel_sizes, paddings, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(c, d, k, padding=padding) for c, d, k, padding in layers)
-        self.paddings, self.normalize = tuple(paddings), normalize
-        self.sizes: list[int] = []
-        for layer, reached in enumerate([masks[0][0], *(out_mask for _, out_mask in masks)]):
-            self.sizes.append(reached.shape[0])
-            self.register_buffer(f"cells{layer}", reached.flatten().nonzero()[:, 0], persistent=False)
+        self.kernel_sizes, self.paddings, self.normalize = tuple(kernel_sizes), tuple(paddings), normalize
+        self.sizes = [reached.shape[0] for reached in self._reached()]
+        self.register_constants()
+
+    def _reached(self) -> list[Tensor]:
+        """bool [T', T'] of the input and of every layer: the cells that count."""
+        masks = ops.temporal_map_masks(self._anchors, self.kernel_sizes, self.paddings)
+        return [masks[0][0], *(out_mask for _, out_mask in masks)]
+
+    def constants(self) -> dict[str, Tensor]:
+        """``cells0`` ... ``cellsN``: int64 [P], the cells that count, row by row."""
+        return {f"cells{layer}": mask.flatten().nonzero()[:, 0] for layer, mask in enumerate(self._reached())}
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, T] to [B, hidden_sizes[-1], T, T]; what ``x`` holds outside the mask has no effect."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vpgfast.nn.constants import ModuleWithConstants
 from vpgfast.ops import dense_anchor_mask, sparse_anchor_mask, temporal_map_max_pool
 
 
-class TemporalMapMaxPool(nn.Module):
+class TemporalMapMaxPool(ModuleWithConstants):
     """Max-pooled features of 2D-TAN's anchors, on the map; stands in for its dense and its sparse pooling module.
 
     Source: 2D-TAN (Zhang et al., AAAI 2020), section 3.2 and its released pooling modules.
@@ -24,9 +25,12 @@ class TemporalMapMaxPool(nn.Module):
         super().__init__()
         self.T = T
         self.layers = None if layers is None else tuple(layers)
-        mask = dense_anchor_mask(T) if layers is None else sparse_anchor_mask(T, layers)
-        self.register_buffer("mask", mask, persistent=False)  # 2D-TAN's modules have nothing in their state dict
+        self.register_constants()  # 2D-TAN's modules have nothing in their state dict
         self.mask: Tensor
+
+    def constants(self) -> dict[str, Tensor]:
+        """``mask``: bool [T, T], the anchors."""
+        return {"mask": dense_anchor_mask(self.T) if self.layers is None else sparse_anchor_mask(self.T, self.layers)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pool.
