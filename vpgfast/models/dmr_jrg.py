@@ -104,7 +104,7 @@ class DMRJRG(RetrievalMethod):
         self.text_encoder = ClassEncoder(config) if config.class_tokens else None  # E_2
         compared = config.retrieval_weight * config.retrieval_nce + config.global_weight * config.global_nce
         if config.scale is None and compared:
-            self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+            self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: FSDP takes no scalar
 
         self.moments = MomentMap(config.moment_map, dim, K, config.moment_samples)
         self.fuse_sentence = nn.Linear(dim, dim, bias=False)  # W_s

@@ -101,15 +101,15 @@ class Similarity(RetrievalMethod):
         return torch.stack([self._known[text] for text in sentences]).to(self.place.device)
 
     def curves(self, batch: Batch) -> Tensor:
-        """How well each clip fits each sentence: float32 [B, M, T], zero where padded."""
+        """How well each clip fits each sentence: [B, M, T] of the clips' dtype, zero where padded."""
         clips = F.normalize(batch.video, dim=-1)
         texts = batch.video.new_zeros(*batch.sentence_mask.shape, self.feature_dim)
         own = [self.config.template.format(text) for p in batch.paragraphs for text in p.sentences]
-        texts[batch.sentence_mask] = self.texts(own)
+        texts[batch.sentence_mask] = self.texts(own).to(clips.dtype)
         curves = texts @ clips.transpose(1, 2)
         if self.config.neutral:
             neutral = self.texts([self.config.template.format(text) for text in self.config.neutral])
-            curves = curves - (clips @ neutral.T).mean(-1)[:, None]
+            curves = curves - (clips @ neutral.to(clips.dtype).T).mean(-1)[:, None]
         return torch.stack(
             [
                 smoothed(curve, mask, self.config.smooth * int(mask.sum()) / float(seconds))
@@ -185,7 +185,7 @@ class Similarity(RetrievalMethod):
     def embed_paragraphs(self, batch: Batch) -> Tensor:
         texts = batch.video.new_zeros(*batch.sentence_mask.shape, self.feature_dim)
         own = [self.config.template.format(text) for p in batch.paragraphs for text in p.sentences]
-        texts[batch.sentence_mask] = self.texts(own)
+        texts[batch.sentence_mask] = self.texts(own).to(texts.dtype)
         return F.normalize(texts.sum(1), dim=-1)
 
 

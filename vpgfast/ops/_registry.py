@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 
 Backend = Literal["auto", "cpp", "cuda", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpp", "cuda", "triton", "reference")
@@ -73,6 +75,36 @@ def define(
     torch.library.register_fake(f"vpgfast::{name}", fake)
     OPS[name] = Op(name, reference, triton)
     return getattr(torch.ops.vpgfast, name).default
+
+
+def differentiable(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Register the derivative of the op ``name``, as ``torch.library.register_autograd`` does.
+
+    What torch can't do with such an op is an error that says so: within the transforms of ``torch.func`` it would tell
+    what an op's author should do, and of derivatives in forward mode it would make zeros.
+    """
+    overload = getattr(torch.ops.vpgfast, name).default
+    differentiate = make_autograd_impl(overload, Info(backward, setup_context))
+
+    def run(keyset: torch._C.DispatchKeySet, *args: Any, **options: Any) -> Any:
+        if (
+            torch.is_grad_enabled()
+            and torch._C._are_functorch_transforms_active()
+            and torch._C._any_requires_grad(*args)
+        ):
+            raise RuntimeError(
+                f"vpgfast::{name} can't be differentiated within torch.func (grad, jacrev, vmap of what requires a "
+                "gradient); use torch.autograd, and give it the batch as it is"
+            )
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            raise RuntimeError(f"vpgfast::{name} has no derivative in forward mode (jvp, jacfwd); use torch.autograd")
+        return differentiate(keyset, *args, **options)
+
+    _definitions.impl(name, run, "Autograd", with_keyset=True)
+
+
+def _has_tangent(arg: Any) -> bool:
+    return isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None
 
 
 def no_second_derivative(name: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
-from ._registry import autocast_like_conv, define, no_second_derivative
+from ._registry import autocast_like_conv, define, differentiable, no_second_derivative
 from .temporal_iou import check_intervals
 
 
@@ -30,6 +31,9 @@ class AttentionStats:
     centroid: Tensor
     mass: Tensor | None = None
     weights: Tensor | None = None
+
+
+register_dataclass(AttentionStats)  # so that torch.export and vmap know what it holds
 
 
 def anchor_cross_attention(
@@ -241,6 +245,6 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return *by_input, None, None, None
 
 
-torch.library.register_autograd("vpgfast::anchor_cross_attention", _backward, setup_context=_save)
+differentiable("anchor_cross_attention", _backward, _save)
 autocast_like_conv("anchor_cross_attention")
 no_second_derivative("anchor_cross_attention_backward")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_shape
-from ._registry import define, float32_under_autocast, no_second_derivative
+from ._registry import define, differentiable, float32_under_autocast, no_second_derivative
 
 
 def anchor_embedding(anchors: Tensor, D: int, temperature: float = 10000.0) -> Tensor:
@@ -86,6 +86,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.vpgfast.anchor_embedding_backward(grad, *ctx.saved_tensors, ctx.temperature), None, None
 
 
-torch.library.register_autograd("vpgfast::anchor_embedding", _backward, setup_context=_save)
+differentiable("anchor_embedding", _backward, _save)
 float32_under_autocast("anchor_embedding")
 no_second_derivative("anchor_embedding_backward")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATING, accumulate_dtype, check_floating, check_mask, check_same_device, check_shape
-from ._registry import define, float32_under_autocast
+from ._registry import define, differentiable, float32_under_autocast
 from .ordered_spans import Overlap, check_order
 from .temporal_iou import check_intervals
 
@@ -147,5 +147,5 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[None, Tensor, None, No
     return None, torch.where(is_chosen, grad[:, None, None], 0), None, None, None
 
 
-torch.library.register_autograd("vpgfast::ordered_candidates", _backward, setup_context=_save)
+differentiable("ordered_candidates", _backward, _save)
 float32_under_autocast("ordered_candidates")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_mask, check_shape
-from ._registry import define, float32_under_autocast
+from ._registry import define, differentiable, float32_under_autocast
 
 Overlap = Literal["none", "starts"]
 
@@ -172,5 +172,5 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, No
     return torch.where(inside, grad[:, None, None], 0).to(ctx.dtype), None, None, None, None, None
 
 
-torch.library.register_autograd("vpgfast::ordered_spans", _backward, setup_context=_save)
+differentiable("ordered_spans", _backward, _save)
 float32_under_autocast("ordered_spans")

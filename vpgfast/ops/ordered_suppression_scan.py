@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
-from ._registry import define, float32_under_autocast, no_second_derivative
+from ._registry import define, differentiable, float32_under_autocast, no_second_derivative
 
 
 def ordered_suppression_scan(
@@ -112,6 +112,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return by_z, by_bias, None, None
 
 
-torch.library.register_autograd("vpgfast::ordered_suppression_scan", _backward, setup_context=_save)
+differentiable("ordered_suppression_scan", _backward, _save)
 float32_under_autocast("ordered_suppression_scan")
 no_second_derivative("ordered_suppression_scan_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
-from ._registry import define, float32_under_autocast, no_second_derivative
+from ._registry import define, differentiable, float32_under_autocast, no_second_derivative
 
 
 def pairwise_relevance(a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:
@@ -84,6 +84,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return torch.ops.vpgfast.pairwise_relevance_backward(grad, *ctx.saved_tensors)
 
 
-torch.library.register_autograd("vpgfast::pairwise_relevance", _backward, setup_context=_save)
+differentiable("pairwise_relevance", _backward, _save)
 float32_under_autocast("pairwise_relevance")
 no_second_derivative("pairwise_relevance_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
-from ._registry import autocast_like_conv, define, no_second_derivative
+from ._registry import autocast_like_conv, define, differentiable, no_second_derivative
 from .sample_proposals import check_proposals, plain_samples, plain_samples_backward, sample_proposals
 
 
@@ -117,6 +117,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | Non
     return grad_x, None, grad_weight, grad_bias, None
 
 
-torch.library.register_autograd("vpgfast::proposal_conv", _backward, setup_context=_save)
+differentiable("proposal_conv", _backward, _save)
 autocast_like_conv("proposal_conv")
 no_second_derivative("proposal_conv_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
-from ._registry import define, no_second_derivative
+from ._registry import define, differentiable, no_second_derivative
 
 
 def sample_proposals(x: Tensor, proposals: Tensor, num_samples: int, samples_per_bin: int = 1) -> Tensor:
@@ -149,5 +149,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return grad_x, None, None, None
 
 
-torch.library.register_autograd("vpgfast::sample_proposals", _backward, setup_context=_save)
+differentiable("sample_proposals", _backward, _save)
 no_second_derivative("sample_proposals_backward")

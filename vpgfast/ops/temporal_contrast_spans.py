@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_mask, check_same_device, check_shape
-from ._registry import define, float32_under_autocast
+from ._registry import define, differentiable, float32_under_autocast
 from .ordered_spans import check_lengths
 
 
@@ -196,5 +196,5 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, N
     return total.to(curves.dtype), None, None, None, None, None, None
 
 
-torch.library.register_autograd("vpgfast::temporal_contrast_spans", _backward, setup_context=_save)
+differentiable("temporal_contrast_spans", _backward, _save)
 float32_under_autocast("temporal_contrast_spans")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
-from ._registry import define, float32_under_autocast, no_second_derivative
+from ._registry import define, differentiable, float32_under_autocast, no_second_derivative
 
 
 def temporal_iou(a: Tensor, b: Tensor, pairwise: bool = True) -> Tensor:
@@ -180,8 +180,8 @@ def _backward_elementwise(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]
     return *torch.ops.vpgfast.temporal_iou_elementwise_backward(grad, *ctx.saved_tensors, ctx.generalized), None
 
 
-torch.library.register_autograd("vpgfast::temporal_iou", _backward, setup_context=_save)
-torch.library.register_autograd("vpgfast::temporal_iou_elementwise", _backward_elementwise, setup_context=_save)
+differentiable("temporal_iou", _backward, _save)
+differentiable("temporal_iou_elementwise", _backward_elementwise, _save)
 for _name in ("temporal_iou", "temporal_iou_elementwise"):
     float32_under_autocast(_name)
     no_second_derivative(f"{_name}_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_shape
-from ._registry import define, float32_under_autocast, no_second_derivative
+from ._registry import define, differentiable, float32_under_autocast, no_second_derivative
 from .temporal_iou import check_intervals, plain_iou, plain_iou_gradient
 
 
@@ -84,6 +84,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return torch.ops.vpgfast.temporal_iou_map_backward(grad, *ctx.saved_tensors), None
 
 
-torch.library.register_autograd("vpgfast::temporal_iou_map", _backward, setup_context=_save)
+differentiable("temporal_iou_map", _backward, _save)
 float32_under_autocast("temporal_iou_map")
 no_second_derivative("temporal_iou_map_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
-from ._registry import define, float32_under_autocast, no_second_derivative
+from ._registry import define, differentiable, float32_under_autocast, no_second_derivative
 from .temporal_iou import check_intervals, plain_iou
 from .temporal_iou_map import map_cells
 
@@ -140,6 +140,6 @@ def _backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return grad, None, None, None, None, None
 
 
-torch.library.register_autograd("vpgfast::temporal_map_bce", _backward, setup_context=_save)
+differentiable("temporal_map_bce", _backward, _save)
 float32_under_autocast("temporal_map_bce")
 no_second_derivative("temporal_map_bce_backward")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_same_dtype, check_shape
-from ._registry import autocast_like_conv, define, no_second_derivative
+from ._registry import autocast_like_conv, define, differentiable, no_second_derivative
 
 
 def temporal_map_conv2d(
@@ -284,6 +284,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(g if n else None for g, n in zip(grads, needed, strict=True)), None, None, None, None, None
 
 
-torch.library.register_autograd("vpgfast::temporal_map_conv2d", _backward, setup_context=_save)
+differentiable("temporal_map_conv2d", _backward, _save)
 autocast_like_conv("temporal_map_conv2d")
 no_second_derivative("temporal_map_conv2d_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_floating, check_same_device, check_shape
-from ._registry import autocast_like_conv, define, no_second_derivative
+from ._registry import autocast_like_conv, define, differentiable, no_second_derivative
 from .temporal_map_conv2d import check_layer, fake_backward, out_size
 
 
@@ -160,6 +160,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(g if n else None for g, n in zip(grads, needed, strict=True)), *(None,) * 6
 
 
-torch.library.register_autograd("vpgfast::temporal_map_conv2d_cells", _backward, setup_context=_save)
+differentiable("temporal_map_conv2d_cells", _backward, _save)
 autocast_like_conv("temporal_map_conv2d_cells")
 no_second_derivative("temporal_map_conv2d_cells_backward")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_floating, check_same_device, check_shape
-from ._registry import define, no_second_derivative
+from ._registry import define, differentiable, no_second_derivative
 
 
 def temporal_map_max_pool(x: Tensor, spans: Tensor | None = None) -> Tensor:
@@ -181,7 +181,7 @@ def _backward_spans(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return torch.ops.vpgfast.temporal_map_max_pool_spans_backward(grad, *ctx.saved_tensors, deterministic), None
 
 
-torch.library.register_autograd("vpgfast::temporal_map_max_pool", _backward, setup_context=_save)
-torch.library.register_autograd("vpgfast::temporal_map_max_pool_spans", _backward_spans, setup_context=_save)
+differentiable("temporal_map_max_pool", _backward, _save)
+differentiable("temporal_map_max_pool_spans", _backward_spans, _save)
 no_second_derivative("temporal_map_max_pool_backward")
 no_second_derivative("temporal_map_max_pool_spans_backward")
