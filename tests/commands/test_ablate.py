@@ -34,7 +34,7 @@ from vpgfast.ablate.results import (
 from vpgfast.ablate.tables import choose, read_tables
 from vpgfast.checkpoint import load_state
 from vpgfast.config import parse_train
-from vpgfast.errors import ConfigError
+from vpgfast.errors import ConfigError, UserError
 from vpgfast.files import STATE_FILE
 from vpgfast.plots import draw_ablation
 
@@ -421,7 +421,10 @@ def test_another_run_in_the_folder(
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(ConfigError, match="out: File exists"), runs.locked(tmp_path / "out"):
+    with (
+        pytest.raises(UserError, match="out: nothing can be written there .a file is there"),
+        runs.locked(tmp_path / "out"),
+    ):
         pass
 
 

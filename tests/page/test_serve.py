@@ -368,7 +368,12 @@ def test_the_command_serves_until_ctrl_c(folder: Path) -> None:
     command = [sys.executable, "-m", "vpgfast.serve", "objects", "--library", str(folder), "--port"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored where tests run behind a shell
     ) as process:
         try:
             assert process.stdout is not None
