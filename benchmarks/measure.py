@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,10 +78,11 @@ class Row:
 
 @dataclass
 class Provider:
-    """One way to compute: ``function(*inputs)`` gives a tensor. Peers are what vpgfast is compared with."""
+    """One way to compute: ``function(*inputs)`` gives a tensor, or several where nothing is differentiated. Peers are
+    what vpgfast is compared with."""
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     is_ours: bool = False
     is_fields: bool = False  # what published code of the field does, as opposed to the best plain PyTorch
 
@@ -180,7 +182,7 @@ def peak_mib(device: torch.device, work: Callable[[], object]) -> float | None:
     return (_status_kib("VmHWM") - before) / 2**10
 
 
-def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
     out = provider.function(*inputs)
     if grad is None:
         return out, ()
@@ -188,7 +190,9 @@ def _step(provider: Provider, inputs: list[Tensor], grad: Tensor | None) -> tupl
     return out, torch.autograd.grad(out, wanted, grad)
 
 
-def _check(case: str, providers: list[Provider], leaves: list[Tensor], tolerance: float) -> Tensor | None:
+def _check(
+    case: str, providers: list[Provider], leaves: list[Tensor], tolerance: float, packed: Callable[..., Tensor]
+) -> Tensor | None:
     """Compares everybody's results with the first one's; returns the gradient to go backward from, if any leaf asks."""
     expected, expected_grads, grad = None, (), None
     for provider in providers:
@@ -196,7 +200,8 @@ def _check(case: str, providers: list[Provider], leaves: list[Tensor], tolerance
             out = provider.function(*leaves)
             grad = torch.ones_like(out, memory_format=torch.contiguous_format)  # not one provider's layout
             del out  # and the graph behind it
-        out, grads = _step(provider, leaves, grad)
+        result, grads = _step(provider, leaves, grad)
+        out = packed(*result) if isinstance(result, tuple) else packed(result)
         if expected is None:
             expected, expected_grads = out.detach(), grads
         names = ["result", *("gradient" for _ in grads)]
@@ -308,6 +313,7 @@ def measure(
     floor_bytes: dict[str, float],
     floor_flops: dict[str, float] | None = None,
     tolerance: float = 1e-4,
+    packed: Callable[..., Tensor] = lambda result: result,
 ) -> list[Row]:
     """Rows for every provider, in each mode that ``floor_bytes`` names (``forward``, ``forward+backward``).
 
@@ -317,6 +323,7 @@ def measure(
         floor_bytes: by mode, the bytes that any implementation must move.
         floor_flops: by mode, the multiplications and additions that any implementation must do; the floor is the
             longer of the two times.
+        packed: what of the results is compared, given all of them; it is not timed.
         tolerance: largest difference from the first provider's results, relative to their largest value.
 
     Raises:
@@ -329,7 +336,9 @@ def measure(
         mode: [t.detach().requires_grad_(mode == "forward+backward" and t.is_floating_point()) for t in inputs]
         for mode in floor_bytes
     }
-    grads = {mode: _check(f"{op} {shape} {mode}", providers, leaves, tolerance) for mode, leaves in leaves_of.items()}
+    grads = {
+        mode: _check(f"{op} {shape} {mode}", providers, leaves, tolerance, packed) for mode, leaves in leaves_of.items()
+    }
     rows = []
     with alone(device):
         for mode, moved in floor_bytes.items():

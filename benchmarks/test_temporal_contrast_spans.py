@@ -95,20 +95,18 @@ def test_temporal_contrast_spans(B: int, M: int, T: int, longest: int, top_k: in
     curves, threshold = similarity(B, M, T), 0.5
     compiled = torch.compile(best_of_length, dynamic=True)
     providers = [
-        Provider("by length", lambda c: packed(*length_by_length(c, longest, top_k, threshold), T)),
-        Provider("by length, compiled", lambda c: packed(*length_by_length(c, longest, top_k, threshold, compiled), T)),
+        Provider("by length", lambda c: length_by_length(c, longest, top_k, threshold)),
+        Provider("by length, compiled", lambda c: length_by_length(c, longest, top_k, threshold, compiled)),
         Provider(
             "vpgfast",
-            lambda c: packed(*temporal_contrast_spans(c, None, 1, longest, top_k, threshold), T),
+            lambda c: temporal_contrast_spans(c, None, 1, longest, top_k, threshold),
             is_ours=True,
         ),
     ]
     if (
         T <= 200
     ):  # beyond, the loop of suppression takes minutes, and then the list of windows more memory than there is
-        every_length = Provider(
-            "every length", lambda c: packed(*field(c, 1, longest, top_k, threshold), T), is_fields=True
-        )
+        every_length = Provider("every length", lambda c: field(c, 1, longest, top_k, threshold), is_fields=True)
         providers.insert(0, every_length)
     if T <= 2000:
         published = field(curves, max(5, longest // 40), longest, 1, threshold)[1]
@@ -117,5 +115,13 @@ def test_temporal_contrast_spans(B: int, M: int, T: int, longest: int, top_k: in
     floors = {"forward": 4 * curves.numel()}
     # Less than a clip of T, and more than sums in float32 round.
     record(
-        measure("temporal_contrast_spans", shape, providers, [curves], floor_bytes=floors, tolerance=min(1e-3, 0.2 / T))
+        measure(
+            "temporal_contrast_spans",
+            shape,
+            providers,
+            [curves],
+            floor_bytes=floors,
+            tolerance=min(1e-3, 0.2 / T),
+            packed=lambda spans, scores: packed(spans, scores, T),
+        )
     )
