@@ -148,4 +148,5 @@ def test_ordered_candidates(B: int, M: int, P: int, record) -> None:
         Provider("vpgfast", ordered_candidates, is_ours=True),
     ]
     floors = {"forward": 4 * 3 * scores.numel()}
-    record(measure("ordered_candidates", f"B={B} M={M} P={P}", providers, [spans, scores], floor_bytes=floors))
+    shape = f"B={B} M={M} P={P}"
+    record(measure("ordered_candidates", shape, providers, [spans, scores], floor_bytes=floors, packed=packed))

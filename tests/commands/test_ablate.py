@@ -422,7 +422,7 @@ def test_another_run_in_the_folder(
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with (
-        pytest.raises(UserError, match="out: nothing can be written there .a file is there"),
+        pytest.raises(UserError, match=r"out: nothing can be written there \(a file is there\)"),
         runs.locked(tmp_path / "out"),
     ):
         pass
