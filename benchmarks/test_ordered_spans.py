@@ -80,7 +80,11 @@ def running_maxima(gains: Tensor, longest: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("B", "M", "T", "longest"), [(16, 4, 200, 200), (4, 8, 2000, 2000), (4, 8, 2000, 200), (1, 8, 100_000, 100_000)]
+    ("B", "M", "T", "longest"),
+    [
+        *((16, 4, 200, 200), (128, 4, 200, 200), (4, 8, 2000, 2000), (4, 8, 2000, 200), (32, 8, 2000, 200)),
+        (1, 8, 100_000, 100_000),
+    ],
 )
 def test_ordered_spans(B: int, M: int, T: int, longest: int, record) -> None:
     gains = torch.randn(B, M, T, generator=torch.Generator().manual_seed(0))
