@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-import io
+import hashlib
 import logging
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from vpgfast.errors import CheckpointError, UserError
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAME = 255
+"""Bytes that file systems allow."""
 
 CONFIG_FILE = "config.yaml"
 MODEL_FILE = "best.safetensors"
@@ -124,21 +129,47 @@ def write_file(path: Path, data: bytes) -> None:
         CheckpointError: it can't be written (disk full, no permission); what was at ``path`` before is untouched and no
             temporary file stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same name: what a kill leaves is overwritten
+    temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
-            _write(file, data)
-        os.replace(temporary, path)
+        with _in_turn(temporary) as file:
+            try:
+                _write(file, data)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        before = "; the file before it is untouched" if path.exists() else ""
+        before = "; the file before it is untouched" if os.path.lexists(path) else ""
         raise CheckpointError(f"can't write {path}: {error.strerror or error}{before}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
-def _write(file: io.BufferedWriter, data: bytes) -> None:
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it is moved into place: always the same, so what a kill leaves is overwritten."""
+    name = f".{path.name}.tmp"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}.tmp"
+    return path.with_name(name)
+
+
+@contextmanager
+def _in_turn(temporary: Path) -> Iterator[BinaryIO]:
+    """An empty file for one writer at a time: threads and processes that write the same file wait for each other."""
+    while True:
+        with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                mine = os.path.samestat(os.fstat(file.fileno()), os.stat(temporary))
+            except FileNotFoundError:
+                mine = False
+            if not mine:  # the writer before has moved it into place
+                continue
+            file.truncate()
+            yield file
+            return
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())

@@ -88,7 +88,12 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def query(index: Path, *arguments: str) -> dict:
     assert search.main(["query", str(index), *arguments]) == 0
-    return json.loads((index / "query" / "search.json").read_text())
+    return json.loads((answered(index) / "search.json").read_text())
+
+
+def answered(index: Path) -> Path:
+    """The folder of the last answer."""
+    return max((index / "queries").iterdir(), key=lambda folder: (folder / "search.txt").stat().st_mtime_ns)
 
 
 def test_query(search_run: Path, index: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,10 +114,10 @@ def test_query(search_run: Path, index: Path, features: Path, capsys: pytest.Cap
         asked += ["--sentence", SENTENCES[0], "--sentence", SENTENCES[1], "--output", str(features.parent / "out")]
         assert ground.main([str(search_run), *asked]) == 0
         assert json.loads((features.parent / "out" / "grounding.json").read_text())["sentences"] == video["sentences"]
-    text = (index / "query" / "search.txt").read_text()
+    text = (answered(index) / "search.txt").read_text()
     assert text.strip() in printed
     assert text.startswith(f"  1.  {content['videos'][0]['video']}   score {scores[0]:.4f}")
-    assert (index / "query" / "search.png").read_bytes().startswith(b"\x89PNG")
+    assert (answered(index) / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("_no_picture")
@@ -267,7 +272,7 @@ def test_videos_that_are_gone(index: Path, features: Path, capsys: pytest.Captur
     assert f"not grounded: {features} is gone; put it back" in captured.out
     assert captured.err.count("is found but can't be grounded") == 2
     assert [video["sentences"] for video in content["videos"]] == [None, None]
-    assert (index / "query" / "search.png").is_file()
+    assert (answered(index) / "search.png").is_file()
     assert search.main(["info", str(index)]) == 0
     assert f"hdf5 {features}: 7, of which 7 are gone" in capsys.readouterr().out
 
@@ -416,7 +421,7 @@ def test_one_way_to_ask_at_a_time(index: Path, capsys: pytest.CaptureFixture[str
             search.main(["query", str(index), *asked])
         assert caught.value.code == 2
     printed = capsys.readouterr().err
-    assert "one of the arguments --sentence --paragraph TEXT is required" in printed
+    assert "one of the arguments --sentence --paragraph TEXT --queries is required" in printed
     assert "argument --sentence: not allowed with argument TEXT" in printed
 
 

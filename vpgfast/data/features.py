@@ -342,10 +342,7 @@ class FolderFeatures:
                 name, suffix = os.path.splitext(file)
                 if suffix not in _ARRAYS or file.startswith("."):
                     continue
-                video_id = (folder / name).as_posix()
-                if video_id in names:
-                    self._file(video_id)  # says which two
-                names.add(video_id)
+                names.add((folder / name).as_posix())
         return sorted(names)
 
     def duration(self, video_id: str) -> float | None:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from vpgfast.command import open_log
-from vpgfast.data.text import split_sentences, tokenize
-from vpgfast.errors import ConfigError, FeatureError, SearchIndexError, UserError
+from vpgfast.errors import ConfigError, FeatureError, SearchIndexError
 from vpgfast.files import MODEL_FILE as RUN_MODEL_FILE
-from vpgfast.files import readable, write_file
-from vpgfast.ground.grounding import warn_of_unknown_words
-from vpgfast.ground.query import asked_sentences
-from vpgfast.search.answers import answer
 from vpgfast.search.faiss_index import import_faiss
 from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash
 from vpgfast.search.indexing import index_videos
+from vpgfast.search.query import command_query, read_queries
 from vpgfast.search.searcher import Searcher
+from vpgfast.search.session import Session
 from vpgfast.search.sources import VideoSource, open_source, where_is
 from vpgfast.untrained import as_checkpoint
 
@@ -49,10 +46,9 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
                 f"{' '.join(['', *index.about['settings']])}); give another --output"
             )
     else:
-        features = [np.ones((1, searcher.checkpoint.feature_dim), np.float32)]  # zeros may have no direction
-        width = searcher.embed_videos(features).shape[1]
         about = {"source": searcher.checkpoint.feature_source, "width": searcher.checkpoint.feature_dim}
-        index = VideoIndex.create(folder, width, path, searcher.checkpoint.method, about, kept)
+        method, probe = searcher.checkpoint.method, searcher.probe()
+        index = VideoIndex.create(folder, len(probe[0]), path, method, about, kept, probe)
     with index.changing():
         added, bad = index_videos(index, searcher, source, arguments.on_bad, keep=True)
         if arguments.faiss:
@@ -64,7 +60,8 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
 
 def command_add(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Add videos to an index."""
-    index, searcher = _open(arguments.index, settings, arguments.encoder)
+    session = Session.open(arguments.index, settings, arguments.encoder)
+    index, searcher = session.index, session.searcher
     source = _open_source(arguments, index.folder, searcher)
     with index.changing():
         _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=not arguments.replace))
@@ -95,8 +92,9 @@ def command_build_faiss(arguments: argparse.Namespace, settings: list[str]) -> N
     if arguments.queries is None:
         index, queries = VideoIndex.open(arguments.index), None
     else:
-        index, searcher = _open(arguments.index, settings)
-        queries = np.concatenate([searcher.embed_query(p) for p in _read_queries(arguments.queries)])
+        session = Session.open(arguments.index, settings)
+        index = session.index
+        queries = np.concatenate([session.searcher.embed_query(p) for p in read_queries(arguments.queries)])
     with index.changing():
         _build_faiss(index, arguments.recall, queries)
 
@@ -105,17 +103,7 @@ def command_info(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Say what an index holds, and look at every file of it."""
     index = VideoIndex.open(arguments.index)
     index.check_model()
-    sources: dict[str, int] = {}
-    gone: dict[str, int] = {}
-    for _, _, entry in tqdm(
-        index.living(), total=len(index), desc="looking at videos", unit="video", delay=2, leave=False, disable=None
-    ):
-        place = f"{entry.source['kind']} {entry.source['path']}"
-        sources[place] = sources.get(place, 0) + 1
-        if not where_is(entry, index.folder).exists():
-            gone[place] = gone.get(place, 0) + 1
-    for shard in index.shards:
-        index.vectors(shard)
+    sources, gone = index.steadily(lambda: _look_at_all(index))
     size = sum(path.stat().st_size for path in index.folder.iterdir() if path.is_file())
     removed = sum(map(len, index.removed.values()))
     about = index.about
@@ -126,7 +114,7 @@ def command_info(arguments: argparse.Namespace, settings: list[str]) -> None:
         f"  model         {about['model']['from']}{' '.join(['', *about['settings']])}",
         f"  features      {about['features']['source']}, width {about['features']['width']}",
         *(
-            f"  videos from   {place}: {count}" + (f", of which {gone[place]} are gone" if place in gone else "")
+            f"  videos from   {place}: {count}" + (f", of which {gone[place]} are gone" if gone[place] else "")
             for place, count in sources.items()
         ),
         f"  search        {_about_faiss(index)}",
@@ -134,61 +122,19 @@ def command_info(arguments: argparse.Namespace, settings: list[str]) -> None:
     print("\n".join(lines))
 
 
-def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
-    """Ask an index."""
-    for name in ("top", "spans"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.text is None:
-        sentences = asked_sentences(arguments)
-    elif not tokenize(arguments.text):
-        raise UserError(f"the text to look for ({arguments.text!r}) has no word in it")
-    else:
-        sentences = split_sentences(readable(arguments.text))
-    index, searcher = _open(arguments.index, settings, arguments.encoder)
-    warn_of_unknown_words(sentences, searcher.checkpoint.word_vectors, searcher.needs)
-    answers = answer(index, searcher, sentences, arguments.top, arguments.spans, arguments.exact)
-
-    text = "\n".join(one.as_text(rank) for rank, one in enumerate(answers, start=1))
-    output: Path = arguments.output or index.folder / "query"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}") from None
-    content = {"sentences": sentences, "index": str(index.folder), "videos": [one.as_dict() for one in answers]}
-    write_file(output / "search.txt", (readable(text) + "\n").encode())
-    write_file(output / "search.json", (readable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n").encode())
-
-    from vpgfast.plots import draw_found  # and matplotlib with it, which takes longer than short answers
-
-    draw_found(
-        sentences,
-        [
-            (
-                f"{rank}. {one.found.video.video_id}   ({one.found.score:.3f})",
-                one.found.video.duration,
-                None if one.grounding is None else (one.grounding.spans[:, 0], one.grounding.scores[:, 0]),
-            )
-            for rank, one in enumerate(answers, start=1)
-        ],
-        output / "search.png",
-        f"the {len(answers)} of {len(index)} videos that fit best",
-    )
-    if arguments.page is not None:
-        from vpgfast.page.results import search_content
-        from vpgfast.page.write import write_page
-
-        write_page(arguments.page, search_content(answers, sentences, len(index)), arguments.page_embed)
-    print(text)
-    print(f"written to {output}: search.txt, search.json, search.png")
-    if arguments.page is not None:
-        print(f"page: {arguments.page}")
-
-
-def _open(folder: Path, settings: list[str], encoder: str | None = None) -> tuple[VideoIndex, Searcher]:
-    index = VideoIndex.open(folder)
-    index.check_model()
-    return index, Searcher.load(index.model_file, [*index.about["settings"], *settings], encoder)
+def _look_at_all(index: VideoIndex) -> tuple[Counter[str], Counter[str]]:
+    """Videos by where they come from, and those that are gone from there; every file of the index is looked at."""
+    sources: Counter[str] = Counter()
+    gone: Counter[str] = Counter()
+    for shard in index.shards:
+        index.vectors(shard)
+    for _, _, entry in tqdm(
+        index.living(), total=len(index), desc="looking at videos", unit="video", delay=2, leave=False, disable=None
+    ):
+        place = f"{entry.source['kind']} {entry.source['path']}"
+        sources[place] += 1
+        gone[place] += not where_is(entry, index.folder).exists()
+    return sources, gone
 
 
 def _open_source(arguments: argparse.Namespace, folder: Path, searcher: Searcher) -> VideoSource:
@@ -201,18 +147,6 @@ def _open_source(arguments: argparse.Namespace, folder: Path, searcher: Searcher
         arguments.durations,
         arguments.clip_seconds,
     )
-
-
-def _read_queries(path: Path) -> list[list[str]]:
-    """Paragraphs of a text file, one a line, as sentences."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--queries {path}: can't be read ({error})") from None
-    paragraphs = [split_sentences(line) for line in lines if tokenize(line)]
-    if not paragraphs:
-        raise ConfigError(f"--queries {path}: holds no paragraph; write one a line")
-    return paragraphs
 
 
 def _say_added(index: VideoIndex, added: int, bad: int) -> None:

@@ -119,7 +119,14 @@ def _parser() -> argparse.ArgumentParser:
 
     epilog = f"TEXT is cut as a --paragraph: one {HOW_PARAGRAPHS_ARE_CUT} {changes}"
     query = add("query", "find videos by a paragraph, and its sentences in them", epilog)
-    add_query(query).add_argument("text", nargs="?", metavar="TEXT", help="the paragraph")
+    asked = add_query(query)
+    asked.add_argument("text", nargs="?", metavar="TEXT", help="the paragraph")
+    asked.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE",
+        help="text file with a paragraph a line, all asked with one start; results in numbered folders of --output",
+    )
     query.add_argument("--top", type=int, default=5, help="videos (default 5)")
     query.add_argument("--spans", type=int, default=1, help="spans a sentence and video (default 1)")
     for action in (index, more, query):
@@ -127,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
             "--encoder", metavar="SPEC", help="the encoder of the model's features, where its weights lie elsewhere now"
         )
     query.add_argument("--exact", action="store_true", help="compare with every vector, also where FAISS could search")
-    query.add_argument("--output", type=Path, help="folder for the results; default: INDEX/query")
+    query.add_argument("--output", type=Path, help="folder for the results; default: one of its own in INDEX/queries")
     add_page(query)
 
     remove = add("remove", "take videos out of an index")

@@ -13,26 +13,28 @@ the next change removes). ``docs/search.md`` describes the format for other prog
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from vpgfast.errors import ConfigError, SearchIndexError
-from vpgfast.files import write_file
+from vpgfast.files import hold, output_folder, write_file
 from vpgfast.search import faiss_index
+from vpgfast.search.best import Best
 from vpgfast.search.shards import SHARD, Shard, ShardVideos, VideoEntry, first_line, reading
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 INDEX_FILE, MODEL_FILE = "index.json", "model.safetensors"
 FORMAT, VERSION = "vpgfast search index", 1
@@ -71,10 +73,23 @@ class VideoIndex:
         self.shards = [Shard(entry["name"], entry["videos"]) for entry in about["shards"]]
         self.removed: dict[str, list[int]] = about["removed"]
         self.faiss: dict[str, Any] | None = about["faiss"]
+        named = {shard.name for shard in self.shards}
+        for cache in (self._vectors, self._videos):
+            for name in set(cache) - named:
+                del cache[name]
+        if self._faiss is not None and (self.faiss is None or self._faiss[0] != self.faiss["file"]):
+            self._faiss = None
 
     @classmethod
     def create(
-        cls, folder: Path, width: int, model: Path, method: str, features: dict[str, Any], settings: Sequence[str] = ()
+        cls,
+        folder: Path,
+        width: int,
+        model: Path,
+        method: str,
+        features: dict[str, Any],
+        settings: Sequence[str] = (),
+        probe: Sequence[Sequence[float]] = (),
     ) -> VideoIndex:
         """Make an empty index in a new or empty folder.
 
@@ -85,21 +100,14 @@ class VideoIndex:
             method: name of its method.
             features: what it takes, ``{"source": ..., "width": ...}``.
             settings: of the model's run that were changed, as command-line arguments.
+            probe: what the model makes of fixed inputs (:meth:`vpgfast.search.searcher.Searcher.probe`), by which it is
+                known again.
 
         Raises:
-            SearchIndexError: the folder holds something else, or can't be written.
+            SearchIndexError: the folder holds something else, or another process is making an index there.
+            UserError: it can't be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SearchIndexError(f"index folder {folder}: {error.strerror}") from None
-        foreign = [path.name for path in folder.iterdir() if not path.name.startswith((".", MODEL_FILE))]
-        if foreign:
-            raise SearchIndexError(
-                f"index folder {folder}: holds other files ({', '.join(sorted(foreign)[:3])}); give a new folder"
-            )
         data = model.read_bytes()
-        write_file(folder / MODEL_FILE, data)
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -108,13 +116,21 @@ class VideoIndex:
             "features": features,
             "model": {"from": str(model.resolve()), "sha256": hashlib.sha256(data).hexdigest()},
             "settings": list(settings),
+            "probe": [list(row) for row in probe],
             "next": 0,
             "shards": [],
             "removed": {},
             "faiss": None,
         }
         index = cls(folder, about)
-        index.commit(about)
+        with _held(output_folder(folder, "index folder")):
+            foreign = [path.name for path in folder.iterdir() if not path.name.startswith((".", MODEL_FILE))]
+            if foreign:
+                raise SearchIndexError(
+                    f"index folder {folder}: holds other files ({', '.join(sorted(foreign)[:3])}); give a new folder"
+                )
+            write_file(folder / MODEL_FILE, data)
+            index.commit(about)
         return index
 
     @classmethod
@@ -133,6 +149,13 @@ class VideoIndex:
         return cls(folder, _read_about(path))
 
     # --- what it holds
+
+    def refresh(self) -> None:
+        """Take in what another process has changed since the index was opened."""
+        about = _read_about(self.folder / INDEX_FILE)
+        if about != self.about:
+            self._names = None
+            self._take(about)
 
     @property
     def model_file(self) -> Path:
@@ -205,17 +228,11 @@ class VideoIndex:
         Raises:
             SearchIndexError: another process is at it.
         """
-        try:
-            lock = (self.folder / _LOCK).open("w")
-        except OSError as error:
-            raise SearchIndexError(f"index {self.folder}: can't be changed ({error.strerror})") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SearchIndexError(f"index {self.folder}: another process is changing it; wait for it") from None
+        with _held(self.folder):
             self._names = None
             self._take(_read_about(self.folder / INDEX_FILE))
+            for left in self.folder.glob(".*.tmp"):  # by a process that was killed
+                left.unlink(missing_ok=True)
             yield
 
     def add(self, vectors: np.ndarray, entries: Sequence[VideoEntry]) -> None:
@@ -306,17 +323,12 @@ class VideoIndex:
         write_file(self.folder / INDEX_FILE, (json.dumps(about, indent=1) + "\n").encode())
         self._take(about)
         named = {shard.name for shard in self.shards}
-        for cache in (self._vectors, self._videos):
-            for name in set(cache) - named:
-                del cache[name]
         kept = {f"vectors-{name}.npy" for name in named} | {f"videos-{name}.json" for name in named}
         kept |= {self.faiss["file"]} if self.faiss else set()
-        if self._faiss is not None and (self.faiss is None or self._faiss[0] != self.faiss["file"]):
-            self._faiss = None
         for pattern in ("vectors-*.npy", "videos-*.json", "faiss-*.index"):
             for path in self.folder.glob(pattern):
                 if path.name not in kept:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
     # --- search
 
@@ -334,6 +346,21 @@ class VideoIndex:
         Returns:
             Of each query the videos, best first.
         """
+        return self.steadily(lambda: self._search(queries, top, exact))
+
+    def steadily(self, look: Callable[[], T]) -> T:
+        """What ``look`` finds in the files; again where another process has meanwhile replaced them (``compact``,
+        ``build-faiss``)."""
+        while True:
+            try:
+                return look()
+            except SearchIndexError:
+                before = self.about
+                self.refresh()
+                if self.about is before:
+                    raise
+
+    def _search(self, queries: np.ndarray, top: int, exact: bool) -> list[list[Found]]:
         scores, places = self.ranked(queries, top, None if exact else self._open_faiss())
         found = []
         for row, marks in zip(places, scores, strict=True):
@@ -353,7 +380,7 @@ class VideoIndex:
             raise ValueError(f"queries have shape {queries.shape}, the index is of width {self.width}")
         if not len(self):
             raise SearchIndexError(f"index {self.folder}: holds no video; add some")
-        best = _Best(len(queries), min(top, len(self)))
+        best = Best(len(queries), min(top, len(self)))
         covered: set[str] = set()
         if opened is not None and self.faiss is not None:
             covered = set(self.faiss["shards"])
@@ -424,27 +451,17 @@ class VideoIndex:
         return self._faiss[1]
 
 
-class _Best:
-    """The k best of what was seen so far, of each of Q queries."""
-
-    def __init__(self, queries: int, k: int) -> None:
-        self.k = k
-        self.scores = np.full((queries, k), -np.inf, np.float32)
-        self.places = np.full((queries, k), -1, np.int64)
-
-    def take(self, scores: np.ndarray, places: np.ndarray, rows: slice = slice(None)) -> None:
-        """Scores [q, n] of places [n], for some of the queries."""
-        scores = np.concatenate((self.scores[rows], scores), axis=1)
-        places = np.concatenate((self.places[rows], np.broadcast_to(places, (len(scores), len(places)))), axis=1)
-        if self.k < scores.shape[1]:
-            kept = np.argpartition(-scores, self.k - 1, axis=1)[:, : self.k]
-            scores, places = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(places, kept, axis=1)
-        self.scores[rows], self.places[rows] = scores, places
-
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Best first; equal ones in the order of the index."""
-        order = np.stack([np.lexsort(pair) for pair in zip(self.places, -self.scores, strict=True)])
-        return np.take_along_axis(self.scores, order, axis=1), np.take_along_axis(self.places, order, axis=1)
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing an index."""
+    try:
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise SearchIndexError(f"index {folder}: can't be changed ({error.strerror})") from None
+    with lock:
+        if not hold(lock):
+            raise SearchIndexError(f"index {folder}: another process is changing it; wait for it")
+        yield
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -80,6 +80,18 @@ class Searcher:
         vectors, width = self.checkpoint.word_vectors, self.checkpoint.feature_dim
         return embed_texts(self.model, [paragraph], vectors, self.needs, width, self.device)
 
+    def probe(self) -> list[list[float]]:
+        """What the model makes of fixed inputs, E numbers of each: two videos, short and long, and a paragraph.
+
+        Another model, or settings that change vectors, make something else.
+        """
+        random = np.random.default_rng(0)
+        videos = [random.standard_normal((clips, self.checkpoint.feature_dim)) for clips in (8, 300)]
+        known = " ".join(self.checkpoint.word_vectors.words[2:12])
+        paragraph = self.embed_query([f"A person opens a door {known}.", "Then they walk in and sit down."])
+        rows = np.concatenate((self.embed_videos([video.astype(np.float32) for video in videos]), paragraph))
+        return [[round(value, 6) for value in row] for row in rows.tolist()]
+
     def ground(self, features: np.ndarray, duration: float, sentences: Sequence[str], spans: int) -> Grounding:
         """When each sentence happens in a video."""
         return ground(self.model, self.config, self.checkpoint.word_vectors, features, duration, sentences, spans)

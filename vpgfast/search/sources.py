@@ -18,8 +18,12 @@ from vpgfast.data.features import FolderFeatures, HDF5Features, open_features
 from vpgfast.data.video_folders import named_like_video, named_videos
 from vpgfast.encoders.base import Encoded, Encoder
 from vpgfast.errors import AnnotationError, CheckpointError, ConfigError, FeatureError, VideoError
+from vpgfast.files import readable
 from vpgfast.run_encoder import check_same_encoder
 from vpgfast.search.shards import VideoEntry
+
+_TRIED = 20
+"""Videos that are looked at before all of them are taken to be of another kind."""
 
 
 class EncodesVideos(Protocol):
@@ -69,17 +73,20 @@ class FeatureFiles(VideoSource):
         Raises:
             ConfigError: nothing tells how long the videos are.
         """
-        reader = open_features(path, key)
+        reader = open_features(path, key, checkpoint.feature_dim)
         check_same_encoder(reader.encoder, checkpoint, str(path))
         assert isinstance(reader, HDF5Features | FolderFeatures)
-        if reader.dim != checkpoint.feature_dim:
-            raise CheckpointError(
-                f"{path}: features of width {reader.dim}, but the model takes {checkpoint.feature_dim} "
-                f"({checkpoint.feature_source})"
-            )
         self.reader, self.durations = reader, durations
         self.names = list(reader.video_ids())
-        if durations is None and self.names and reader.duration(self.names[0]) is None:
+        first = next((name for name in self.names[:_TRIED] if self._is_fit(name)), None)
+        if first is None and self.names:  # not one bad file, but files of another kind
+            found = open_features(path, key).dim
+            if found != checkpoint.feature_dim:
+                raise CheckpointError(
+                    f"{path}: features of width {found}, but the model takes {checkpoint.feature_dim} "
+                    f"({checkpoint.feature_source})"
+                )
+        elif durations is None and first is not None and reader.duration(first) is None:
             raise ConfigError(
                 f"{path}: features don't tell how long the videos are; give either --durations FILE (.csv or .json, "
                 "seconds by video) or --clip-seconds S"
@@ -87,7 +94,18 @@ class FeatureFiles(VideoSource):
         kind = "hdf5" if isinstance(reader, HDF5Features) else "folder"
         self.stored = {"kind": kind, "path": stored_path(path, index), "key": reader.key}
 
+    def _is_fit(self, name: str) -> bool:
+        try:
+            self.reader[name]
+        except FeatureError:
+            return False
+        return True
+
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
+        if readable(name) != name:
+            raise FeatureError(
+                f"features of {name!r}: the name is not in UTF-8, which an index is written in; rename it"
+            )
         features = self.reader[name]
         if self.durations is None:
             duration = self.reader.duration(name)
@@ -113,7 +131,7 @@ class VideoFiles(VideoSource):
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
         file = self.files[name]
-        if any("\udc80" <= letter <= "\udcff" for letter in name):
+        if readable(name) != name:
             raise VideoError(f"video {file}: its name is not in UTF-8, which an index is written in; rename it")
         video = self.encode(file)
         return video.features, VideoEntry(name, video.duration, self.stored, file.relative_to(self.folder).as_posix())
@@ -221,8 +239,9 @@ def stored_path(path: Path, index: Path) -> str:
 
 def where_is(entry: VideoEntry, index: Path) -> Path:
     """The file (or the folder of feature files) that an indexed video came from."""
-    path = index / entry.source["path"] / (entry.file or "")  # an absolute path stays itself
-    return Path(os.path.normpath(path))
+    # An absolute path stays itself; a relative one starts where the index really is, whatever link leads there.
+    path = Path(os.path.normpath(index.resolve() / entry.source["path"] / (entry.file or "")))
+    return path if index.is_absolute() or Path(entry.source["path"]).is_absolute() else Path(os.path.relpath(path))
 
 
 def features_again(entry: VideoEntry, index: Path, feature_dim: int, model: EncodesVideos) -> np.ndarray:
