@@ -91,8 +91,8 @@ class _Shard:
             if vector is not None:
                 self._ready.append((vector, entry))
             else:
-                name = entry.video_id
-                self.complain(FeatureError(f"features of {name!r}: the model makes no finite vector of them (values too large, or all alike)"))
+                why = "the model makes no finite vector of them (values too large, or all zero?)"
+                self.complain(FeatureError(f"features of {entry.video_id!r}: {why}"))
 
     def _alone(self, features: np.ndarray) -> np.ndarray | None:
         try:
