@@ -53,7 +53,10 @@ def kept(name: str, make: Callable[[], Arrays], cache: str | Path | None = None)
     path = cache_folder(cache) / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as content:
-            return {key: content[key] for key in content.files}
+            arrays = {key: content[key] for key in content.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("an archive of something else than arrays")
+        return arrays
     except FileNotFoundError:
         pass
     except Exception as error:  # what a damaged archive raises is not bounded

@@ -109,6 +109,8 @@ def read_flow(path: Path) -> Iterator[np.ndarray]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise VideoError(f"flow {path}: no array in NumPy's format ({error})") from None
+    if not isinstance(array, np.ndarray):  # a zip archive, whatever it is called
+        raise VideoError(f"flow {path}: is an archive; an .npy [F, H, W, 2] in pixels is needed")
     if array.ndim != 4 or array.shape[-1] != 2 or array.dtype.kind not in "fiu" or not array.size:
         raise VideoError(f"flow {path}: is {array.dtype} {list(array.shape)}, [F, H, W, 2] in pixels is needed")
     for number, flow in enumerate(array):

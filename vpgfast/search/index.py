@@ -189,6 +189,8 @@ class VideoIndex:
             path = self.folder / f"vectors-{shard.name}.npy"
             with reading(path):
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
+                if not isinstance(array, np.ndarray):
+                    raise ValueError("an archive, not an array")
                 if array.shape != (shard.videos, self.width) or array.dtype != np.float32:
                     expected = f"float32 {[shard.videos, self.width]}"
                     raise ValueError(f"{array.dtype} {list(array.shape)}, not {expected}")
