@@ -27,7 +27,15 @@ def usage() -> str:
     """The list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: vpgfast COMMAND ...", "", *lines, "", "vpgfast COMMAND --help says more."])
+    return "\n".join(
+        [
+            "usage: vpgfast COMMAND ...",
+            "",
+            *lines,
+            "",
+            "vpgfast COMMAND --help says more; vpgfast --version names versions and kernels.",
+        ]
+    )
 
 
 @command

@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors, exit codes, what happens under ``| head``, and the log."""
+"""What every command shares: one-line errors, exit codes, ``--version``, what happens under ``| head``, the log."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from vpgfast.errors import UserError
 
@@ -29,6 +32,7 @@ log = logging.getLogger("vpgfast")
 
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     """Make ``main(argv)`` a command: ``argv`` defaults to the command line, a :class:`UserError` is a line and code 2.
+    ``--version``, where it stands first, is answered here.
 
     Where nobody reads any more what is printed, the command ends at its next word without one; so it prints results
     after it has written them to files. Other exceptions are bugs and keep their stack trace.
@@ -66,7 +70,11 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
 def _code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """What ``main`` returns, or the code of the error that ended it."""
     try:
-        return main(argv)
+        with _interrupts_end_imports():
+            if list(argv[:1]) == ["--version"]:
+                print(version())
+                return 0
+            return main(argv)
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
     except BrokenPipeError:
@@ -102,6 +110,44 @@ def _option_of(path: str, argv: Sequence[str]) -> str:
         if name.startswith("--") and place and (path == place or path.startswith(f"{place.rstrip('/')}/")):
             return f"{given} "
     return ""
+
+
+def version() -> str:
+    """This package, torch, and which kernels run: one line."""
+    import torch
+
+    from vpgfast import __version__
+    from vpgfast.ops._registry import LIBRARY, MISSING
+
+    names = {"_C": "C++", "_C_cuda": "CUDA"}
+    kernels = " and ".join(names[library] for library in LIBRARY.values() if library not in MISSING)
+    kernels = kernels or "none, plain PyTorch runs in their place (vpgfast doctor says why)"
+    return f"vpgfast {__version__}, torch {torch.__version__}, kernels: {kernels}"
+
+
+@contextmanager
+def _interrupts_end_imports() -> Iterator[None]:
+    """Ctrl-C while an extension is imported may come out of it as an error of its own: it is Ctrl-C all the same."""
+    seen = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else has plans for it
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except ImportError:
+        if seen:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _reader_has_gone(stream: TextIO) -> bool:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import vpgfast
 from vpgfast import __main__ as program
 from vpgfast.command import command, open_log
 from vpgfast.errors import FeatureError
+from vpgfast.ops._registry import MISSING
 
 
 def test_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +76,45 @@ def test_full_disk_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(KeyboardInterrupt())([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_that_an_extension_makes_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """NumPy's import does, when it is interrupted."""
+
+    @command
+    def main(argv) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        return 0
+
+    before = signal.getsignal(signal.SIGINT)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ImportError):  # without Ctrl-C it is a bug
+        raising(ImportError("no module"))([])
+
+
+@pytest.mark.parametrize("name", ["", *program.COMMANDS])
+def test_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for all commands, which says what runs."""
+    assert program.main([*filter(None, [name]), "--version"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert re.fullmatch(
+        rf"vpgfast {vpgfast.__version__}, torch {re.escape(torch.__version__)}, kernels: .+\n", printed.out
+    )
+    assert ("C++" in printed.out) == ("_C" not in MISSING)
+
+
+def test_version_without_kernels(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("_C", "_C_cuda"):
+        monkeypatch.setitem(MISSING, library, "not built")
+    assert program.main(["--version"]) == 0
+    assert "kernels: none, plain PyTorch runs" in capsys.readouterr().out
 
 
 def test_bugs_keep_their_trace() -> None:

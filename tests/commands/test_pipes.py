@@ -12,6 +12,7 @@ import pytest
 
 from vpgfast.__main__ import COMMANDS
 from vpgfast.command import NOBODY_READS
+from vpgfast.search.actions import ACTIONS
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 
@@ -34,6 +35,15 @@ def test_help(command: str) -> None:
     assert without_reader("-m", f"vpgfast.{command}", "--help") == (NOBODY_READS, "")
     assert without_reader("-u", "-m", f"vpgfast.{command}", "--help") == (NOBODY_READS, "")
     assert without_reader("-m", "vpgfast", command, "--help") == (NOBODY_READS, "")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_help_of_search(action: str) -> None:
+    assert without_reader("-m", "vpgfast.search", action, "--help") == (NOBODY_READS, "")
+
+
+def test_version() -> None:
+    assert without_reader("-m", "vpgfast", "--version") == (NOBODY_READS, "")
 
 
 def test_list_of_commands() -> None:

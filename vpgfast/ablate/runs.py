@@ -67,7 +67,7 @@ def run_all(runs: Sequence[Run], workers: int, lock: int) -> list[Run]:
     running: dict[subprocess.Popen[bytes], Run] = {}
     handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with tqdm(total=len(runs), desc="runs", unit="run", disable=not runs) as bar:
+        with tqdm(total=len(runs), desc="runs", unit="run", disable=None if runs else True) as bar:
             while waiting or running:
                 while waiting and len(running) < workers:
                     run = waiting.pop(0)

@@ -401,7 +401,9 @@ def write_hdf5(features: FeatureReader, path: str | Path) -> None:
     try:
         with h5py.File(temporary, "w") as output:
             output.attrs["source"] = features.source
-            for name in tqdm(list(features.video_ids()), desc=f"writing {path.name}", unit="video", delay=2):
+            for name in tqdm(
+                list(features.video_ids()), desc=f"writing {path.name}", unit="video", delay=2, disable=None
+            ):
                 output[name] = features[name]
         os.replace(temporary, path)
     finally:

@@ -392,7 +392,7 @@ def make_moving_shapes(
             file.attrs["source"] = f"pixel statistics of moving_shapes (seed {seed})"
             made = _in_parallel(partial(_make_one, options=options, seed=seed, folder=videos), jobs, workers)
             for split, video, features, duration in tqdm(
-                made, total=len(jobs), desc="making moving_shapes", unit="video"
+                made, total=len(jobs), desc="making moving_shapes", unit="video", disable=None
             ):
                 file[video.video_id] = features
                 annotations[split][video.video_id] = {

@@ -213,7 +213,7 @@ def count_content_words(word_vectors: WordVectors, sentences: Iterable[str]) -> 
     from textblob.en import tag  # brings all of nltk along, which takes a second or two
 
     counts = np.zeros(len(word_vectors.words), np.int64)
-    for sentence in tqdm(sentences, desc="nouns and verbs", unit=" sentences", delay=1, leave=False):
+    for sentence in tqdm(sentences, desc="nouns and verbs", unit=" sentences", delay=1, leave=False, disable=None):
         # Our tokens hold neither blanks nor line breaks, so TextBlob tags exactly them: it splits at nothing else here.
         for word, part_of_speech in tag(" ".join(tokenize(sentence)), tokenize=False):
             if part_of_speech.startswith(("NN", "VB")):

@@ -15,7 +15,7 @@ from vpgfast.command import command
 def main(argv: Sequence[str]) -> int:
     """Command line of ``vpgfast doctor``."""
     parser = argparse.ArgumentParser(
-        prog="vpgfast doctor",
+        prog="python -m vpgfast.doctor",
         description="versions, what was built, which implementation each op uses, and why no better one.",
     )
     parser.parse_args(argv)
