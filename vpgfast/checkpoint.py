@@ -173,6 +173,8 @@ def load_weights(model: Method, weights: Mapping[str, Tensor], path: Path) -> No
     """Put weights into a model; raises :class:`CheckpointError` naming what doesn't fit."""
     model.check_weights(weights, path)
     own = model.state_dict()
+    # Scales of older checkpoints are scalars.
+    weights = {name: value.reshape(1) if value.dim() == 0 and name in own else value for name, value in weights.items()}
     for name, value in own.items():
         if name not in weights:
             raise CheckpointError(f"checkpoint {path}: has no weight {name!r} of {model.name} with these settings")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.field_dmr_jrg import FieldDMRJRG
 from vpgfast.ablate.tables import read_tables
+from vpgfast.checkpoint import load_weights
 from vpgfast.config import parse_train
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, Paragraph
@@ -1021,3 +1022,10 @@ def test_on_a_gpu() -> None:
     del model.draw  # with draws of its own
     model.loss(batch)["loss"].backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_scale_saved_as_a_scalar_loads() -> None:
+    """Older checkpoints have it so."""
+    model = make_model()
+    load_weights(model, {**model.state_dict(), "log_scale": torch.tensor(1.5)}, Path("old.safetensors"))
+    assert model.log_scale.tolist() == [1.5]

@@ -75,13 +75,13 @@ PARAGRAPHS = [
 ]
 
 
-def make(name: str) -> nn.Module:
-    """A module or a method, of the same weights every time, in evaluation mode."""
+def make(name: str, **changes: Any) -> nn.Module:
+    """A module or a method, of the same weights every time, in evaluation mode; ``changes`` of a method's settings."""
     torch.manual_seed(0)
     if name in MODULES:
         module = MODULES[name][0]()
     else:
-        settings: dict[str, Any] = {**SMALL.get(name, {})}
+        settings: dict[str, Any] = {**SMALL.get(name, {}), **changes}
         vectors = replace(word_vectors(), content_counts=np.arange(20) % 3)
         module = get_method(name)(get_config(name)(**settings), WIDTH, vectors)
         if name == "similarity":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from language_models import make_bert
 from torch import Tensor, nn
 
 import vpgfast.nn
@@ -99,6 +100,21 @@ def test_copies(name: str) -> None:
         for tensor in [*other.parameters(), *other.buffers()]:
             tensor.data.zero_()
         same(answers(module, inputs(name, module)), expected)
+
+
+@pytest.mark.parametrize("name", ["wsra", "dmr_jrg"])
+def test_with_a_language_model(name: str, tmp_path: Path) -> None:
+    """It is no part of the weights, and follows all the same."""
+    folder = make_bert(tmp_path / "bert")
+    module = make(name, language_model=folder)
+    arguments, weights = inputs(name, module), copy.deepcopy(module.state_dict())
+    expected = answers(module, arguments)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        same(answers(other, arguments), expected)
+    module.to("meta")
+    module.to_empty(device="cpu")
+    module.load_state_dict(weights)
+    same(answers(module, arguments), expected)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -26,7 +26,7 @@ class Alignment(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.clips = nn.Sequential(nn.LayerNorm(dim), mlp(dim, dim, dim))
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.scale = nn.Parameter(torch.tensor([math.log(10.0)]))  # [1]: FSDP takes no scalar
 
     def similarity(self, sentences: Tensor, clips: Tensor) -> Tensor:
         """Cosines, times a learned scale, of sentences F_s [N, D] and clips F_v [B, T, D]: [N, B, T]."""

@@ -84,9 +84,12 @@ class LanguageModel:
             )
         config.use_cache = False  # for generating text
         self.model.eval().requires_grad_(False)
-        self.dim: int = config.hidden_size
+        self.folder, self.dim = folder, int(config.hidden_size)
         limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), _LONGEST)
         self.limit: int = min(limit for limit in limits if limit)
+
+    def __reduce__(self) -> tuple[type[LanguageModel], tuple[Path]]:
+        return LanguageModel, (self.folder,)  # a copy reads the folder again: transformers' models may hold local hooks
 
     def to(self, device: torch.device) -> LanguageModel:
         """Move it to a device."""

@@ -19,6 +19,7 @@ from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.models.configs.similarity import SimilarityConfig
+from vpgfast.models.layers import at_least_float32
 from vpgfast.models.method import RetrievalMethod
 from vpgfast.ops import ordered_spans, temporal_contrast_spans, temporal_nms
 
@@ -101,9 +102,9 @@ class Similarity(RetrievalMethod):
         return torch.stack([self._known[text] for text in sentences]).to(self.place.device)
 
     def curves(self, batch: Batch) -> Tensor:
-        """How well each clip fits each sentence: [B, M, T] of the clips' dtype, zero where padded."""
-        clips = F.normalize(batch.video, dim=-1)
-        texts = batch.video.new_zeros(*batch.sentence_mask.shape, self.feature_dim)
+        """How well each clip fits each sentence: float32 or wider [B, M, T], zero where padded."""
+        clips = F.normalize(at_least_float32(batch.video), dim=-1)
+        texts = clips.new_zeros(*batch.sentence_mask.shape, self.feature_dim)
         own = [self.config.template.format(text) for p in batch.paragraphs for text in p.sentences]
         texts[batch.sentence_mask] = self.texts(own).to(clips.dtype)
         curves = texts @ clips.transpose(1, 2)
@@ -179,13 +180,13 @@ class Similarity(RetrievalMethod):
         return spans, torch.where(kept >= 0, falling.gather(2, index), -torch.inf)
 
     def embed_videos(self, video: Tensor, video_mask: Tensor) -> Tensor:
-        clips = F.normalize(video, dim=-1) * video_mask[..., None]
+        clips = F.normalize(at_least_float32(video), dim=-1) * video_mask[..., None]
         return F.normalize(clips.sum(1), dim=-1)
 
     def embed_paragraphs(self, batch: Batch) -> Tensor:
-        texts = batch.video.new_zeros(*batch.sentence_mask.shape, self.feature_dim)
         own = [self.config.template.format(text) for p in batch.paragraphs for text in p.sentences]
-        texts[batch.sentence_mask] = self.texts(own).to(texts.dtype)
+        texts = batch.video.new_zeros(*batch.sentence_mask.shape, self.feature_dim, dtype=torch.float32)
+        texts[batch.sentence_mask] = self.texts(own)
         return F.normalize(texts.sum(1), dim=-1)
 
 
