@@ -1,0 +1,394 @@
+"""Kills commands at random moments and looks at what is left: ``python crash.py --kills 200 [--only NAME]``.
+
+Half of the kills come just before a random change of a file (an opening for writing, a rename, a removal, a new
+folder), as counted in a run that nobody killed; half come after a random time. After each, what was there before must
+still be whole, and the same command again must end where an uninterrupted one does and leave nothing else behind.
+
+A process that has imported everything forks one child a run, so a run takes no start-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tiny
+import tiny_search
+import torch
+from safetensors.torch import load_file
+
+sys.path += [str(Path(__file__).parents[1])]
+import video_files
+
+from vpgfast import ablate, extract, plots, search, train
+from vpgfast.ablate import runs
+from vpgfast.checkpoint import load_state
+from vpgfast.data.moving_shapes import SPLITS
+from vpgfast.errors import UserError
+from vpgfast.files import METRICS_FILE, MODEL_FILE, STATE_FILE
+from vpgfast.models.registry import METHODS
+from vpgfast.search import indexing
+from vpgfast.search.index import INDEX_FILE, VideoIndex
+from vpgfast.search.shards import VideoEntry
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
+
+
+@dataclass
+class Scenario:
+    """A command and what is expected around it.
+
+    Attributes:
+        prepare: puts what the command starts from into a folder.
+        run: the command, in that folder.
+        whole: raises where what must outlive a kill is damaged or lost.
+        state: all that counts of a folder where the command is through.
+    """
+
+    prepare: Callable[[Path], None]
+    run: Callable[[Path], int]
+    whole: Callable[[Path], None]
+    state: Callable[[Path], Any]
+
+
+# --- searching
+
+
+def make_features(folder: Path, names: range) -> None:
+    random_numbers = np.random.default_rng(0)
+    (folder / "features").mkdir(exist_ok=True)
+    for number in names:
+        np.save(folder / "features" / f"v{number}.npy", random_numbers.standard_normal((6, 144)).astype(np.float32))
+
+
+def make_index(folder: Path) -> int:
+    made = [
+        "index",
+        str(RUN),
+        str(folder / "features"),
+        "-o",
+        str(folder / "index"),
+        "--clip-seconds=1",
+        "--batch_size=2",
+    ]
+    return search.main(made)
+
+
+def with_index(folder: Path) -> None:
+    make_features(folder, range(8))
+    assert make_index(folder) == 0
+    assert search.main(["remove", str(folder / "index"), "v1"]) == 0
+    make_features(folder, range(12))
+
+
+def with_vectors(folder: Path) -> None:
+    (folder / "model").write_bytes(b"model")
+    index = VideoIndex.create(folder / "index", 8, folder / "model", "m", {"source": "s", "width": 1})
+    vectors = np.random.default_rng(0).standard_normal((1200, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    source = {"kind": "folder", "path": "/f", "key": None}
+    with index.changing():
+        for part in range(3):
+            rows = range(400 * part, 400 * part + 400)
+            index.add(vectors[rows], [VideoEntry(f"v{row}", 1.0, source) for row in rows])
+    assert build(folder) == 0
+
+
+def build(folder: Path) -> int:
+    return search.main(["build-faiss", str(folder / "index")])
+
+
+def vectors_of(folder: Path) -> dict[str, bytes]:
+    index = VideoIndex.open(folder / "index")
+    return {entry.video_id: index.vectors(shard)[row].tobytes() for shard, row, entry in index.living()}
+
+
+def index_is_whole(folder: Path) -> None:
+    if not (folder / "index" / INDEX_FILE).is_file():  # not made yet
+        return
+    index = VideoIndex.open(folder / "index")
+    found = vectors_of(folder)
+    if found:
+        queries = np.frombuffer(next(iter(found.values())), np.float32)[None]
+        assert len(index.search(queries, 3)[0]) == min(3, len(found))
+
+
+def index_had(kept: set[str]) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        assert (folder / "index" / INDEX_FILE).is_file()
+        index_is_whole(folder)
+        assert kept <= vectors_of(folder).keys()
+
+    return check
+
+
+def index_state(folder: Path) -> Any:
+    index = VideoIndex.open(folder / "index")
+    named = {f"vectors-{shard.name}.npy" for shard in index.shards} | {f"videos-{s.name}.json" for s in index.shards}
+    named |= {index.faiss["file"]} if index.faiss else set()
+    there = {path.name for path in (folder / "index").iterdir()} - {INDEX_FILE, "model.safetensors", ".lock", "queries"}
+    assert there == named, there ^ named
+    return vectors_of(folder), index.faiss is None
+
+
+def ask(folder: Path) -> int:
+    asked = ["query", str(folder / "index"), "The red circle moves.", "--output", str(folder / "out"), "--top=2"]
+    return search.main(asked)
+
+
+def answer_state(folder: Path) -> Any:
+    return {path.name: digest(path) for path in (folder / "out").iterdir() if path.suffix != ".png"}
+
+
+# --- training, extracting, ablating
+
+
+def training(folder: Path) -> int:
+    return train.main([*TRAINING, "--output", str(folder / "run")])
+
+
+def run_is_whole(folder: Path) -> None:
+    place = folder / "run"
+    if (place / STATE_FILE).is_file():
+        load_state(place / STATE_FILE)
+    if (place / MODEL_FILE).is_file():
+        load_file(place / MODEL_FILE)
+    if (place / METRICS_FILE).is_file():
+        json.loads((place / METRICS_FILE).read_text())
+
+
+def run_state(folder: Path) -> Any:
+    return run_of(folder / "run")
+
+
+def run_of(place: Path) -> Any:
+    metrics = json.loads((place / METRICS_FILE).read_text())
+    metrics.pop("seconds")
+    weights = {name: value.tolist() for name, value in load_file(place / MODEL_FILE).items()}
+    names = {path.name for path in place.iterdir() if path.name not in ("log.txt", "tensorboard", "output.txt")}
+    return metrics, weights, names
+
+
+def with_videos(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    for number in range(3):
+        frames = [video_files.numbered(8 * number + n) for n in range(20)]
+        video_files.write(folder / "videos" / f"v{number}.mp4", frames)
+    assert extracting(folder) == 0
+    video_files.write(folder / "videos" / "new.mp4", [video_files.numbered(n) for n in range(30)])
+    shutil.copy(folder / "videos" / "new.mp4", folder / "videos" / "v0.mp4")
+
+
+def extracting(folder: Path) -> int:
+    return extract.main([str(folder / "videos"), "--encoder", "pixels", "-o", str(folder / "features.h5")])
+
+
+def features_are_whole(folder: Path) -> None:
+    with h5py.File(folder / "features.h5") as file:
+        for name in ("v0", "v1", "v2"):
+            assert np.isfinite(file[name]["features"][()]).all()
+
+
+def features_state(folder: Path) -> Any:
+    with h5py.File(folder / "features.h5") as file:
+        rows = {name: file[name]["features"][()].tolist() for name in file if not name.startswith(".")}
+    return rows, {path.name for path in folder.iterdir()}
+
+
+def ablating(folder: Path) -> int:
+    return ablate.main([*TRAINING, "--epochs=1", "--seeds=2", "--workers=1", "--output", str(folder / "ablation")])
+
+
+def runs_are_whole(folder: Path) -> None:
+    for place in (folder / "ablation").glob("*/"):
+        if (place / METRICS_FILE).is_file():
+            run_of(place)
+
+
+def ablation_state(folder: Path) -> Any:
+    content = json.loads((folder / "ablation" / "ablation.json").read_text())
+    runs = sorted(path.parent.name for path in (folder / "ablation").rglob(METRICS_FILE))
+    return content["seeds"], runs, {path.name for path in (folder / "ablation").iterdir()}
+
+
+SCENARIOS = {
+    "index": Scenario(lambda folder: make_features(folder, range(8)), make_index, index_is_whole, index_state),
+    "add": Scenario(
+        with_index,
+        lambda folder: search.main(
+            ["add", str(folder / "index"), str(folder / "features"), "--clip-seconds=1", "--batch_size=2"]
+        ),
+        index_had({f"v{number}" for number in (0, *range(2, 8))}),
+        index_state,
+    ),
+    "remove": Scenario(
+        with_index,
+        # What is gone is an error; a second try after the kill says so and changes nothing.
+        lambda folder: 0 * search.main(["remove", str(folder / "index"), "v2", "v5"]),
+        index_had({"v0", "v3", "v4", "v6", "v7"}),
+        index_state,
+    ),
+    "compact": Scenario(
+        with_index,
+        lambda folder: search.main(["compact", str(folder / "index")]),
+        index_had({f"v{number}" for number in (0, *range(2, 8))}),
+        index_state,
+    ),
+    "build-faiss": Scenario(with_vectors, build, index_had({f"v{row}" for row in range(1200)}), index_state),
+    "query": Scenario(with_index, ask, index_had({"v0", "v7"}), answer_state),
+    "train": Scenario(lambda _: None, training, run_is_whole, run_state),
+    "extract": Scenario(with_videos, extracting, features_are_whole, features_state),
+    "ablate": Scenario(lambda _: None, ablating, runs_are_whole, ablation_state),
+}
+
+
+# --- the runs
+
+
+def child(work: Callable[[], int], folder: Path, event: int | None, seconds: float | None) -> tuple[int, int]:
+    """Do ``work`` in a process of its own, which is killed before its ``event``-th change of a file or after
+    ``seconds``; its exit code (negative: the signal) and how many changes it made."""
+    reader, writer = os.pipe()
+    number = os.fork()
+    if number == 0:
+        os.close(reader)
+        os.setsid()
+        count = 0
+
+        def note(name: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if name == "open":
+                path, _, flags = arguments
+                if not flags & WRITING:
+                    return
+            elif name in CHANGES:
+                path = arguments[0]
+            else:
+                return
+            if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(str(folder)):
+                return
+            count += 1
+            if count == event:
+                os.killpg(0, signal.SIGKILL)
+
+        sys.addaudithook(note)
+        try:
+            log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = work()
+            os.write(writer, str(count).encode())
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
+    os.close(writer)
+    if seconds is not None:
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(number, signal.SIGKILL)
+    _, status = os.waitpid(number, 0)
+    with contextlib.suppress(ProcessLookupError):  # what it has started itself
+        os.killpg(number, signal.SIGKILL)
+    with os.fdopen(reader, "rb") as file:
+        counted = int(file.read() or 0)
+    return os.waitstatus_to_exitcode(status), counted
+
+
+def crash(name: str, kills: int, seed: int, workspace: Path) -> list[str]:
+    """Kill a command so many times; what went wrong, a line each."""
+    scenario, faults, chance = SCENARIOS[name], [], random.Random(seed)
+    start = workspace / f"{name}-start"
+    start.mkdir()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code, _ = child(lambda: scenario.prepare(start) or 0, start, None, None)
+    assert code == 0, f"{name}: preparing ended with {code}: {LOG.read_text()}"
+    folder = workspace / name
+    shutil.copytree(start, folder)
+    begin = time.monotonic()
+    code, changes = child(lambda: scenario.run(folder), folder, None, None)
+    duration = time.monotonic() - begin
+    assert code == 0, f"{name}: the uninterrupted run ended with {code}: {LOG.read_text()}"
+    expected = scenario.state(folder)
+    for number in range(kills):
+        shutil.rmtree(folder)
+        shutil.copytree(start, folder)
+        event = chance.randint(1, changes) if number % 2 == 0 else None
+        seconds = None if event else chance.random() * duration
+        how = f"before change {event} of {changes}" if event else f"after {seconds:.3f} s of {duration:.3f}"
+        try:
+            child(lambda: scenario.run(folder), folder, event, seconds)
+            scenario.whole(folder)
+            code, _ = child(lambda: scenario.run(folder), folder, None, None)
+            assert code == 0, f"the command again ended with {code}: {LOG.read_text()[-300:]}"
+            assert scenario.state(folder) == expected, "the result is another than without a kill"
+            left = [str(path.relative_to(folder)) for path in folder.rglob("*.tmp")]
+            assert not left, f"left behind: {left}"
+        except (AssertionError, UserError, OSError, ValueError, KeyError) as error:
+            faults.append(f"{name}, killed {how} (seed {seed}, kill {number}): {type(error).__name__}: {error}")
+            shutil.copytree(folder, workspace / f"{name}-fault-{number}", dirs_exist_ok=True)
+    return faults
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="of each command (default 200)")
+    parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="keep the folders, those of faults as they were left")
+    arguments = parser.parse_args()
+    faults: list[str] = []
+    for name in arguments.only:
+        begin = time.monotonic()
+        found = crash(name, arguments.kills, arguments.seed, WORK)
+        print(f"{name}: {arguments.kills} kills, {len(found)} faults, {time.monotonic() - begin:.0f} s", flush=True)
+        faults += found
+    print("\n".join(faults))
+    if arguments.keep:
+        print(f"kept: {WORK}")
+    else:
+        shutil.rmtree(WORK)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    tiny.register()
+    METHODS[tiny_search.NAME] = tiny_search.PLACE
+    WORK = Path(tempfile.mkdtemp(prefix="vpgfast-crash-"))
+    LOG = WORK / "log.txt"
+    indexing.SHARD = 2
+    plots.draw_found = lambda *arguments: None  # pictures are no news here, and slow
+    runs.TRAIN = (sys.executable, tiny.__file__, "train")
+    TRAINING = ["--method", "tiny", "--epochs=2", "--batch_size=8", "--accelerator=cpu", "--pictures=0"]
+    TRAINING += [f"--data.moving_shapes.{split}_videos={count}" for split, count in zip(SPLITS, (6, 2, 2), strict=True)]
+    TRAINING += ["--data.word_dim=8", "--data.cache", str(WORK / "cache")]
+    RUN = WORK / "search-run"
+    if child(lambda: train.main([*TRAINING, "--method", tiny_search.NAME, "--output", str(RUN)]), RUN, None, None)[0]:
+        sys.exit("the model to search with could not be trained")
+    sys.exit(main())
