@@ -88,6 +88,7 @@ class TrainConfig:
         accelerator: "auto", "cpu", "cuda".
         devices: how many; "auto" takes all.
         strategy: how several devices work together: "auto" (which is "ddp"), "ddp", "ddp_find_unused_parameters_true".
+        process_minutes: how long one process waits for another, at the start and later; then it says which is missing.
         precision: "32-true", "bf16-mixed", "16-mixed", ...
         num_workers: processes that load data; 0 loads in the main one.
         pictures: test videos to draw true and predicted spans of.
@@ -111,6 +112,7 @@ class TrainConfig:
     accelerator: str = "auto"
     devices: int | str = "auto"
     strategy: str = "auto"
+    process_minutes: float = 30.0
     precision: str = "32-true"
     num_workers: int = 0
     pictures: int = 6

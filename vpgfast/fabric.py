@@ -10,11 +10,13 @@ import numpy as np
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from tqdm import tqdm
 
 from vpgfast.config import TrainConfig
 from vpgfast.errors import ConfigError
 from vpgfast.models.embed import finds_videos
+from vpgfast.processes import PatientDDP
 
 T = TypeVar("T")
 
@@ -25,21 +27,24 @@ def make_fabric(config: TrainConfig) -> Fabric:
     # torchrun says how many processes a node has. Those that Fabric starts know WORLD_SIZE alone, and are on this node.
     world = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    try:
-        fabric = Fabric(
+
+    def make(strategy: Any) -> Fabric:
+        return Fabric(
             accelerator=config.accelerator,
             devices=local if devices == "auto" and world > 1 else devices,  # who started them has decided already
             num_nodes=world // local,
-            strategy=config.strategy,
+            strategy=strategy,
             precision=config.precision,  # type: ignore[arg-type]  # any string may come from a config; Fabric checks it
         )
+
+    try:
+        fabric = make(config.strategy)
+        if isinstance(fabric.strategy, DDPStrategy):  # Fabric's choice for several processes
+            unused = "find_unused_parameters_true" in config.strategy
+            fabric = make(PatientDDP(config.process_minutes, find_unused_parameters=unused))
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"accelerator, devices, strategy or precision: {error}") from None
-    try:
-        fabric.launch()
-    except torch.distributed.DistError as error:  # after the process group's timeout: 10 to 30 minutes
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"of {fabric.world_size} processes not all have started ({reason})") from None
+    fabric.launch()
     return fabric
 
 

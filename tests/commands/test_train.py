@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -496,3 +497,58 @@ def in_two_processes(start: str, *arguments: str) -> subprocess.CompletedProcess
         timeout=180,
         check=False,
     )
+
+
+def ranks(folder: Path, args: list[str], world: int, started: list[int], minutes: str) -> list[subprocess.Popen[str]]:
+    """Some of the processes of a run that says there are ``world``, on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    common |= {"LOCAL_WORLD_SIZE": str(world), "NODE_RANK": "0", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    command = [sys.executable, str(TINY), "train", *args, "--output", str(folder), f"--process_minutes={minutes}"]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in started
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("started", "said"),
+    [
+        ([0, 2], "process 1 of 3 has not started within 0.1 minutes"),
+        ([1], "process 0 of 3 did not answer at 127.0.0.1"),
+    ],
+)
+def test_a_process_that_never_starts_is_named(
+    train_args: list[str], tmp_path: Path, started: list[int], said: str
+) -> None:
+    for process in ranks(tmp_path / "r", [*train_args, "--epochs=1"], 3, started, "0.1"):
+        output, _ = process.communicate(timeout=120)
+        assert said in output
+        assert process.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_stops_answering_is_named(train_args: list[str], tmp_path: Path) -> None:
+    """Frozen in the middle of an epoch, as by a machine that is gone."""
+    processes = ranks(tmp_path / "r", [*train_args, "--epochs=50"], 2, [0, 1], "0.1")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "r" / STATE_FILE).is_file():  # the first epoch is over
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGSTOP)
+    try:
+        output, _ = processes[0].communicate(timeout=120)
+    finally:
+        processes[1].kill()
+        processes[1].communicate()
+    assert "error: the processes lost each other: process 1 of 2 has not answered" in output, output
+    assert processes[0].returncode == 2

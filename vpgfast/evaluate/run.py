@@ -19,6 +19,7 @@ from vpgfast.evaluate.split import evaluate_split
 from vpgfast.fabric import make_fabric, mark_forward_methods
 from vpgfast.files import output_folder
 from vpgfast.models.registry import get_method
+from vpgfast.processes import losses_are_named
 from vpgfast.run_encoder import check_same_encoder
 from vpgfast.untrained import checkpoint_of, is_untrained
 
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     model.read_with(corpus.features)
     module = fabric.setup_module(model)
     mark_forward_methods(module, config.method)
-    evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
+    with losses_are_named(fabric.strategy):
+        evaluation = evaluate_split(fabric, module, config, corpus, checkpoint.word_vectors, arguments.split)
     if fabric.global_rank == 0:
         report(evaluation, config, corpus, arguments.split, time.monotonic() - start, output)
         if arguments.page is not None:

@@ -15,7 +15,7 @@ from vpgfast.errors import ConfigError
 from vpgfast.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, STATE_FILE, output_folder, write_file
 
 # Settings that change where or how fast a run goes, not what it computes; the device and precision do change it.
-_FREE = ("output", "num_workers", "pictures", "checkpoint_every", "data.cache")
+_FREE = ("output", "num_workers", "pictures", "checkpoint_every", "process_minutes", "data.cache")
 
 
 def look_into(output: Path, config: TrainConfig) -> str:

@@ -40,6 +40,7 @@ from vpgfast.metrics.spans import evaluate_spans
 from vpgfast.models.layers import weight_decay_groups
 from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_curves
+from vpgfast.processes import losses_are_named
 from vpgfast.train.folder import look_into
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def run(config: TrainConfig) -> None:
         )
         return
     open_log(output / "log.txt", quiet=fabric.global_rank > 0)
-    train(fabric, config, output, resume=found == "unfinished")
+    with losses_are_named(fabric.strategy):
+        train(fabric, config, output, resume=found == "unfinished")
 
 
 def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> None:
