@@ -52,7 +52,12 @@ class Meeting:
                 f"process 0 of {world} did not answer at {address}:{port} within {minutes:g} minutes "
                 f"({' '.join(str(error).split())}); see what it printed, or set --{SETTING}"
             ) from None
-        if missing := self.missing("here", 60 * minutes):
+        try:
+            missing = self.missing("here", 60 * minutes)
+        except DistError:
+            raise ConfigError(f"process 0 of {world} has ended; see what it printed") from None
+        if missing:
+            time.sleep(0 if rank else 2)  # the others, whose words are kept here, are to find out for themselves
             raise ConfigError(
                 f"{_named(missing, world)} not started within {minutes:g} minutes; see what was printed there, or set "
                 f"--{SETTING}"
