@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import pickle
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from vpgfast.config import TrainConfig, from_dict
 from vpgfast.data.text import WordVectors
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import CheckpointError
-from vpgfast.files import MODEL_FILE, SHARED_MODEL_FILE, kind_of, write_file
+from vpgfast.files import MODEL_FILE, SHARED_MODEL_FILE, kind_of, reading, write_file
 from vpgfast.models.method import Method
 from vpgfast.models.registry import METHODS, get_method
 
@@ -196,11 +195,13 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read a training state, to the CPU. Raises :class:`CheckpointError` if it is damaged."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+
+    def say(error: Exception) -> CheckpointError:
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"training state {path}: damaged ({reason}); start anew with --overwrite") from None
+        return CheckpointError(f"training state {path}: damaged ({reason}); start anew with --overwrite")
+
+    with reading(say):
+        state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or "epoch" not in state:
         raise CheckpointError(f"training state {path}: not a vpgfast training state; start anew with --overwrite")
     return state

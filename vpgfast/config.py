@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -244,7 +244,8 @@ def read_yaml(path: Path, kind: str = "config file") -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{kind} {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{kind} {path}{line}: not valid YAML ({problem})") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -290,11 +291,21 @@ def _set_defaults(parser: ArgumentParser, settings: Mapping[str, Any], source: s
             raise ConfigError(f"{source}: {key!r} is a section of settings, found {value!r}")
         if key not in keys:
             raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, keys)}")
+        if value is None and not _takes_nothing(key, parser.get_default("method")):
+            raise ConfigError(f"{source}: {key} is nothing (null), which it can't be; give a value or leave it out")
     try:
         parsed = flatten(parser.parse_object(_nest(flat)).as_dict())
     except ArgumentError as error:
         raise ConfigError(f"{source}: {_one_line(error)}") from None
     parser.set_defaults({key: parsed[key] for key in flat})
+
+
+def _takes_nothing(key: str, method: str) -> bool:
+    """Whether a setting may be ``null``."""
+    kind: Any = TrainConfig
+    for name in key.split("."):
+        kind = get_config(method) if kind is TrainConfig and name == "model" else get_type_hints(kind)[name]
+    return kind is Any or type(None) in get_args(kind)
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

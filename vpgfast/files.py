@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -62,6 +62,18 @@ def kind_of(path: Path) -> str:
     if len(head) > 262 and head[257:262] == b"ustar":
         return "a tar archive"
     return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
+
+
+@contextmanager
+def reading(say: Callable[[Exception], UserError]) -> Iterator[None]:
+    """Around the reading of a file by a library: what it raises for a damaged one is not bounded, and becomes
+    ``say(error)``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise say(error) from None
 
 
 def readable(text: str) -> str:

@@ -11,9 +11,8 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line
 from vpgfast.data.types import FeatureReader
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
-from vpgfast.files import kind_of
+from vpgfast.files import kind_of, reading
 
 log = logging.getLogger(__name__)
 
@@ -116,40 +115,43 @@ class HDF5Features:
         self.path = path
         self._file: h5py.File | None = None
         self._pid = 0
-        try:
-            with h5py.File(path, "r") as file:
-                self._made_here = HIDDEN in file
-                if self._made_here:
-                    key = key or "{video_id}/features"
-                first = next(iter(self._names(file)), None)
-                if first is None:
-                    raise FeatureError(f"features {path}: the file holds nothing")
-                self.key = key or _find_key(path, first, file[first])
-                if dim is None:
-                    entry = file.get(self.key.format(video_id=first))
-                    if not isinstance(entry, h5py.Dataset) or entry.ndim < 2:
-                        raise FeatureError(
-                            f"features {path}: no [clips, width] array at {self.key.format(video_id=first)!r}; "
-                            f"{first!r} is {_describe(file[first])}"
-                        )
-                    dim = int(entry.shape[-1])
-                about = file.attrs.get("source")
-                self.encoder = _encoder(file[HIDDEN].attrs["about"], path) if self._made_here else None
-        except OSError as error:
-            raise FeatureError(f"features {path}: {_why_unreadable(path, error)}") from None
+        with self._reading(), h5py.File(path, "r") as file:
+            self._made_here = HIDDEN in file
+            if self._made_here:
+                key = key or "{video_id}/features"
+            first = next(iter(self._names(file)), None)
+            if first is None:
+                raise FeatureError(f"features {path}: the file holds nothing")
+            self.key = key or _find_key(path, first, file[first])
+            if dim is None:
+                entry = file.get(self.key.format(video_id=first))
+                if not isinstance(entry, h5py.Dataset) or entry.ndim < 2:
+                    raise FeatureError(
+                        f"features {path}: no [clips, width] array at {self.key.format(video_id=first)!r}; "
+                        f"{first!r} is {_describe(file[first])}"
+                    )
+                dim = int(entry.shape[-1])
+            about = file.attrs.get("source")
+            self.encoder = _encoder(file[HIDDEN].attrs["about"], path) if self._made_here else None
         self.dim = dim
         self.source = str(about) if about else path.name
 
     def _open(self) -> h5py.File:
         # A handle that crossed a fork shares its file position with the parent: every process opens its own.
         if self._file is None or self._pid != os.getpid():
-            try:
-                self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
-            except OSError as error:
-                raise FeatureError(f"features {self.path}: {_why_unreadable(self.path, error)}") from None
+            self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
         return self._file
 
+    def _reading(self, video_id: str | None = None) -> AbstractContextManager[None]:
+        where = f"features {self.path}" if video_id is None else f"features of {video_id!r} in {self.path}"
+        return reading(lambda error: FeatureError(f"{where}: {_why_unreadable(self.path, error)}"))
+
     def __getitem__(self, video_id: str) -> np.ndarray:
+        with self._reading(video_id):
+            array = self._read(video_id)
+        return checked(array, video_id, str(self.path), self.dim)
+
+    def _read(self, video_id: str) -> Any:
         entry = self._open().get(self.key.format(video_id=video_id))
         if entry is None:
             raise FeatureError(f"features of {video_id!r} are missing from {self.path}")
@@ -161,18 +163,15 @@ class HDF5Features:
                 if not file.is_file() and not Path(source.file_name).is_file():
                     where = f"features of {video_id!r} in {self.path}"
                     raise FeatureError(f"{where}: the data lies in {source.file_name}, which is missing")
-        try:
-            array = entry[()]
-        except OSError as error:
-            where = f"features of {video_id!r} in {self.path}"
-            raise FeatureError(f"{where}: {_why_unreadable(self.path, error)}") from None
-        return checked(array, video_id, str(self.path), self.dim)
+        return entry[()]
 
     def __contains__(self, video_id: str) -> bool:
-        return self.key.format(video_id=video_id) in self._open()
+        with self._reading(video_id):
+            return self.key.format(video_id=video_id) in self._open()
 
     def video_ids(self) -> Iterable[str]:
-        return self._names(self._open())
+        with self._reading():
+            return self._names(self._open())
 
     def _names(self, file: h5py.File) -> list[str]:
         if self._made_here:  # videos of folders in folders have groups in groups
@@ -180,9 +179,10 @@ class HDF5Features:
         return list(file)
 
     def duration(self, video_id: str) -> float | None:
-        entry = self._open().get(video_id)
-        seconds = None if entry is None else entry.attrs.get("duration")
-        return None if seconds is None else float(seconds)
+        with self._reading(video_id):
+            entry = self._open().get(video_id)
+            seconds = None if entry is None else entry.attrs.get("duration")
+            return None if seconds is None else float(seconds)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -251,12 +251,12 @@ def _describe(entry: Any) -> str:
     return f"a group with {sorted(entry)}"
 
 
-def _why_unreadable(path: Path, error: OSError) -> str:
+def _why_unreadable(path: Path, error: Exception) -> str:
     """The true cause of HDF5's error, as far as it can be told."""
-    text, kind = _one_line(error), kind_of(path)
-    if error.errno == errno.EAGAIN or "unable to lock file" in text:
+    text, kind, number = _one_line(error), kind_of(path), getattr(error, "errno", None)
+    if number == errno.EAGAIN or "unable to lock file" in text:
         return "is open for writing in another program; wait for it"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if number in (errno.EMFILE, errno.ENFILE):
         return "too many files are open in this process (ulimit -n); close some, or take fewer workers"
     if "filter" in text:
         return f"packed by a filter that HDF5 lacks here; pip install hdf5plugin ({text})"
@@ -301,7 +301,8 @@ class FolderFeatures:
             self.source = source_line(self.encoder)
 
     def _read(self, file: Path, video_id: str, dim: int | None) -> np.ndarray:
-        try:
+        where = f"features of {video_id!r} in {file}"
+        with reading(lambda error: FeatureError(f"{where}: {why_no_array(file, error)}")):
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 array = content
@@ -310,12 +311,8 @@ class FolderFeatures:
                     names = content.files
                     name = self.key or ("features" if "features" in names else names[0] if len(names) == 1 else "")
                     if name not in names:
-                        raise FeatureError(
-                            f"features of {video_id!r} in {file}: no array {name!r}, only {names}; give a key"
-                        )
+                        raise FeatureError(f"{where}: no array {name!r}, only {names}; give a key")
                     array = content[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise FeatureError(f"features of {video_id!r} in {file}: {why_no_array(file, error)}") from None
         return checked(array, video_id, str(file), dim)
 
     def __getitem__(self, video_id: str) -> np.ndarray:
@@ -349,11 +346,12 @@ class FolderFeatures:
         file = self._file(video_id)
         if file is None or file.suffix != ".npz":
             return None
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                return float(content["duration"]) if "duration" in content.files else None
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise FeatureError(f"features of {video_id!r} in {file}: unreadable ({_one_line(error)})") from None
+        where = f"features of {video_id!r} in {file}"
+        with (
+            reading(lambda error: FeatureError(f"{where}: unreadable ({_one_line(error)})")),
+            np.load(file, allow_pickle=False) as content,
+        ):
+            return float(content["duration"]) if "duration" in content.files else None
 
 
 def check_features(

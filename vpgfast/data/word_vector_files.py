@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpgfast.errors import UserError
-from vpgfast.files import kind_of
+from vpgfast.files import kind_of, reading
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,12 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _read_npz(path: Path, wanted: set[str]) -> tuple[Found, set[str]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            words, vectors = arrays["words"], arrays["vectors"].astype(np.float32)
-    except (ValueError, KeyError, *_BROKEN) as error:
-        raise UserError(f"word vectors {path}: not an .npz with arrays 'words' and 'vectors' ({error})") from None
+    what = "not an .npz with arrays 'words' and 'vectors'"
+    with (
+        reading(lambda error: UserError(f"word vectors {path}: {what} ({' '.join(str(error).split())})")),
+        np.load(path, allow_pickle=False) as arrays,
+    ):
+        words, vectors = arrays["words"], arrays["vectors"].astype(np.float32)
     if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors):
         raise UserError(f"word vectors {path}: 'words' {words.shape} and 'vectors' {vectors.shape} do not fit")
     found: Found = {}

@@ -14,6 +14,7 @@ from av.video.reformatter import VideoReformatter
 from vpgfast.encoders.sampling import clips
 from vpgfast.encoders.video_clips import VideoClips
 from vpgfast.errors import VideoError
+from vpgfast.files import reading
 
 BOUND = 20
 """Pixels a frame that become 255 (and -20 becomes 0, 0 becomes 128) in an image of flow."""
@@ -105,10 +106,8 @@ def read_flow(path: Path) -> Iterator[np.ndarray]:
             f"flow {path}: weights of flow want a folder with flow_x_00001.jpg, flow_y_00001.jpg, ..., or an .npy "
             f"[F, H, W, 2] in pixels"
         )
-    try:
+    with reading(lambda error: VideoError(f"flow {path}: no array in NumPy's format ({' '.join(str(error).split())})")):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise VideoError(f"flow {path}: no array in NumPy's format ({error})") from None
     if not isinstance(array, np.ndarray):  # a zip archive, whatever it is called
         raise VideoError(f"flow {path}: is an archive; an .npy [F, H, W, 2] in pixels is needed")
     if array.ndim != 4 or array.shape[-1] != 2 or array.dtype.kind not in "fiu" or not array.size:

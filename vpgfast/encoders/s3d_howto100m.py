@@ -23,6 +23,7 @@ from vpgfast.encoders.inception import BLOCKS, DIM, Widths
 from vpgfast.encoders.sampling import Sampling, Tail
 from vpgfast.encoders.weights import find_file, hash_weights, load_into, read_tensors
 from vpgfast.errors import ConfigError
+from vpgfast.files import reading
 from vpgfast.video import Picture
 
 WHERE = "that is s3d_howto100m.pth of https://github.com/antoine77340/S3D_HowTo100M"
@@ -252,10 +253,9 @@ def read_dictionary(path: Path, rows: int) -> dict[str, int]:
             f"encoder s3d_howto100m: no dictionary {path}, without which it reads no text; give it as "
             f"dictionary=FILE; that is {DICTIONARY} of https://github.com/antoine77340/S3D_HowTo100M"
         )
-    try:
+    what = f"encoder s3d_howto100m: {path} is no array of strings"
+    with reading(lambda error: ConfigError(f"{what} in NumPy's format ({' '.join(str(error).split())})")):
         words = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"encoder s3d_howto100m: {path} is no array of strings in NumPy's format ({error})") from None
     if not isinstance(words, np.ndarray) or words.ndim != 1 or words.dtype.kind != "U":
         raise ConfigError(f"encoder s3d_howto100m: {path} is no array of strings")
     if len(words) > rows:

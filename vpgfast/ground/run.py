@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from vpgfast.api.loading import load_with
 from vpgfast.command import open_log
 from vpgfast.data.features import why_no_array
 from vpgfast.errors import FeatureError, UserError
-from vpgfast.files import output_folder
+from vpgfast.files import output_folder, reading
 from vpgfast.ground.query import asked_sentences
 from vpgfast.models.registry import get_method
 from vpgfast.models.windows import is_long, window_size, window_starts
@@ -93,7 +91,7 @@ def read_features(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise FeatureError(f"features {path}: no such file")
-    try:
+    with reading(lambda error: FeatureError(f"features {path}: {why_no_array(path, error)}")):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             array = loaded
@@ -103,8 +101,6 @@ def read_features(path: Path) -> np.ndarray:
                 if "features" not in names and len(names) != 1:
                     raise FeatureError(f"features {path}: needs an array named 'features', has {', '.join(names)}")
                 array = loaded["features" if "features" in names else names[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FeatureError(f"features {path}: {why_no_array(path, error)}") from None
     array = np.asarray(array)
     if array.ndim > 2 and all(size == 1 for size in array.shape[1:-1]):
         array = array.reshape(array.shape[0], array.shape[-1])  # [T, 1, 1, d], as some I3D files have

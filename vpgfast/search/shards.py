@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vpgfast import files
 from vpgfast.errors import SearchIndexError
 
 SHARD = 16_384
@@ -87,16 +88,14 @@ class ShardVideos:
         return iter(entries)
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> AbstractContextManager[None]:
     """Around the reading of a file of an index, which says what to do where the file is not what it should be."""
-    try:
-        yield
-    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
-        raise SearchIndexError(
+    return files.reading(
+        lambda error: SearchIndexError(
             f"index {path.parent}: {path.name} is damaged or missing ({first_line(error)}); put back a copy of the "
             "file, or make the index anew"
-        ) from None
+        )
+    )
 
 
 def first_line(what: object) -> str:

@@ -228,7 +228,7 @@ def read_durations(path: Path) -> dict[str, float]:
 def _is_number(value: Any) -> bool:
     try:
         return math.isfinite(float(value)) and float(value) > 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -111,7 +111,7 @@ def number(value: Any, where: str) -> float:
     """A finite number, also as text."""
     try:
         parsed = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         parsed = math.nan
     if not math.isfinite(parsed) or isinstance(value, bool):
         raise AnnotationError(f"{where}: {value!r} is not a number")

@@ -22,7 +22,11 @@ class MethodConfig:
             ConfigError: one does not hold.
         """
         for name in names.split():
-            if not holds(getattr(self, name)):
+            try:
+                good = holds(getattr(self, name))
+            except TypeError:  # nothing, where a number has to be
+                good = False
+            if not good:
                 raise ConfigError(f"{self.method}: {name} must {must}, got {getattr(self, name)}")
 
     def require_weights(self) -> None:
