@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_search
+import video_files
 
+from vpgfast import search
 from vpgfast.__main__ import COMMANDS
 from vpgfast.command import NOBODY_READS
+from vpgfast.models.registry import METHODS
 from vpgfast.search.actions import ACTIONS
 
 TINY = str(Path(__file__).with_name("tiny.py"))
@@ -72,6 +76,33 @@ def test_results_are_in_the_files(run: Path, tmp_path: Path, unbuffered: tuple[s
     assert code == NOBODY_READS
     assert "Error" not in told
     assert {"metrics.json", "spans.png"} <= {file.name for file in out.iterdir()}
+
+
+def test_every_other_command(search_run: Path, tmp_path: Path) -> None:
+    """Each prints something here, and says nothing of its reader's end."""
+    random = np.random.default_rng(0)
+    (tmp_path / "features").mkdir()
+    for name in "abc":
+        np.save(tmp_path / "features" / f"{name}.npy", random.standard_normal((6, 144)).astype(np.float32))
+    table = tmp_path / "a.csv"
+    table.write_text("video,start,end,sentence\na,0,2,A dog runs.\n")
+    video = str(video_files.write(tmp_path / "v.mp4", [video_files.numbered(n) for n in range(20)]))
+    index, made = str(tmp_path / "index"), [str(tmp_path / "features"), "--clip-seconds=1"]
+    METHODS[tiny_search.NAME] = tiny_search.PLACE
+    assert search.main(["index", str(search_run), *made, "-o", index]) == 0
+    del METHODS[tiny_search.NAME]
+    for line in (
+        [str(Path(__file__).with_name("tiny_search_main.py")), "search", "query", index, "A dog runs."],
+        ["-m", "vpgfast.search", "remove", index, "a"],
+        ["-m", "vpgfast.annotations", "check", str(table), "--no-picture"],
+        ["-m", "vpgfast.extract", video, "--encoder", "pixels", "-o", str(tmp_path / "f.h5")],
+        ["-m", "vpgfast.doctor"],
+    ):
+        code, told = without_reader(*line)
+        assert code == NOBODY_READS, f"{line}: {code}\n{told}"
+        assert "Traceback" not in told
+        assert "Broken" not in told
+    assert (tmp_path / "f.h5").is_file()
 
 
 def test_a_log_that_nobody_reads(run: Path, tmp_path: Path) -> None:
