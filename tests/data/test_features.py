@@ -108,6 +108,22 @@ def test_damaged_array_in_a_folder(tmp_path):
         open_features(path)["v_b"]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_video_may_be_bad(tmp_path, layout):
+    """Key and width are those of one that can be read."""
+    path = write(tmp_path, layout)
+    if path.is_dir():
+        (path / "a.npy").write_bytes(b"no array")
+        (path / "b.npz").write_bytes(b"")
+    else:
+        with h5py.File(path, "a") as file:
+            file["a"] = np.zeros(3)
+            file.create_group("b")
+    reader = open_features(path)
+    np.testing.assert_array_equal(reader["v_a"], ARRAYS["v_a"])
+    assert check_features(reader, reader.video_ids(), "skip") == {"a", "b"}
+
+
 BAD = {
     "nan": (np.array([[0, 1, np.nan, 3], [0, 1, 2, 3]]), "NaN or infinity in 1 of 2 clips"),
     "inf": (np.array([[0, 1, np.inf, 3]]), "NaN or infinity in 1 of 1 clips"),

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -271,3 +274,25 @@ def test_default_corpus_loads_with_its_name(small_corpus):
     assert small_corpus.name == "moving_shapes"
     assert "moving_shapes" in small_corpus.features.source
     assert load_corpus.__doc__
+
+
+def test_what_a_killed_process_was_making_is_deleted(tmp_path, monkeypatch):
+    """Not what one that lives is making, here or on another machine."""
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    root = tmp_path / "moving_shapes"
+    for name in (
+        f"{moving_shapes._MAKING}{killed.pid}-x",
+        f"{moving_shapes._MAKING}{os.getpid()}-x",
+        ".making-far-7-x",
+    ):
+        (root / name / "videos").mkdir(parents=True)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moving_shapes, "_make_one", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make_moving_shapes(MovingShapesOptions(1, 1, 1), 0, tmp_path)
+    left = {path.name for path in root.iterdir()}
+    assert left == {f"{moving_shapes._MAKING}{os.getpid()}-x", ".making-far-7-x"}

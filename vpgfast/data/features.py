@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -36,9 +36,10 @@ def open_features(path: str | Path, key: str | None = None, dim: int | None = No
         path: an HDF5 file, or a folder with one ``<video_id>.npy`` or ``<video_id>.npz`` a video (in folders of it,
             too, for names with ``/``).
         key: where a video's features are. In HDF5 a template such as ``"{video_id}/c3d_features"`` or
-            ``"{video_id}"``; in an ``.npz`` the array's name. ``None`` finds out from the first video: the only array
-            there, or ``"features"``.
-        dim: width that the features must have; ``None`` takes the first video's.
+            ``"{video_id}"``; in an ``.npz`` the array's name. ``None`` finds out from the first video that can be read:
+            the only array there, or ``"features"``.
+        dim: width that the features must have; ``None`` takes that of the first video that can be read. Where the key
+            of HDF5 is given, too, nothing is looked for: opening takes no longer for many videos.
 
     Raises:
         FeatureError: nothing there, not readable, or of another layout or width; names the file.
@@ -69,7 +70,8 @@ def checked(array: Any, video_id: str, where: str, dim: int | None) -> np.ndarra
         raise FeatureError(f"features of {video_id!r} in {where}: no clips (shape {array.shape})")
     if dim is not None and array.shape[1] != dim:
         raise FeatureError(f"features of {video_id!r} in {where}: width {array.shape[1]}, expected {dim}")
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is told of below
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
         broken = int((~np.isfinite(array)).any(axis=1).sum())
         raise FeatureError(f"features of {video_id!r} in {where}: NaN or infinity in {broken} of {len(array)} clips")
@@ -119,22 +121,30 @@ class HDF5Features:
             self._made_here = HIDDEN in file
             if self._made_here:
                 key = key or "{video_id}/features"
-            first = next(iter(self._names(file)), None)
-            if first is None:
-                raise FeatureError(f"features {path}: the file holds nothing")
-            self.key = key or _find_key(path, first, file[first])
-            if dim is None:
-                entry = file.get(self.key.format(video_id=first))
-                if not isinstance(entry, h5py.Dataset) or entry.ndim < 2:
-                    raise FeatureError(
-                        f"features {path}: no [clips, width] array at {self.key.format(video_id=first)!r}; "
-                        f"{first!r} is {_describe(file[first])}"
-                    )
-                dim = int(entry.shape[-1])
+            self.key, self.dim = (key, dim) if key and dim is not None else self._look(file, key, dim)
             about = file.attrs.get("source")
             self.encoder = _encoder(file[HIDDEN].attrs["about"], path) if self._made_here else None
-        self.dim = dim
         self.source = str(about) if about else path.name
+
+    def _look(self, file: h5py.File, key: str | None, dim: int | None) -> tuple[str, int]:
+        """Key and width, by the first video that has features; what is wrong with others is told when they are read."""
+        problem: FeatureError | None = None
+        for name in self._names(file):
+            try:
+                with self._reading(name):
+                    entry = file.get(name)
+                    found = key or _find_key(self.path, name, entry)
+                    array = file.get(found.format(video_id=name))
+            except FeatureError as error:
+                problem = problem or error
+                continue
+            if isinstance(array, h5py.Dataset) and array.ndim >= 2 and array.shape[-1] and array.dtype.kind in "fiu":
+                return found, int(array.shape[-1]) if dim is None else dim
+            problem = problem or FeatureError(
+                f"features {self.path}: no [clips, width] array at {found.format(video_id=name)!r}; "
+                f"{name!r} is {_describe(entry)}"
+            )
+        raise problem or FeatureError(f"features {self.path}: the file holds nothing")
 
     def _open(self) -> h5py.File:
         # A handle that crossed a fork shares its file position with the parent: every process opens its own.
@@ -176,7 +186,7 @@ class HDF5Features:
     def _names(self, file: h5py.File) -> list[str]:
         if self._made_here:  # videos of folders in folders have groups in groups
             return list(json.loads(bytes(file[HIDDEN]["sources"][()])))
-        return list(file)
+        return [name if isinstance(name, str) else os.fsdecode(name) for name in file]  # bytes: not in UTF-8
 
     def duration(self, video_id: str) -> float | None:
         with self._reading(video_id):
@@ -217,7 +227,7 @@ class SelectedColumns:
 
 
 def _find_key(path: Path, video_id: str, entry: Any) -> str:
-    if isinstance(entry, h5py.Dataset):
+    if not isinstance(entry, h5py.Group):
         return "{video_id}"
     names = [name for name, item in entry.items() if isinstance(item, h5py.Dataset)]
     name = "features" if "features" in names else names[0] if len(names) == 1 else None
@@ -248,6 +258,8 @@ def why_no_array(file: Path, error: Exception) -> str:
 def _describe(entry: Any) -> str:
     if isinstance(entry, h5py.Dataset):
         return f"an array {entry.shape}"
+    if not isinstance(entry, h5py.Group):
+        return "neither an array nor a group"
     return f"a group with {sorted(entry)}"
 
 
@@ -272,16 +284,17 @@ def _one_line(error: Exception) -> str:
 _ARRAYS = (".npy", ".npz")
 
 
-def _first_array(folder: Path) -> Path | None:
-    """Some feature file in a folder; it does not list what may be a hundred thousand of them."""
+def _arrays(folder: Path) -> Iterator[Path]:
+    """The feature files in a folder, as they come: who needs one does not list what may be a hundred thousand."""
     below = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 below.append(Path(entry.path))
             elif entry.name.endswith(_ARRAYS) and not entry.name.startswith("."):
-                return Path(entry.path)
-    return next((found for place in sorted(below) if (found := _first_array(place)) is not None), None)
+                yield Path(entry.path)
+    for place in sorted(below):
+        yield from _arrays(place)
 
 
 class FolderFeatures:
@@ -289,16 +302,23 @@ class FolderFeatures:
 
     def __init__(self, path: Path, key: str | None = None, dim: int | None = None) -> None:
         self.path, self.key = path, key
-        found = _first_array(path)
-        if found is None:
-            raise FeatureError(f"features {path}: no .npy or .npz file in this folder")
-        self.dim = dim if dim is not None else self._read(found, found.stem, None).shape[1]
+        self.dim = self._width() if dim is None else dim
         self.source = path.name
         self.encoder: Identity | None = None
         about = path / ABOUT_FILE
         if about.is_file():
             self.encoder = _encoder(about.read_text(encoding="utf-8"), about)
             self.source = source_line(self.encoder)
+
+    def _width(self) -> int:
+        """Of the first file that can be read; what is wrong with others is told when they are read."""
+        problem: FeatureError | None = None
+        for file in _arrays(self.path):
+            try:
+                return self._read(file, file.stem, None).shape[1]
+            except FeatureError as error:
+                problem = problem or error
+        raise problem or FeatureError(f"features {self.path}: no .npy or .npz file in this folder")
 
     def _read(self, file: Path, video_id: str, dim: int | None) -> np.ndarray:
         where = f"features of {video_id!r} in {file}"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ ACTIONS = tuple(_ACTION_PHRASES)
 _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _GROWTH = 1.7
 _NOISE_PICTURES = 16
+_MAKING = f".making-{platform.node()}-"
 
 
 @dataclass
@@ -377,7 +379,8 @@ def make_moving_shapes(
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        partial_folder = Path(tempfile.mkdtemp(dir=root, prefix=".making-"))
+        _sweep(root)
+        partial_folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{_MAKING}{os.getpid()}-"))
     except OSError as error:
         raise ConfigError(
             f"cache folder {root}: {error.strerror}; name another by data.cache or VPGFAST_CACHE"
@@ -410,6 +413,24 @@ def make_moving_shapes(
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
     return folder
+
+
+def _sweep(root: Path) -> None:
+    """Delete what processes of this machine were making when they were killed."""
+    for left in root.glob(f"{_MAKING}*"):
+        process = left.name.removeprefix(_MAKING).split("-")[0]
+        if process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _in_parallel(function: partial, jobs: list[tuple[str, int]], workers: int) -> Iterator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash
 from vpgfast.search.indexing import index_videos
 from vpgfast.search.query import command_query, read_queries
 from vpgfast.search.searcher import Searcher
-from vpgfast.search.session import Session
+from vpgfast.search.session import Session, know_encoder
 from vpgfast.search.sources import VideoSource, open_source, where_is
 from vpgfast.untrained import as_checkpoint
 
@@ -30,26 +31,28 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
     folder: Path = arguments.output
     if arguments.faiss:
         import_faiss()  # before hours of work
-    # Where and how fast a model runs is no part of what it is.
-    kept = [setting for setting in settings if setting.startswith(("--model.", "--data."))]
     place = as_checkpoint(arguments.checkpoint)
     path = place / RUN_MODEL_FILE if place.is_dir() else place
     searcher = Searcher.load(path, settings, arguments.encoder)
+    kept = searcher.changed_settings()  # where and how fast a model runs is no part of what it is
+    index = VideoIndex.open(folder) if (folder / INDEX_FILE).is_file() else None
+    if index is not None:
+        if file_hash(path) != index.about["model"]["sha256"] or _of_model(kept) != _of_model(index.about["settings"]):
+            made = " ".join([index.about["model"]["from"], *index.about["settings"]])
+            asked = " ".join([str(path), *kept])
+            raise SearchIndexError(
+                f"index {folder}: made by another model ({made}) than {asked}; give another --output"
+            )
+        know_encoder(searcher, index)
     source = _open_source(arguments, folder, searcher)
     if not source.names:
         raise FeatureError(f"{arguments.source}: holds no video")
-    if (folder / INDEX_FILE).is_file():
-        index = VideoIndex.open(folder)
-        if file_hash(path) != index.about["model"]["sha256"] or kept != index.about["settings"]:
-            raise SearchIndexError(
-                f"index {folder}: made by another model ({index.about['model']['from']}"
-                f"{' '.join(['', *index.about['settings']])}); give another --output"
-            )
-    else:
+    if index is None:
         about = {"source": searcher.checkpoint.feature_source, "width": searcher.checkpoint.feature_dim}
         method, probe = searcher.checkpoint.method, searcher.probe()
         index = VideoIndex.create(folder, len(probe[0]), path, method, about, kept, probe)
     with index.changing():
+        _remember_encoder(index, searcher, source)
         added, bad = index_videos(index, searcher, source, arguments.on_bad, keep=True)
         if arguments.faiss:
             index.build_faiss(arguments.recall)
@@ -58,12 +61,23 @@ def command_index(arguments: argparse.Namespace, settings: list[str]) -> None:
         print(_about_faiss(index))
 
 
+def _of_model(settings: list[str]) -> set[str]:
+    return {setting for setting in settings if setting.startswith("--model")}
+
+
+def _remember_encoder(index: VideoIndex, searcher: Searcher, source: VideoSource) -> None:
+    """Where the model does not know what made its features, the index does, from now on."""
+    if searcher.checkpoint.encoder is None and source.encoder is not None:
+        index.commit({**index.about, "features": {**index.about["features"], "encoder": asdict(source.encoder)}})
+
+
 def command_add(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Add videos to an index."""
     session = Session.open(arguments.index, settings, arguments.encoder)
     index, searcher = session.index, session.searcher
     source = _open_source(arguments, index.folder, searcher)
     with index.changing():
+        _remember_encoder(index, searcher, source)
         _say_added(index, *index_videos(index, searcher, source, arguments.on_bad, keep=not arguments.replace))
 
 

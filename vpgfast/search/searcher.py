@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vpgfast.cache import encoded
 from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, settings_of
-from vpgfast.config import TrainConfig
+from vpgfast.config import TrainConfig, flatten
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.encoders.base import Encoded, Encoder
 from vpgfast.fabric import make_fabric
@@ -57,6 +59,12 @@ class Searcher:
         model = build_model(checkpoint, config.model, path).to(device)
         return cls(checkpoint, config, model, get_method(config.method).needs(config.model), device, encoder)
 
+    def changed_settings(self) -> list[str]:
+        """What of the model and the data is set otherwise than in the checkpoint's run: arguments with whole paths."""
+        run = settings_of(self.checkpoint, Path("of the index"), [])
+        before, now = (flatten({"model": asdict(one.model), "data": asdict(one.data)}) for one in (run, self.config))
+        return [f"--{key}={_as_argument(value)}" for key, value in now.items() if value != before[key]]
+
     @cached_property
     def encoder(self) -> Encoder:
         """Made when the first video comes. Raises as :func:`vpgfast.run_encoder.encoder_of`."""
@@ -95,3 +103,10 @@ class Searcher:
     def ground(self, features: np.ndarray, duration: float, sentences: Sequence[str], spans: int) -> Grounding:
         """When each sentence happens in a video."""
         return ground(self.model, self.config, self.checkpoint.word_vectors, features, duration, sentences, spans)
+
+
+def _as_argument(value: Any) -> str:
+    """The value of a setting as a command line has it, wherever it is given."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return value if isinstance(value, str) else json.dumps(value)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vpgfast.checkpoint import settings_of
 from vpgfast.data.text import split_sentences, tokenize
+from vpgfast.encoders.identity import Identity
 from vpgfast.errors import SearchIndexError, UserError
 from vpgfast.files import readable
 from vpgfast.search.answers import Answer, answer
 from vpgfast.search.index import VideoIndex
 from vpgfast.search.searcher import Searcher
+from vpgfast.train.folder import first_difference
 
 _SAME = 1e-3
 """By which a number of a vector may differ between machines; models and settings differ in the first digits."""
@@ -49,6 +52,7 @@ class Session:
         searcher = Searcher.load(index.model_file, [*index.about["settings"], *settings], encoder)
         if settings:
             _check_same_vectors(index, searcher, settings)
+        know_encoder(searcher, index)
         return cls(index, searcher)
 
     def ask(self, paragraph: str | Sequence[str], *, top: int = 5, spans: int = 1, exact: bool = False) -> list[Answer]:
@@ -71,17 +75,28 @@ class Session:
         return answer(self.index, self.searcher, sentences, top, spans, exact)
 
 
+def know_encoder(searcher: Searcher, index: VideoIndex) -> None:
+    """Tell a model that does not know what made its features what made those of the index, where that is known."""
+    known = index.about["features"].get("encoder")
+    if searcher.checkpoint.encoder is None and known is not None:
+        searcher.checkpoint.encoder = Identity(**known)
+
+
 def _check_same_vectors(index: VideoIndex, searcher: Searcher, settings: Sequence[str]) -> None:
     changed = " ".join(settings)
     expected = np.array(index.about.get("probe") or ())
     if not len(expected):
+        if not any(setting.startswith("--model") for setting in settings):
+            return  # where and how fast the model runs
         raise SearchIndexError(
             f"index {index.folder}: does not say how its model is known again (it is older than that), so whether "
             f"{changed} changes vectors can't be told; leave it out, or make the index anew"
         )
     found = np.array(searcher.probe())
     if found.shape != expected.shape or np.abs(found - expected).max() > _SAME:
+        made = settings_of(searcher.checkpoint, index.model_file, index.about["settings"])
+        difference = first_difference(*({"model": asdict(one.model)} for one in (made, searcher.config)))
         raise SearchIndexError(
-            f"index {index.folder}: {changed} changes vectors, and those in the index were made without; leave it out, "
-            "or make an index with it"
+            f"index {index.folder}: {changed} changes vectors, and those in the index were made without "
+            f"({difference}); leave it out, or make an index with it"
         )

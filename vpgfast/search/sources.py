@@ -17,6 +17,7 @@ from vpgfast.data.annotations._io import parse_json
 from vpgfast.data.features import FolderFeatures, HDF5Features, open_features
 from vpgfast.data.video_folders import named_like_video, named_videos
 from vpgfast.encoders.base import Encoded, Encoder
+from vpgfast.encoders.identity import Identity
 from vpgfast.errors import AnnotationError, CheckpointError, ConfigError, FeatureError, VideoError
 from vpgfast.files import readable
 from vpgfast.run_encoder import check_same_encoder
@@ -42,11 +43,13 @@ class VideoSource:
 
     Attributes:
         names: of the videos, in order.
-        stored: how an index remembers where they are, see :class:`vpgfast.search.index.VideoEntry`.
+        stored: how an index remembers where they are, see :class:`vpgfast.search.shards.VideoEntry`.
+        encoder: what made the features, where that is known.
     """
 
     names: list[str]
     stored: dict[str, Any]
+    encoder: Identity | None
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
         """Features float32 [T, d_v] of a video, and what an index is to remember of it.
@@ -76,7 +79,7 @@ class FeatureFiles(VideoSource):
         reader = open_features(path, key, checkpoint.feature_dim)
         check_same_encoder(reader.encoder, checkpoint, str(path))
         assert isinstance(reader, HDF5Features | FolderFeatures)
-        self.reader, self.durations = reader, durations
+        self.reader, self.durations, self.encoder = reader, durations, reader.encoder
         self.names = list(reader.video_ids())
         first = next((name for name in self.names[:_TRIED] if self._is_fit(name)), None)
         if first is None and self.names:  # not one bad file, but files of another kind
@@ -86,7 +89,7 @@ class FeatureFiles(VideoSource):
                     f"{path}: features of width {found}, but the model takes {checkpoint.feature_dim} "
                     f"({checkpoint.feature_source})"
                 )
-        elif durations is None and first is not None and reader.duration(first) is None:
+        elif durations is None and not any(map(self._tells_length, self.names[:_TRIED])):
             raise ConfigError(
                 f"{path}: features don't tell how long the videos are; give either --durations FILE (.csv or .json, "
                 "seconds by video) or --clip-seconds S"
@@ -100,6 +103,12 @@ class FeatureFiles(VideoSource):
         except FeatureError:
             return False
         return True
+
+    def _tells_length(self, name: str) -> bool:
+        try:
+            return self.reader.duration(name) is not None
+        except FeatureError:
+            return True  # but not one that can be read, which is told when it is its turn
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
         if readable(name) != name:
@@ -116,17 +125,19 @@ class FeatureFiles(VideoSource):
         if duration is None:
             teller = "its features do" if self.durations is None else "--durations does"
             raise FeatureError(f"video {name!r}: {teller} not tell its length in seconds")
+        if not _is_number(duration):
+            raise FeatureError(f"video {name!r} in {self.reader.path}: lasts {duration} s, which is no length")
         return features, VideoEntry(name, duration, self.stored)
 
 
 class VideoFiles(VideoSource):
     """A folder of videos, or a single one, whose features are made here. A video is named after its file."""
 
-    def __init__(self, path: Path, index: Path, encode: Callable[[Path], Encoded]) -> None:
-        """Args: as :func:`open_source`; ``encode`` makes the features of a file."""
+    def __init__(self, path: Path, index: Path, encode: Callable[[Path], Encoded], encoder: Identity) -> None:
+        """Args: as :func:`open_source`; ``encode`` makes the features of a file by ``encoder``."""
         self.folder, self.encode = path if path.is_dir() else path.parent, encode
         self.files = named_videos([path])
-        self.names = list(self.files)
+        self.names, self.encoder = list(self.files), encoder
         self.stored = {"kind": "videos", "path": stored_path(self.folder, index)}
 
     def read(self, name: str) -> tuple[np.ndarray, VideoEntry]:
@@ -167,8 +178,8 @@ def open_source(
         for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"{name} goes with feature files; {path} holds videos, which tell their own length")
-        model.encoder  # noqa: B018 (says what is wrong with it before the first video is read)
-        return VideoFiles(path, index, model.encode)
+        encoder = model.encoder.identity()  # says what is wrong with it before the first video is read
+        return VideoFiles(path, index, model.encode, encoder)
     if durations is not None and clip_seconds is not None:
         raise ConfigError("--durations and --clip-seconds both tell how long videos are; give one")
     if clip_seconds is not None and not (math.isfinite(clip_seconds) and clip_seconds > 0):

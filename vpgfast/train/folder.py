@@ -51,10 +51,14 @@ def look_into(output: Path, config: TrainConfig) -> str:
 
 
 def remove_run(output: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie in the folder."""
-    for name in (CONFIG_FILE, STATE_FILE, MODEL_FILE, METRICS_FILE, "log.txt", "spans.png", "training.png"):
+    """Delete what a run writes, and nothing else that may lie in the folder.
+
+    The settings go last: what a kill leaves is still known to be of that run, and is not taken for one of the next.
+    """
+    for name in (METRICS_FILE, STATE_FILE, MODEL_FILE, "log.txt", "spans.png", "training.png"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
+    (output / CONFIG_FILE).unlink(missing_ok=True)
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
