@@ -13,6 +13,7 @@ import pytest
 
 from vpgfast.errors import ConfigError, SearchIndexError, UserError
 from vpgfast.search import index as module
+from vpgfast.search.about import FORMAT
 from vpgfast.search.index import VideoIndex
 from vpgfast.search.shards import VideoEntry
 
@@ -218,11 +219,11 @@ def change(folder: Path, **values: object) -> None:
         (lambda f: (f / "index.json").write_text('{"for'), "its index.json is damaged"),
         (lambda f: (f / "index.json").write_text('{"format": "x"}'), "not of an index that this package made"),
         (
-            lambda f: (f / "index.json").write_text(json.dumps({"format": module.FORMAT, "version": 2})),
+            lambda f: (f / "index.json").write_text(json.dumps({"format": FORMAT, "version": 2})),
             "format 2, this is format 1",
         ),
         (
-            lambda f: (f / "index.json").write_text(json.dumps({"format": module.FORMAT, "version": 1, "width": 1})),
+            lambda f: (f / "index.json").write_text(json.dumps({"format": FORMAT, "version": 1, "width": 1})),
             "lacks method, features",
         ),
         (lambda f: change(f, removed={"00001": [30]}), "its index.json contradicts itself"),

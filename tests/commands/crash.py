@@ -45,7 +45,8 @@ from vpgfast.errors import UserError
 from vpgfast.files import METRICS_FILE, MODEL_FILE, STATE_FILE
 from vpgfast.models.registry import METHODS
 from vpgfast.search import indexing
-from vpgfast.search.index import INDEX_FILE, VideoIndex
+from vpgfast.search.about import INDEX_FILE
+from vpgfast.search.index import VideoIndex
 from vpgfast.search.shards import VideoEntry
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

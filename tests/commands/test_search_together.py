@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +20,8 @@ from vpgfast.data.types import BatchNeeds
 from vpgfast.errors import CheckpointError, SearchIndexError, UserError
 from vpgfast.files import temporary_name, write_file
 from vpgfast.models.registry import METHODS
-from vpgfast.search.index import INDEX_FILE, VideoIndex
+from vpgfast.search.about import INDEX_FILE
+from vpgfast.search.index import VideoIndex
 from vpgfast.search.shards import VideoEntry
 
 TEXT = "The red circle moves to the left. Then the blue square grows."
@@ -326,3 +328,52 @@ def test_from_python(index: Path, features: Path) -> None:
     for nothing in ("", "...", ["A dog.", "!"]):
         with pytest.raises(UserError, match="without a word in it"):
             session.ask(nothing)
+
+
+def test_threads_share_a_session_while_the_index_changes(index: Path) -> None:
+    """None of them sees half of a change."""
+    session = search.open_index(index)
+    every = {one.found.video.video_id: one.found.score for one in session.ask(TEXT, top=12)}
+    problems: list[BaseException] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not done.is_set():
+                found = {one.found.video.video_id: one.found.score for one in session.ask(TEXT, top=12)}
+                assert found == pytest.approx({name: every[name] for name in found}, abs=1e-6)
+                assert len(found) in (11, 12)
+        except BaseException as error:  # it is the test's own
+            problems.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    writer = VideoIndex.open(index)
+    for number in range(15):
+        with writer.changing():
+            row = next(row for row in writer.living() if row[2].video_id == "v03")
+            vector = writer.vectors(row[0])[row[1]][None].copy()
+            writer.remove(["v03"])
+            writer.compact(size=2 + number % 3)
+            writer.add(vector, [row[2]])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems
+
+
+def test_an_index_that_is_made_anew(index: Path, search_run: Path, features: Path) -> None:
+    """Its files have the old names and hold something else; another model's is refused."""
+    session = search.open_index(index)
+    before = session.ask(TEXT, top=1)[0].found.video.video_id
+    shutil.rmtree(index)
+    (features / f"{before}.npy").unlink()
+    assert make(search_run, features, index) == 0
+    assert len(session.ask(TEXT, top=20)) == 11
+    assert before not in {one.found.video.video_id for one in session.ask(TEXT, top=20)}
+    about = json.loads((index / INDEX_FILE).read_text())
+    about["model"]["sha256"] = "0" * 64
+    (index / INDEX_FILE).write_text(json.dumps(about))
+    with pytest.raises(SearchIndexError, match="made anew by another model meanwhile; open it again"):
+        session.ask(TEXT)

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from vpgfast.command import open_log
 from vpgfast.errors import ConfigError, FeatureError, SearchIndexError
 from vpgfast.files import MODEL_FILE as RUN_MODEL_FILE
+from vpgfast.search.about import INDEX_FILE, file_hash
 from vpgfast.search.faiss_index import import_faiss
-from vpgfast.search.index import INDEX_FILE, VideoIndex, file_hash
+from vpgfast.search.index import VideoIndex
 from vpgfast.search.indexing import index_videos
 from vpgfast.search.query import command_query, read_queries
 from vpgfast.search.searcher import Searcher

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vpgfast.errors import FeatureError, VideoError
 from vpgfast.ground.grounding import Grounding
-from vpgfast.search.index import Found, VideoIndex
+from vpgfast.search.index import Found
 from vpgfast.search.searcher import Searcher
 from vpgfast.search.sources import features_again, where_is
 
@@ -61,22 +61,21 @@ class Answer:
 
 
 def answer(
-    index: VideoIndex, searcher: Searcher, sentences: Sequence[str], top: int, spans: int, exact: bool = False
+    found: Sequence[Found], index: Path, searcher: Searcher, sentences: Sequence[str], spans: int
 ) -> list[Answer]:
-    """The videos that a paragraph describes best, and when its sentences happen in each.
+    """When a paragraph's sentences happen in each of the videos that were found for it.
 
     Args:
+        found: the videos.
+        index: its folder.
         sentences: of the paragraph, in order.
-        top: videos.
         spans: spans a sentence and video.
-        exact: leave FAISS aside.
     """
-    (found,) = index.search(searcher.embed_query(sentences), top, exact)
     answers = []
     for one in tqdm(found, desc="grounding", unit="video", delay=2, leave=False, disable=None):
-        path = where_is(one.video, index.folder)
+        path = where_is(one.video, index)
         try:
-            features = features_again(one.video, index.folder, searcher.checkpoint.feature_dim, searcher)
+            features = features_again(one.video, index, searcher.checkpoint.feature_dim, searcher)
         except (FeatureError, VideoError) as error:
             log.warning("video %s is found but can't be grounded: %s", one.video.video_id, error)
             answers.append(Answer(one, path, None, str(error)))

@@ -174,6 +174,8 @@ def _write(made: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         faiss.write_index(made, os.fspath(temporary))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise SearchIndexError(f"can't write {path}: {first_line(error)}") from None

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from vpgfast.errors import ConfigError, SearchIndexError
 from vpgfast.files import hold, output_folder, write_file
 from vpgfast.search import faiss_index
+from vpgfast.search.about import FORMAT, INDEX_FILE, VERSION, file_hash, read_about
 from vpgfast.search.best import Best
 from vpgfast.search.shards import SHARD, Shard, ShardVideos, VideoEntry, first_line, reading
 
@@ -36,8 +37,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-INDEX_FILE, MODEL_FILE = "index.json", "model.safetensors"
-FORMAT, VERSION = "vpgfast search index", 1
+MODEL_FILE = "model.safetensors"
 _LOCK = ".lock"
 _ROW = 0xFFFFFFFF  # a place is (number of the shard << 32) + row
 _BLOCK = 65_536  # products of a query that are in memory at once
@@ -146,16 +146,24 @@ class VideoIndex:
                 f"index {folder}: no {INDEX_FILE} there; make one with `python -m vpgfast.search index CHECKPOINT "
                 f"FEATURES_OR_VIDEOS -o {folder}`"
             )
-        return cls(folder, _read_about(path))
+        return cls(folder, read_about(path))
 
     # --- what it holds
 
-    def refresh(self) -> None:
-        """Take in what another process has changed since the index was opened."""
-        about = _read_about(self.folder / INDEX_FILE)
-        if about != self.about:
-            self._names = None
-            self._take(about)
+    def refresh(self) -> bool:
+        """Take in what another process has changed since the index was opened; says whether it has.
+
+        Raises:
+            SearchIndexError: the index is gone or damaged, or another model has made it anew.
+        """
+        about = read_about(self.folder / INDEX_FILE)
+        if about == self.about:
+            return False
+        if about["model"]["sha256"] != self.about["model"]["sha256"]:
+            raise SearchIndexError(f"index {self.folder}: was made anew by another model meanwhile; open it again")
+        self._vectors, self._videos, self._names, self._faiss = {}, {}, None, None  # a new index has files of old names
+        self._take(about)
+        return True
 
     @property
     def model_file(self) -> Path:
@@ -231,8 +239,8 @@ class VideoIndex:
             SearchIndexError: another process is at it.
         """
         with _held(self.folder):
+            self.refresh()
             self._names = None
-            self._take(_read_about(self.folder / INDEX_FILE))
             for left in self.folder.glob(".*.tmp"):  # by a process that was killed
                 left.unlink(missing_ok=True)
             yield
@@ -357,9 +365,7 @@ class VideoIndex:
             try:
                 return look()
             except SearchIndexError:
-                before = self.about
-                self.refresh()
-                if self.about is before:
+                if not self.refresh():
                     raise
 
     def _search(self, queries: np.ndarray, top: int, exact: bool) -> list[list[Found]]:
@@ -464,37 +470,3 @@ def _held(folder: Path) -> Iterator[None]:
         if not hold(lock):
             raise SearchIndexError(f"index {folder}: another process is changing it; wait for it")
         yield
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SearchIndexError(f"index {path.parent}: its {INDEX_FILE} is damaged ({error}); put back a copy") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise SearchIndexError(f"index {path.parent}: its {INDEX_FILE} is not of an index that this package made")
-    if about.get("version") != VERSION:
-        raise SearchIndexError(
-            f"index {path.parent}: format {about.get('version')}, this is format {VERSION}; make it anew"
-        )
-    needed = ("method", "width", "features", "model", "settings", "next", "shards", "removed", "faiss")
-    missing = [key for key in needed if key not in about]
-    if missing:
-        raise SearchIndexError(f"index {path.parent}: its {INDEX_FILE} lacks {', '.join(missing)}; put back a copy")
-    try:
-        videos = {shard["name"]: shard["videos"] for shard in about["shards"]}
-        fits = all(0 <= row < videos[name] for name, rows in about["removed"].items() for row in rows)
-        fits &= about["faiss"] is None or set(about["faiss"]["shards"]) <= set(videos)
-    except (KeyError, TypeError, AttributeError):
-        fits = False
-    if not fits:
-        raise SearchIndexError(
-            f"index {path.parent}: its {INDEX_FILE} contradicts itself (shards, removed, faiss); put back a copy"
-        )
-    return about
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class Session:
 
     index: VideoIndex
     searcher: Searcher
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def open(cls, folder: str | Path, settings: Sequence[str] = (), encoder: str | None = None) -> Session:
@@ -71,8 +73,11 @@ class Session:
         sentences = [readable(sentence) for sentence in sentences]
         if not sentences or not all(map(tokenize, sentences)):
             raise UserError(f"the text to look for ({paragraph!r}) has a sentence without a word in it")
-        self.index.refresh()
-        return answer(self.index, self.searcher, sentences, top, spans, exact)
+        vectors = self.searcher.embed_query(sentences)
+        with self._turn:  # while one takes in what has changed, no other is looking
+            self.index.refresh()
+            (found,) = self.index.search(vectors, top, exact)
+        return answer(found, self.index.folder, self.searcher, sentences, spans)
 
 
 def know_encoder(searcher: Searcher, index: VideoIndex) -> None:
