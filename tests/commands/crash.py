@@ -1,8 +1,10 @@
 """Kills commands at random moments and looks at what is left: ``python crash.py --kills 200 [--only NAME]``.
 
-Half of the kills come just before a random change of a file (an opening for writing, a rename, a removal, a new
-folder), as counted in a run that nobody killed; half come after a random time. After each, what was there before must
-still be whole, and the same command again must end where an uninterrupted one does and leave nothing else behind.
+Two of three kills come just before a random change of a file (an opening for writing, a rename, a removal, a new
+folder), as counted in a run that nobody killed, or while a file is written to the disk, of which half is there then;
+one of three comes after a random time. Some take only the process that is at it, and what it has started goes on. A
+command is killed up to three times in a row. After each kill, what was there before must still be whole, and the same
+command again must end where an uninterrupted one does, with the same files and no others.
 
 A process that has imported everything forks one child a run, so a run takes no start-up.
 """
@@ -11,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -40,6 +44,7 @@ import video_files
 from vpgfast import ablate, extract, plots, search, train
 from vpgfast.ablate import runs
 from vpgfast.checkpoint import load_state
+from vpgfast.data.features import open_features
 from vpgfast.data.moving_shapes import SPLITS
 from vpgfast.errors import UserError
 from vpgfast.files import METRICS_FILE, MODEL_FILE, STATE_FILE
@@ -176,6 +181,18 @@ def run_is_whole(folder: Path) -> None:
         json.loads((place / METRICS_FILE).read_text())
 
 
+def over_another(folder: Path) -> None:
+    assert train.main([*TRAINING, "--output", str(folder / "run"), "--seed=7"]) == 0
+
+
+def training_anew(folder: Path) -> int:
+    return train.main([*TRAINING, "--output", str(folder / "run"), "--overwrite"])
+
+
+def training_on_new_corpus(folder: Path) -> int:
+    return train.main([*TRAINING, "--output", str(folder / "run"), "--data.cache", str(folder / "cache")])
+
+
 def run_state(folder: Path) -> Any:
     return run_of(folder / "run")
 
@@ -200,6 +217,28 @@ def with_videos(folder: Path) -> None:
 
 def extracting(folder: Path) -> int:
     return extract.main([str(folder / "videos"), "--encoder", "pixels", "-o", str(folder / "features.h5")])
+
+
+def with_some(folder: Path) -> None:
+    with_videos(folder)
+    (folder / "features.h5").unlink()
+    for name in ("v1.mp4", "v2.mp4"):
+        assert extract.main([str(folder / "videos" / name), "--encoder", "pixels", "-o", str(folder / "out")]) == 0
+
+
+def extracting_files(folder: Path) -> int:
+    return extract.main([str(folder / "videos"), "--encoder", "pixels", "-o", str(folder / "out")])
+
+
+def files_are_whole(folder: Path) -> None:
+    reader = open_features(folder / "out")
+    for name in ("v1", "v2"):
+        assert len(reader[name])
+
+
+def files_state(folder: Path) -> Any:
+    reader = open_features(folder / "out")
+    return {name: reader[name].tolist() for name in reader.video_ids()}
 
 
 def features_are_whole(folder: Path) -> None:
@@ -256,7 +295,10 @@ SCENARIOS = {
     "build-faiss": Scenario(with_vectors, build, index_had({f"v{row}" for row in range(1200)}), index_state),
     "query": Scenario(with_index, ask, index_had({"v0", "v7"}), answer_state),
     "train": Scenario(lambda _: None, training, run_is_whole, run_state),
+    "overwrite": Scenario(over_another, training_anew, run_is_whole, run_state),
+    "corpus": Scenario(lambda _: None, training_on_new_corpus, run_is_whole, run_state),
     "extract": Scenario(with_videos, extracting, features_are_whole, features_state),
+    "extract-files": Scenario(with_some, extracting_files, files_are_whole, files_state),
     "ablate": Scenario(lambda _: None, ablating, runs_are_whole, ablation_state),
 }
 
@@ -264,18 +306,50 @@ SCENARIOS = {
 # --- the runs
 
 
-def child(work: Callable[[], int], folder: Path, event: int | None, seconds: float | None) -> tuple[int, int]:
-    """Do ``work`` in a process of its own, which is killed before its ``event``-th change of a file or after
-    ``seconds``; its exit code (negative: the signal) and how many changes it made."""
+@dataclass(frozen=True)
+class Kill:
+    """When a command is killed.
+
+    Attributes:
+        event: before this change of a file, or in the middle of it.
+        seconds: or after this time.
+        alone: the processes that it has started go on.
+    """
+
+    event: int | None = None
+    seconds: float | None = None
+    alone: bool = False
+
+    def __str__(self) -> str:
+        when = f"at change {self.event}" if self.event else f"after {self.seconds:.3f} s"
+        return when + (", one process alone" if self.alone else "")
+
+
+def child(work: Callable[[], int], folder: Path, kill: Kill = Kill()) -> tuple[int, int]:
+    """Do ``work`` in a process of its own, which is killed; its exit code (negative: the signal) and how many changes
+    it made."""
     reader, writer = os.pipe()
     number = os.fork()
     if number == 0:
         os.close(reader)
         os.setsid()
-        count = 0
+        count, flush = 0, os.fsync
+
+        def step(last: Callable[[], None] = lambda: None) -> None:
+            nonlocal count
+            count += 1
+            if count == kill.event:
+                last()
+                os.kill(os.getpid(), signal.SIGKILL) if kill.alone else os.killpg(0, signal.SIGKILL)
+
+        def fsync(file: int) -> None:
+            path = f"/proc/self/fd/{file}"
+            step(lambda: os.truncate(path, os.stat(path).st_size // 2))
+            flush(file)
+
+        os.fsync = fsync
 
         def note(name: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal count
             if name == "open":
                 path, _, flags = arguments
                 if not flags & WRITING:
@@ -286,9 +360,7 @@ def child(work: Callable[[], int], folder: Path, event: int | None, seconds: flo
                 return
             if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(str(folder)):
                 return
-            count += 1
-            if count == event:
-                os.killpg(0, signal.SIGKILL)
+            step()
 
         sys.addaudithook(note)
         try:
@@ -304,16 +376,31 @@ def child(work: Callable[[], int], folder: Path, event: int | None, seconds: flo
         sys.stdout.flush()
         os._exit(code)
     os.close(writer)
-    if seconds is not None:
-        time.sleep(seconds)
+    if kill.seconds is not None:
+        time.sleep(kill.seconds)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(number, signal.SIGKILL)
+            os.kill(number, signal.SIGKILL) if kill.alone else os.killpg(number, signal.SIGKILL)
     _, status = os.waitpid(number, 0)
+    if kill.alone:
+        wait_for_others(folder)
     with contextlib.suppress(ProcessLookupError):  # what it has started itself
         os.killpg(number, signal.SIGKILL)
     with os.fdopen(reader, "rb") as file:
         counted = int(file.read() or 0)
     return os.waitstatus_to_exitcode(status), counted
+
+
+def wait_for_others(folder: Path) -> None:
+    """Until the processes that a killed one has left are through: they hold its lock."""
+    for path in folder.rglob(".lock"):
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Of all files, as far as they are the same in every run: a change that is repeated takes the next number."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {re.sub(r"-\d{5}\.|tfevents.*", "-N.", name) for name in found}
 
 
 def crash(name: str, kills: int, seed: int, workspace: Path) -> list[str]:
@@ -322,32 +409,40 @@ def crash(name: str, kills: int, seed: int, workspace: Path) -> list[str]:
     start = workspace / f"{name}-start"
     start.mkdir()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code, _ = child(lambda: scenario.prepare(start) or 0, start, None, None)
+        code, _ = child(lambda: scenario.prepare(start) or 0, start)
     assert code == 0, f"{name}: preparing ended with {code}: {LOG.read_text()}"
     folder = workspace / name
     shutil.copytree(start, folder)
     begin = time.monotonic()
-    code, changes = child(lambda: scenario.run(folder), folder, None, None)
+    code, changes = child(lambda: scenario.run(folder), folder)
     duration = time.monotonic() - begin
     assert code == 0, f"{name}: the uninterrupted run ended with {code}: {LOG.read_text()}"
-    expected = scenario.state(folder)
-    for number in range(kills):
+    expected, expected_names = scenario.state(folder), names_in(folder)
+    done = 0
+    while done < kills:
         shutil.rmtree(folder)
         shutil.copytree(start, folder)
-        event = chance.randint(1, changes) if number % 2 == 0 else None
-        seconds = None if event else chance.random() * duration
-        how = f"before change {event} of {changes}" if event else f"after {seconds:.3f} s of {duration:.3f}"
+        planned = []
+        for _ in range(min(chance.choice((1, 1, 2, 3)), kills - done)):
+            alone = chance.random() < 0.3
+            if chance.random() < 1 / 3:
+                planned.append(Kill(seconds=chance.random() * duration, alone=alone))
+            else:
+                planned.append(Kill(chance.randint(1, changes), alone=alone))
         try:
-            child(lambda: scenario.run(folder), folder, event, seconds)
-            scenario.whole(folder)
-            code, _ = child(lambda: scenario.run(folder), folder, None, None)
+            for kill in planned:
+                child(lambda: scenario.run(folder), folder, kill)
+                scenario.whole(folder)
+            code, _ = child(lambda: scenario.run(folder), folder)
             assert code == 0, f"the command again ended with {code}: {LOG.read_text()[-300:]}"
             assert scenario.state(folder) == expected, "the result is another than without a kill"
-            left = [str(path.relative_to(folder)) for path in folder.rglob("*.tmp")]
-            assert not left, f"left behind: {left}"
+            difference = names_in(folder) ^ expected_names
+            assert not difference, f"left behind, or missing: {difference}"
         except (AssertionError, UserError, OSError, ValueError, KeyError) as error:
-            faults.append(f"{name}, killed {how} (seed {seed}, kill {number}): {type(error).__name__}: {error}")
-            shutil.copytree(folder, workspace / f"{name}-fault-{number}", dirs_exist_ok=True)
+            how = "; ".join(map(str, planned))
+            faults.append(f"{name}, killed {how} (seed {seed}, kill {done}): {type(error).__name__}: {error}")
+            shutil.copytree(folder, workspace / f"{name}-fault-{done}", dirs_exist_ok=True)
+        done += len(planned)
     return faults
 
 
@@ -390,6 +485,6 @@ if __name__ == "__main__":
     TRAINING += [f"--data.moving_shapes.{split}_videos={count}" for split, count in zip(SPLITS, (6, 2, 2), strict=True)]
     TRAINING += ["--data.word_dim=8", "--data.cache", str(WORK / "cache")]
     RUN = WORK / "search-run"
-    if child(lambda: train.main([*TRAINING, "--method", tiny_search.NAME, "--output", str(RUN)]), RUN, None, None)[0]:
+    if child(lambda: train.main([*TRAINING, "--method", tiny_search.NAME, "--output", str(RUN)]), RUN)[0]:
         sys.exit("the model to search with could not be trained")
     sys.exit(main())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["index", "add", "remove", "compact", "build-faiss", "query", "train", "extract"]
+COMMANDS = ["index", "add", "remove", "compact", "build-faiss", "query", "train", "overwrite", "corpus"]
+COMMANDS += ["extract", "extract-files"]
 
 
 def crash(*arguments: str) -> str:
