@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,3 +298,22 @@ def test_what_a_killed_process_was_making_is_deleted(tmp_path, monkeypatch):
         make_moving_shapes(MovingShapesOptions(1, 1, 1), 0, tmp_path)
     left = {path.name for path in root.iterdir()}
     assert left == {f"{moving_shapes._MAKING}{os.getpid()}-x", ".making-far-7-x"}
+
+
+def test_a_kill_leaves_no_process(tmp_path):
+    """Those that make the videos end with the one that waits for them."""
+    code = "import sys; from vpgfast.data.moving_shapes import *; make_moving_shapes(cache=sys.argv[1])"
+    maker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{maker.pid}/task/{maker.pid}/children")
+
+    def await_(holds):
+        end = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    await_(lambda: len(children.read_text().split()) == 2 and any(tmp_path.rglob("*.mp4")))
+    workers = [Path(f"/proc/{number}/stat") for number in children.read_text().split()]
+    maker.kill()
+    maker.wait()
+    await_(lambda: not any(path.exists() and path.read_text().split()[2] != "Z" for path in workers))

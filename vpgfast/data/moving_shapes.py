@@ -12,15 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import av
@@ -437,5 +440,17 @@ def _in_parallel(function: partial, jobs: list[tuple[str, int]], workers: int) -
     if workers <= 1 or len(jobs) <= 8:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
         yield from pool.map(function, jobs, chunksize=4)
+
+
+def _end_with_parent() -> None:
+    """Where the process that waits for the videos is killed, nothing else ends those that make them."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
