@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpgfast.errors import UserError
+from vpgfast.errors import CheckpointError, UserError
+from vpgfast.files import write_file
 
 if TYPE_CHECKING:
     from vpgfast.encoders.base import Encoded, Encoder
@@ -62,17 +64,14 @@ def kept(name: str, make: Callable[[], Arrays], cache: str | Path | None = None)
     except Exception as error:  # what a damaged archive raises is not bounded
         log.warning("cache %s: unreadable, made anew (%s)", path, error)
     arrays = make()
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("cache %s: can't be written (%s); it will be made again next time", path, error.strerror)
+        write_file(path, buffer.getvalue())
+    except (OSError, CheckpointError) as error:
+        reason = getattr(error, "strerror", None) or error
+        log.warning("cache %s: can't be written (%s); it will be made again next time", path, reason)
     return arrays
 
 

@@ -18,6 +18,7 @@ from vpgfast.encoders.identity import Identity
 from vpgfast.encoders.specs import ENCODERS, format_spec, parse_spec
 from vpgfast.encoders.weights import read_arrays, read_tensors
 from vpgfast.errors import ConfigError, VideoError
+from vpgfast.files import temporary_name
 
 
 @pytest.fixture
@@ -113,6 +114,16 @@ def test_cache_goes_by_content(video: Path, tmp_path: Path, monkeypatch: pytest.
     assert encoded(load_encoder("pixels"), moved, cache=cache).duration == pytest.approx(0.9)
     with pytest.raises(VideoError, match=r"none\.mp4: no such file"):
         encoded(other, tmp_path / "none.mp4", cache=cache)
+
+
+def test_what_a_kill_left_in_the_cache_is_overwritten(video: Path, tmp_path: Path) -> None:
+    encoder = load_encoder("pixels")
+    encoded(encoder, video, cache=tmp_path)
+    (kept,) = tmp_path.rglob("*.npz")
+    temporary_name(kept).write_bytes(b"half")
+    kept.unlink()
+    encoded(encoder, video, cache=tmp_path)
+    assert list(kept.parent.iterdir()) == [kept]
 
 
 def test_unwritable_cache_costs_nothing_but_time(video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

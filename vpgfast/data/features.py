@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,7 +23,7 @@ from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line
 from vpgfast.data.types import FeatureReader
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
-from vpgfast.files import kind_of, reading
+from vpgfast.files import kind_of, reading, temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -414,8 +413,7 @@ def write_hdf5(features: FeatureReader, path: str | Path) -> None:
     The file appears only when complete.
     """
     path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
+    temporary = temporary_name(path)
     try:
         with h5py.File(temporary, "w") as output:
             output.attrs["source"] = features.source
