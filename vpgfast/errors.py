@@ -23,6 +23,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another method or width."""
 
 
+class EmbeddingError(UserError, ValueError):
+    """A model's vector of a video or a paragraph has no direction: odd features, or a training that diverged."""
+
+
 class ConfigError(UserError):
     """A configuration file or option is wrong; names the key and the nearest valid one."""
 

@@ -15,6 +15,7 @@ from vpgfast import fabric as fabric_module
 from vpgfast.checkpoint import build_model, load_checkpoint
 from vpgfast.config import from_dict
 from vpgfast.data.corpus import load_corpus
+from vpgfast.errors import EmbeddingError
 from vpgfast.evaluate.report import table_from
 from vpgfast.evaluate.split import evaluate_split
 from vpgfast.models.embed import embed_clips, embed_texts
@@ -87,14 +88,16 @@ def test_ranks_are_the_models_own(search_run: Path) -> None:
     assert evaluation.retrieval.metrics["median rank"] == np.median(ranks)
 
 
-def test_vectors_that_are_not_finite_are_a_bug(search_run: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, 1e38, 1e33])
+def test_vectors_without_a_direction(search_run: Path, value: float) -> None:
+    """Infinite ones, and those whose length is."""
     checkpoint = load_checkpoint(search_run)
     config = from_dict(checkpoint.settings, "test")
     model = build_model(checkpoint, config.model, search_run)
-    with pytest.raises(ValueError, match="vectors of videos are not finite"):
+    with pytest.raises(EmbeddingError, match="vectors of videos are not finite"):
         embed_clips(
             model,
-            [np.full((3, checkpoint.feature_dim), np.nan, np.float32)],
+            [np.full((3, checkpoint.feature_dim), value, np.float32)],
             model.needs(config.model),
             torch.device("cpu"),
         )

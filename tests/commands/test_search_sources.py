@@ -189,3 +189,19 @@ def test_grounding_lists_nothing(tmp_path: Path, rows: np.ndarray, monkeypatch: 
             np.testing.assert_array_equal(features_again(entry, tmp_path, WIDTH, None), rows)  # type: ignore[arg-type]
             best = min(best, time.perf_counter() - start)
         assert best < 0.02
+
+
+def test_a_model_that_diverged(
+    make: Callable[..., int],
+    rows: np.ndarray,
+    search_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = load_checkpoint(search_run)
+    checkpoint.weights["video_vector.bias"][:] = np.nan
+    save_checkpoint(tmp_path / MODEL_FILE, checkpoint)
+    (tmp_path / "f").mkdir()
+    np.save(tmp_path / "f" / "v.npy", rows)
+    assert make(tmp_path / "f", "--clip-seconds=1", run=tmp_path) == 2
+    assert error_line(capsys).endswith("or the training of the model has diverged")

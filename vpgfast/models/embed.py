@@ -12,7 +12,7 @@ from torch import Tensor
 from vpgfast.data.batches import make_batch, prepare, stack_clips
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import BatchNeeds, Paragraph
-from vpgfast.errors import ConfigError
+from vpgfast.errors import ConfigError, EmbeddingError
 from vpgfast.models.method import RetrievalMethod
 from vpgfast.models.registry import METHODS, get_method
 
@@ -38,6 +38,9 @@ def embed_clips(model: Any, features: Sequence[np.ndarray], needs: BatchNeeds, d
 
     Args:
         model: a :class:`RetrievalMethod` in evaluation mode on ``device``, or what Fabric made of one.
+
+    Raises:
+        EmbeddingError: a vector is not finite, or zero.
     """
     video, mask = stack_clips(features, needs)
     return _of_length_1(model.embed_videos(video.to(device), mask.to(device)), "videos")
@@ -61,6 +64,9 @@ def embed_texts(
         model: as for :func:`embed_clips`.
         vectors: the model's vocabulary.
         feature_dim: width d_v of its clip features (a batch has to hold some, which are not read).
+
+    Raises:
+        EmbeddingError: a vector is not finite, or zero.
     """
     pieces = [prepare([paragraph], needs, training=False) for paragraph in paragraphs]
     items = [piece for parts in pieces for piece in parts]
@@ -75,9 +81,16 @@ def embed_texts(
 
 
 def _of_length_1(vectors: Tensor, what: str) -> np.ndarray:
-    """float32 [B, E] on the CPU, of length 1 whatever the precision of the device left of it."""
+    """float32 [B, E] on the CPU, of length 1 whatever the precision of the device left of it.
+
+    Raises:
+        EmbeddingError: one has no direction.
+    """
     vectors = vectors.detach().to("cpu", torch.float32)
     length = vectors.norm(dim=-1, keepdim=True)
-    if not (torch.isfinite(vectors).all() and (length > 0).all()):
-        raise ValueError(f"vectors of {what} are not finite, or zero: the method diverged or is wrong")
+    if not (torch.isfinite(length).all() and (length > 0).all()):
+        raise EmbeddingError(
+            f"vectors of {what} are not finite, or zero: the features are damaged (are values huge?), or the training "
+            "of the model has diverged"
+        )
     return (vectors / length).numpy()

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from vpgfast.errors import FeatureError, VideoError
+from vpgfast.errors import EmbeddingError, FeatureError, VideoError
 from vpgfast.search.command import SECONDS_BETWEEN_SHARDS
 from vpgfast.search.index import VideoIndex
 from vpgfast.search.searcher import Searcher
@@ -85,7 +85,7 @@ class _Shard:
             return
         try:
             vectors = list(self.searcher.embed_videos([features for features, _ in waiting]))
-        except ValueError:  # not finite; one by one, that shows which
+        except EmbeddingError:  # not finite; one by one, that shows which
             vectors = [self._alone(features) for features, _ in waiting]
         for vector, (_, entry) in zip(vectors, waiting, strict=True):
             if vector is not None:
@@ -97,7 +97,7 @@ class _Shard:
     def _alone(self, features: np.ndarray) -> np.ndarray | None:
         try:
             return self.searcher.embed_videos([features])[0]
-        except ValueError:
+        except EmbeddingError:
             return None
 
     def complain(self, error: FeatureError | VideoError) -> None:
