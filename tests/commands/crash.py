@@ -481,7 +481,7 @@ if __name__ == "__main__":
     indexing.SHARD = 2
     plots.draw_found = lambda *arguments: None  # pictures are no news here, and slow
     runs.TRAIN = (sys.executable, tiny.__file__, "train")
-    TRAINING = ["--method", "tiny", "--epochs=2", "--batch_size=8", "--accelerator=cpu", "--pictures=0"]
+    TRAINING = ["--method", "tiny", "--epochs=2", "--batch_size=8", "--accelerator=cpu", "--pictures=1"]
     TRAINING += [f"--data.moving_shapes.{split}_videos={count}" for split, count in zip(SPLITS, (6, 2, 2), strict=True)]
     TRAINING += ["--data.word_dim=8", "--data.cache", str(WORK / "cache")]
     RUN = WORK / "search-run"

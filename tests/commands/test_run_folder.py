@@ -1,4 +1,4 @@
-"""What a kill may leave of a run that was to be overwritten: never a part of the next one."""
+"""What a kill may leave of a run: nothing that is taken for a part of the next one, or for a finished one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from vpgfast import evaluate
+from vpgfast.command import INTERRUPTED
 from vpgfast.config import TrainConfig, dump_yaml, parse_train
-from vpgfast.errors import ConfigError
+from vpgfast.errors import CheckpointError, ConfigError
+from vpgfast.evaluate import report
 from vpgfast.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, STATE_FILE
 from vpgfast.train.folder import look_into
 
@@ -42,3 +45,17 @@ def test_killed_while_the_old_run_is_deleted(tmp_path: Path, allowed: int, monke
     assert (tmp_path / CONFIG_FILE).read_text() == dump_yaml(new)
     assert not any((tmp_path / name).exists() for name in (STATE_FILE, MODEL_FILE, METRICS_FILE))
     assert look_into(tmp_path, new) == "new"
+
+
+@pytest.mark.parametrize(("error", "kept"), [(KeyboardInterrupt(), False), (CheckpointError("can't write it"), True)])
+def test_a_run_is_finished_when_its_pictures_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, kept: bool
+) -> None:
+    """Where one can't be written, the numbers are there all the same."""
+
+    def draw(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(report, "draw_spans", draw)
+    assert evaluate.main([str(run), "--output", str(tmp_path / "out")]) == (2 if kept else INTERRUPTED)
+    assert (tmp_path / "out" / METRICS_FILE).exists() == kept

@@ -13,6 +13,7 @@ import numpy as np
 from vpgfast.config import TrainConfig
 from vpgfast.data.corpus import Corpus, annotation_file
 from vpgfast.data.types import Paragraph
+from vpgfast.errors import CheckpointError
 from vpgfast.evaluate.split import Answers, Evaluation
 from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
@@ -53,10 +54,17 @@ def _write(
         write_answers(answers, output / SUBMISSION_FILE)
         if config.data.corpus == "qvhighlights":
             highlights = score_answers(answers, annotation_file(config.data, split), output / SUBMISSION_FILE)
-    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, highlights)
+    problem = None
     if config.pictures:
         chosen = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
-        draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
+        try:
+            draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
+        except CheckpointError as error:  # the numbers are worth more than a picture that can't be written
+            problem = error
+    # The last of all files: it says that the run is finished, and a kill must not leave one that lacks others.
+    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, highlights)
+    if problem is not None:
+        raise problem
     return highlights
 
 
