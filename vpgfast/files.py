@@ -64,6 +64,11 @@ def kind_of(path: Path) -> str:
     return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
 
 
+def warn_of_folder(error: OSError) -> None:
+    """``onerror`` of ``os.walk``, which passes over folders that it can't look into without a word."""
+    log.warning("folder %s: can't be looked into (%s), so what is in it is left out", error.filename, error.strerror)
+
+
 @contextmanager
 def reading(say: Callable[[Exception], UserError]) -> Iterator[None]:
     """Around the reading of a file by a library: what it raises for a damaged one is not bounded, and becomes

@@ -23,7 +23,7 @@ from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line
 from vpgfast.data.types import FeatureReader
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
-from vpgfast.files import kind_of, reading, temporary_name
+from vpgfast.files import kind_of, reading, temporary_name, warn_of_folder
 
 log = logging.getLogger(__name__)
 
@@ -352,7 +352,7 @@ class FolderFeatures:
 
     def video_ids(self) -> Iterable[str]:
         names: set[str] = set()
-        for place, _, files in os.walk(self.path):
+        for place, _, files in os.walk(self.path, onerror=warn_of_folder):
             folder = Path(place).relative_to(self.path)
             for file in files:
                 name, suffix = os.path.splitext(file)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vpgfast.errors import VideoError
+from vpgfast.files import warn_of_folder
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) 
     found: list[Path] = []
     others: Counter[str] = Counter()
     above = {str(folder): {os.path.realpath(folder)}}  # of each folder to come: itself and those it lies in, no links
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=warn_of_folder, followlinks=True):
         here = above.pop(place)
         inner: list[str] = []
         for name in sorted(folders):
