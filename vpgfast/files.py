@@ -172,7 +172,7 @@ def temporary_name(path: Path) -> Path:
 def _in_turn(temporary: Path) -> Iterator[BinaryIO]:
     """An empty file for one writer at a time: threads and processes that write the same file wait for each other."""
     while True:
-        with open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with open(temporary, "r+b", opener=lambda path, _: os.open(path, os.O_RDWR | os.O_CREAT, 0o666)) as file:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
