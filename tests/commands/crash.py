@@ -86,16 +86,20 @@ def make_features(folder: Path, names: range) -> None:
 
 
 def make_index(folder: Path) -> int:
-    made = [
-        "index",
-        str(RUN),
-        str(folder / "features"),
-        "-o",
-        str(folder / "index"),
-        "--clip-seconds=1",
-        "--batch_size=2",
-    ]
-    return search.main(made)
+    made = ["index", str(RUN), str(folder / "features"), "-o", str(folder / "index")]
+    return search.main([*made, "--clip-seconds=1", "--batch_size=2"])
+
+
+def make_videos(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    for number in range(3):
+        frames = [video_files.numbered(8 * number + n) for n in range(20)]
+        video_files.write(folder / "videos" / f"v{number}.mp4", frames)
+
+
+def index_videos(folder: Path) -> int:
+    made = ["index", str(RUN), str(folder / "videos"), "-o", str(folder / "index")]
+    return search.main([*made, "--batch_size=2", f"--data.cache={folder / 'cache'}"])
 
 
 def with_index(folder: Path) -> None:
@@ -206,10 +210,7 @@ def run_of(place: Path) -> Any:
 
 
 def with_videos(folder: Path) -> None:
-    (folder / "videos").mkdir()
-    for number in range(3):
-        frames = [video_files.numbered(8 * number + n) for n in range(20)]
-        video_files.write(folder / "videos" / f"v{number}.mp4", frames)
+    make_videos(folder)
     assert extracting(folder) == 0
     video_files.write(folder / "videos" / "new.mp4", [video_files.numbered(n) for n in range(30)])
     shutil.copy(folder / "videos" / "new.mp4", folder / "videos" / "v0.mp4")
@@ -271,6 +272,7 @@ def ablation_state(folder: Path) -> Any:
 
 SCENARIOS = {
     "index": Scenario(lambda folder: make_features(folder, range(8)), make_index, index_is_whole, index_state),
+    "index-videos": Scenario(make_videos, index_videos, index_is_whole, index_state),
     "add": Scenario(
         with_index,
         lambda folder: search.main(

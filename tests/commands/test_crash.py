@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["index", "add", "remove", "compact", "build-faiss", "query", "train", "overwrite", "corpus"]
+COMMANDS = ["index", "index-videos", "add", "remove", "compact", "build-faiss", "query", "train", "overwrite", "corpus"]
 COMMANDS += ["extract", "extract-files"]
 
 
