@@ -94,6 +94,13 @@ TARGETS = (
         why_short="A call of any op from Python is most of the time; of a larger batch it is little.",
     ),
     Target("ordered_spans", "B=128 M=4 T=200 up to 200", 50, over_field=True),
+    Target(
+        "ordered_spans",
+        "B=4 M=8 T=2000 up to 200",
+        50,
+        over_field=True,
+        why_short="Waking a second thread for four paragraphs is most of the time; of a larger batch it is little.",
+    ),
     Target("ordered_spans", "B=32 M=8 T=2000 up to 200", 50, over_field=True),
     Target("ordered_spans", "B=1 M=8 T=100000 up to 100000", 50, over_field=True),
     Target("ordered_candidates", "B=4 M=8 P=1000", 50, over_field=True),

@@ -99,6 +99,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file; give a .safetensors file or a run's folder")
     try:
+        path.open("rb").close()  # safetensors calls whatever keeps a file from being opened "no such file"
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: can't be opened ({error.strerror})") from None
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

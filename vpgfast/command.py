@@ -80,7 +80,6 @@ def _code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except BrokenPipeError:
         raise  # nobody reads any more
     except OSError as error:
-        log.debug("where the system failed", exc_info=True)
         print(f"error: {_one_line(_system_error(error, argv))}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

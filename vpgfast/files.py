@@ -117,12 +117,11 @@ def output_folder(folder: Path, option: str = "--output", keep: bool = True) -> 
     return folder
 
 
-def output_file(path: Path, option: str) -> Path:
+def output_file(path: Path, option: str) -> None:
     """As :func:`output_folder`, for one file, which is not touched."""
     output_folder(path.parent, f"{option} {path}: folder", keep=False)
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; name a file in it")
-    return path
 
 
 def hold(file: IO[Any]) -> bool:

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -108,12 +108,12 @@ def losses_are_named(strategy: Any) -> Iterator[None]:
         text = " ".join(str(error).split())
         if meeting is None or not any(sign in text.lower() for sign in _LOST):
             raise
-        missing: set[int] = set()
-        with suppress(DistError, RuntimeError):  # the first process, which keeps the words, may be the one
+        try:
             missing = meeting.missing("lost", _GRACE)
-            who = f"{_named(missing, meeting.world)} not answered" if missing else "all answer again"
-            raise ConfigError(f"the processes lost each other: {who} ({text[:200]})") from None
-        raise ConfigError(f"process 0 of {meeting.world} does not answer ({text[:200]})") from None
+        except (RuntimeError, DistError):
+            missing = {0}  # which keeps the words
+        who = f"{_named(missing, meeting.world)} not answered" if missing else "all answer again"
+        raise ConfigError(f"the processes lost each other: {who} ({text[:200]})") from None
 
 
 def _named(ranks: set[int], world: int) -> str:

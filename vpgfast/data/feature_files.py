@@ -165,7 +165,7 @@ def read_stored(output: Path) -> Stored:
     return Stored(abouts, merged, parts)
 
 
-def _about(text: str) -> dict[str, Any]:
+def _about(text: str | bytes) -> dict[str, Any]:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"found {text[:20]!r}")
@@ -334,7 +334,7 @@ class FeatureStore:
         group = file.create_group(name)
         group["features"], group["times"] = features, times
         group.attrs["duration"] = duration
-        group.attrs["problems"] = json.dumps(problems)
+        group.attrs["problems"] = text_attribute(json.dumps(problems))
 
     def _copy_merged(self, name: str, old: Any, file: Any) -> None:
         try:
@@ -365,9 +365,9 @@ class FeatureStore:
             with ExitStack() as stack:
                 file = stack.enter_context(h5py.File(temporary, "w", libver="latest"))
                 old = stack.enter_context(h5py.File(self.output, "r")) if state.merged else None
-                file.attrs["source"] = source_line(self.identity)
+                file.attrs["source"] = text_attribute(source_line(self.identity))
                 group = file.create_group(HIDDEN)
-                group.attrs["about"] = json.dumps(self.about)
+                group.attrs["about"] = text_attribute(json.dumps(self.about))
                 rows = json.dumps({name: [one.size, one.mtime_ns] for name, one in sorted(state.done.items())})
                 group["sources"] = np.frombuffer(rows.encode(), np.uint8)
                 for video in tqdm(sorted(state.done), desc=title, unit="video", delay=2, leave=False, disable=None):
@@ -390,6 +390,11 @@ class FeatureStore:
             ) from None
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def text_attribute(text: str) -> np.bytes_:
+    """As an attribute of an HDF5 file holds it: damaged text of variable length keeps that library busy for ever."""
+    return np.bytes_(text.encode())
 
 
 def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray, float, list[str]]:

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line
+from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line, text_attribute
 from vpgfast.data.types import FeatureReader
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
@@ -123,6 +123,8 @@ class HDF5Features:
             self.key, self.dim = (key, dim) if key and dim is not None else self._look(file, key, dim)
             about = file.attrs.get("source")
             self.encoder = _encoder(file[HIDDEN].attrs["about"], path) if self._made_here else None
+        if isinstance(about, bytes):
+            about = about.decode(errors="replace")
         self.source = str(about) if about else path.name
 
     def _look(self, file: h5py.File, key: str | None, dim: int | None) -> tuple[str, int]:
@@ -237,7 +239,7 @@ def _find_key(path: Path, video_id: str, entry: Any) -> str:
     return "{video_id}/" + name
 
 
-def _encoder(about: str, path: Path) -> Identity:
+def _encoder(about: str | bytes, path: Path) -> Identity:
     try:
         return Identity(**json.loads(about)["encoder"])
     except (ValueError, KeyError, TypeError) as error:
@@ -416,7 +418,7 @@ def write_hdf5(features: FeatureReader, path: str | Path) -> None:
     temporary = temporary_name(path)
     try:
         with h5py.File(temporary, "w") as output:
-            output.attrs["source"] = features.source
+            output.attrs["source"] = text_attribute(features.source)
             for name in tqdm(
                 list(features.video_ids()), desc=f"writing {path.name}", unit="video", delay=2, disable=None
             ):

@@ -32,6 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpgfast.cache import cache_folder
+from vpgfast.data.feature_files import text_attribute
 from vpgfast.data.options import COLOURS, MovingShapesOptions
 from vpgfast.data.pixels import PixelFeatures
 from vpgfast.errors import ConfigError
@@ -395,7 +396,7 @@ def make_moving_shapes(
         jobs = [(split, n) for split, count in zip(SPLITS, counts, strict=True) for n in range(count)]
         annotations: dict[str, dict[str, dict]] = {split: {} for split in SPLITS}
         with h5py.File(partial_folder / "features.h5", "w") as file:
-            file.attrs["source"] = f"pixel statistics of moving_shapes (seed {seed})"
+            file.attrs["source"] = text_attribute(f"pixel statistics of moving_shapes (seed {seed})")
             made = _in_parallel(partial(_make_one, options=options, seed=seed, folder=videos), jobs, workers)
             for split, video, features, duration in tqdm(
                 made, total=len(jobs), desc="making moving_shapes", unit="video", disable=None

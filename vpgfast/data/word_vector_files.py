@@ -51,9 +51,7 @@ def read_word_vectors(path: Path, wanted: set[str], dim: int) -> Found:
                 head = stream.readline(4096)
                 start = stream.peek(4096)  # type: ignore[attr-defined]
             except _BROKEN as error:
-                raise UserError(
-                    f"word vectors {path}: unreadable after line 0 ({error}); was it fetched whole?"
-                ) from None
+                raise _unreadable(path, "line 0", error) from None
             if head.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise UserError(f"word vectors {path}: UTF-16 text; save it as UTF-8")
             count, _, width = head.strip().partition(b" ")

@@ -30,6 +30,7 @@ def score_file(submission: Path, truth: Path, output: Path | None) -> None:
 
     Raises:
         AnnotationError: a file is malformed, or they don't fit together.
+        UserError: nothing can be written into the folder.
     """
     folder = output_folder(submission.parent if output is None else output)
     queries = read(truth)

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpgfast.errors import ConfigError, SearchIndexError
+from vpgfast.files import temporary_name
 from vpgfast.search.shards import Shard, first_line
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _write(made: Any, path: Path) -> None:
     """Whole or not at all."""
     import faiss
 
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         faiss.write_index(made, os.fspath(temporary))
         with temporary.open("rb") as written:

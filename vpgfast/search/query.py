@@ -39,7 +39,8 @@ def command_query(arguments: argparse.Namespace, settings: list[str]) -> None:
         warn_of_unknown_words(sentences, searcher.checkpoint.word_vectors, searcher.needs)
         answers = session.ask(sentences, top=arguments.top, spans=arguments.spans, exact=arguments.exact)
         if base is None:
-            output = _own_place(session.index.folder, [sentences, vars(arguments), settings])
+            how = [arguments.top, arguments.spans, arguments.exact, settings]
+            output = _own_place(session.index.folder, sentences, how)
         else:
             output = base / f"{number:0{len(str(len(paragraphs)))}d}" if several else base
         try:
@@ -90,16 +91,14 @@ def read_queries(path: Path) -> list[list[str]]:
     return paragraphs
 
 
-def _own_place(index: Path, question: list[object]) -> Path | None:
-    """A folder in the index for this question alone, so that others asked meanwhile keep theirs.
+def _own_place(index: Path, sentences: Sequence[str], how: Sequence[object]) -> Path | None:
+    """A folder in the index for these sentences, asked this way, alone, so that others asked meanwhile keep theirs.
 
     ``None``, after a word, where the index can't be written: it answers all the same.
     """
-    sentences = question[0]
-    assert isinstance(sentences, list)
     words = re.sub(r"\W+", "-", sentences[0].lower())[:40].strip("-")
     name = words.encode()[:100].decode(errors="ignore")
-    mark = hashlib.sha256(json.dumps(question, default=str).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(json.dumps([sentences, how]).encode()).hexdigest()[:8]
     try:
         return output_folder(index / "queries" / f"{name}-{mark}")
     except UserError as error:
