@@ -1,5 +1,9 @@
 """Compiles ``vpgfast._C`` (C++, CPU) and ``vpgfast._C_cuda`` (CUDA) against torch's stable ABI.
 
+The C++ kernels are compiled once for each instruction set: ``_C`` is for every processor of the architecture,
+``_C_v3``, ``_C_v4`` and so on for those that have more (``vpgfast/ops/_capability.py`` chooses among them).
+``VPGFAST_CPU_CAPABILITIES="default v3"`` builds these alone.
+
 ``VPGFAST_BUILD`` chooses what is built:
 
 - ``auto`` (default): ``_C``, and ``_C_cuda`` where nvcc is found; a CUDA build that fails leaves the CPU
@@ -17,6 +21,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -35,12 +40,19 @@ TORCH_TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"
 PYTHON_TARGET = "0x030b0000"
 INFO_FILE = "_build_info.json"
 
+# Instruction sets by architecture: the compiler's flags. Another set is another entry, and what it needs in
+# vpgfast/ops/_capability.py.
+CPU_CAPABILITIES = {
+    "x86_64": {"default": ["-march=x86-64-v2"], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]},
+    "aarch64": {"default": [], "sve": ["-march=armv8.2-a+sve"]},
+}
 CXX_FLAGS = [
     "-std=c++20",
     "-O3",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
+    "-fno-trapping-math",  # or loops with a division in a branch are not vectorised without masked instructions
     "-fopenmp-simd",
     "-Wall",
     "-Wextra",
@@ -102,21 +114,35 @@ def cuda_architectures() -> list[str]:
     return flags
 
 
+def cpu_capabilities() -> dict[str, list[str]]:
+    """Extension modules of C++ kernels, and the compiler's flags for the instruction set of each."""
+    known = CPU_CAPABILITIES.get(platform.machine(), {"default": []})
+    asked = os.environ.get("VPGFAST_CPU_CAPABILITIES", " ".join(known)).split()
+    if not set(asked) <= set(known) or "default" not in asked:
+        raise BuildError(
+            f"VPGFAST_CPU_CAPABILITIES is {' '.join(asked)!r}; it must be some of {', '.join(known)}, and hold default."
+        )
+    return {"_C" if name == "default" else f"_C_{name}": known[name] for name in known if name in asked}
+
+
 def extension_modules() -> list[Extension]:
     """The extension modules that ``VPGFAST_BUILD`` and this machine ask for."""
-    names = {"none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}.get(build_mode())
-    if names is None:
-        names = ["_C", "_C_cuda"] if find_nvcc() else ["_C"]
-    for name in {"_C", "_C_cuda"} - set(names):  # an earlier build's library must not be picked up
-        for stale in (ROOT / "vpgfast").glob(f"{name}.*so"):
+    mode = build_mode()
+    names = [] if mode == "none" else list(cpu_capabilities())
+    if mode == "cuda" or (mode == "auto" and find_nvcc()):
+        names.append("_C_cuda")
+    for stale in (ROOT / "vpgfast").glob("_C*.so"):  # an earlier build's library must not be picked up
+        if stale.name.partition(".")[0] not in names:
             stale.unlink()
     (ROOT / "vpgfast" / INFO_FILE).unlink(missing_ok=True)
 
     def sources(*patterns: str) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
 
-    files = {"_C": sources("common/*.cpp", "cpu/*.cpp"), "_C_cuda": sources("common/*.cpp", "cuda/*.cu")}
-    return [Extension(f"vpgfast.{name}", files[name], py_limited_api=True) for name in names]
+    cpu, cuda = sources("common/*.cpp", "cpu/*.cpp"), sources("common/*.cpp", "cuda/*.cu")
+    return [
+        Extension(f"vpgfast.{name}", cuda if name == "_C_cuda" else cpu, py_limited_api=True) for name in names
+    ]
 
 
 class BuildExtensions(build_ext):
@@ -146,7 +172,7 @@ class BuildExtensions(build_ext):
                 built.append(name)
             except (subprocess.CalledProcessError, OSError) as error:
                 reason = _first_error(error)
-                if name == "_C":
+                if name != "_C_cuda":
                     raise BuildError(
                         f"the C++ kernels could not be compiled.\n{reason}\nInstall a C++20 compiler (g++ 11 or newer; "
                         "CXX names another), or do without: VPGFAST_BUILD=none pip install ."
@@ -186,7 +212,8 @@ class BuildExtensions(build_ext):
             if source.endswith(".cu"):
                 command = [nvcc, *NVCC_FLAGS, *cuda_architectures(), "-ccbin", cxx, f"-Xcompiler={short_paths}"]
             else:
-                command = [cxx, *CXX_FLAGS, short_paths, *extra_flags]
+                capability = cpu_capabilities().get(ext.name.rpartition(".")[2], [])
+                command = [cxx, *CXX_FLAGS, *capability, short_paths, *extra_flags]
             _run([*command, *shared, "-c", str(ROOT / source), "-o", str(target)])
             return str(target)
 

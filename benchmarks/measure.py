@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpgfast.ops import _registry
+
 
 def _blocks_from_the_system(least: int) -> None:
     """Blocks of this many bytes and more are taken from the system one by one and go back to it when they are freed."""
@@ -102,7 +104,22 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-    return f"{models[0] if models else platform.processor()} x{torch.get_num_threads()}"
+    return f"{models[0] if models else platform.processor()} x{torch.get_num_threads()}, {instruction_set()}"
+
+
+def instruction_set() -> str:
+    """That of our kernels, which must be torch's too.
+
+    Raises:
+        AssertionError: ``VPGFAST_CPU_CAPABILITY`` chose less for ours alone.
+    """
+    torch_has = {"AVX2": "v3", "AVX512": "v4", "DEFAULT": "default"}.get(torch.backends.cpu.get_cpu_capability())
+    ours = _registry.CPU_CAPABILITY
+    assert torch_has in (ours, None), (
+        f"our kernels are compiled for {ours}, torch's for {torch_has}: for v3 on a processor with AVX-512 set "
+        "VPGFAST_CPU_CAPABILITY=v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2"
+    )
+    return str(ours)
 
 
 @functools.cache

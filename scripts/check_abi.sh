@@ -16,8 +16,8 @@ from vpgfast import ops
 from vpgfast.ops._registry import MISSING, PACKAGE
 
 assert "_C" not in MISSING, MISSING
-for library in PACKAGE.glob("_C*.so"):  # _C_cuda too: it must load beside any torch
-    importlib.import_module(f"vpgfast.{library.name.split('.')[0]}")
+if any(PACKAGE.glob("_C_cuda.*so")):  # it must load beside any torch
+    importlib.import_module("vpgfast._C_cuda")
 x, spans, heads = torch.randn(2, 3, 9), torch.tensor([[0.0, 4.0], [2.5, 8.0]]), torch.randn(2, 3, 4, 5)
 calls = {
     "temporal_map_max_pool": lambda: ops.temporal_map_max_pool(x),

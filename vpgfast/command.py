@@ -116,9 +116,9 @@ def version() -> str:
     import torch
 
     from vpgfast import __version__
-    from vpgfast.ops._registry import LIBRARY, MISSING
+    from vpgfast.ops._registry import CPU_CAPABILITY, LIBRARY, MISSING
 
-    names = {"_C": "C++", "_C_cuda": "CUDA"}
+    names = {"_C": f"C++ ({CPU_CAPABILITY})", "_C_cuda": "CUDA"}
     kernels = " and ".join(names[library] for library in LIBRARY.values() if library not in MISSING)
     kernels = kernels or "none, plain PyTorch runs in their place (vpgfast doctor says why)"
     return f"vpgfast {__version__}, torch {torch.__version__}, kernels: {kernels}"

@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "common/anchor_cross_attention.h"
-#include "common/multiversion.h"
 #include "cpu/intervals_cpu.h"
 #include "cpu/small_gemm.h"
+#include "cpu/transpose.h"
 #include "cpu/vector_math.h"
 
 namespace vpgfast {
@@ -188,7 +188,7 @@ VPGFAST_ALWAYS_INLINE void products_with_clips(const Rows<const scalar_t>& rows,
   for (int64_t i = 0; i < clips; i += kWidth) {
     ask(t + i, std::min(kWidth, clips - i));
     for (int64_t j = 0; j < rows.width; j += kWidth) {
-      transpose_square(block.data + i * block.row + j, block.row, scratch.transposed + j * kRow + i, kRow);
+      transpose_square<T>(block.data + i * block.row + j, block.row, scratch.transposed + j * kRow + i, kRow);
     }
   }
   small_gemm<T>(count, padded<T>(clips), rows.width, left, left_row, 1, scratch.transposed, kRow, products + t,
@@ -252,9 +252,8 @@ VPGFAST_ALWAYS_INLINE void attend(const Head<scalar_t>& head, int64_t first, int
 }
 
 template <typename scalar_t>
-VPGFAST_MULTIVERSION void forward_head(const Head<scalar_t>& head, Scratch<accumulate_t<scalar_t>>& scratch,
-                                       Rows<scalar_t> out, accumulate_t<scalar_t>* centroid,
-                                       accumulate_t<scalar_t>* mass, scalar_t* weights) {
+void forward_head(const Head<scalar_t>& head, Scratch<accumulate_t<scalar_t>>& scratch, Rows<scalar_t> out,
+                  accumulate_t<scalar_t>* centroid, accumulate_t<scalar_t>* mass, scalar_t* weights) {
   using T = accumulate_t<scalar_t>;
   for (int64_t first = 0; first < head.queries; first += scratch.at_once) {
     const int64_t count = std::min(scratch.at_once, head.queries - first);
@@ -329,12 +328,10 @@ VPGFAST_ALWAYS_INLINE void add_to_clips(const ClipSums<T>& to, int64_t t, int64_
 }
 
 template <typename scalar_t>
-VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGrad<scalar_t>& grad,
-                                        Scratch<accumulate_t<scalar_t>>& scratch, const Rows<scalar_t>& by_q_content,
-                                        const Rows<scalar_t>& by_q_pos,
-                                        const ClipSums<accumulate_t<scalar_t>>& by_k_content,
-                                        const ClipSums<accumulate_t<scalar_t>>& by_k_pos,
-                                        const ClipSums<accumulate_t<scalar_t>>& by_v) {
+void backward_head(const Head<scalar_t>& head, const HeadGrad<scalar_t>& grad, Scratch<accumulate_t<scalar_t>>& scratch,
+                   const Rows<scalar_t>& by_q_content, const Rows<scalar_t>& by_q_pos,
+                   const ClipSums<accumulate_t<scalar_t>>& by_k_content,
+                   const ClipSums<accumulate_t<scalar_t>>& by_k_pos, const ClipSums<accumulate_t<scalar_t>>& by_v) {
   using T = accumulate_t<scalar_t>;
   for (int64_t first = 0; first < head.queries; first += scratch.at_once) {
     const int64_t count = std::min(scratch.at_once, head.queries - first);
@@ -400,7 +397,7 @@ VPGFAST_MULTIVERSION void backward_head(const Head<scalar_t>& head, const HeadGr
 }
 
 template <typename scalar_t, typename T>
-VPGFAST_MULTIVERSION void store_rows(const T* from, int64_t from_row, int64_t clips, const Rows<scalar_t>& to) {
+void store_rows(const T* from, int64_t from_row, int64_t clips, const Rows<scalar_t>& to) {
   unpack<T>(from, from_row, to, 0, clips, T{1});
 }
 
@@ -439,7 +436,7 @@ struct ClipGrads {
 };
 
 template <typename T>
-VPGFAST_MULTIVERSION void add_to(const T* from, int64_t count, T* to) {
+void add_to(const T* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) {
     to[i] += from[i];
   }

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <vector>
 
-#include "common/multiversion.h"
 #include "common/tensor.h"
 #include "cpu/vector_math.h"
 
@@ -42,8 +41,8 @@ inline __attribute__((always_inline)) void all_angles(T x, const T* __restrict f
 }
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void embed(T x, const T* __restrict frequencies, int32_t count, T* __restrict sines,
-                                T* __restrict cosines, scalar_t* __restrict out) {
+void embed(T x, const T* __restrict frequencies, int32_t count, T* __restrict sines, T* __restrict cosines,
+           scalar_t* __restrict out) {
   all_angles(x, frequencies, count, sines, cosines);
   for (int32_t i = 0; i < count; ++i) {
     out[2 * i] = static_cast<scalar_t>(sines[i]);
@@ -52,8 +51,8 @@ VPGFAST_MULTIVERSION void embed(T x, const T* __restrict frequencies, int32_t co
 }
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION T embed_backward(T x, const T* __restrict frequencies, int32_t count, T* __restrict sines,
-                                      T* __restrict cosines, const scalar_t* __restrict grad) {
+T embed_backward(T x, const T* __restrict frequencies, int32_t count, T* __restrict sines, T* __restrict cosines,
+                 const scalar_t* __restrict grad) {
   all_angles(x, frequencies, count, sines, cosines);
   T sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -6,7 +6,6 @@
 #include <tuple>
 #include <vector>
 
-#include "common/multiversion.h"
 #include "cpu/vector_math.h"
 
 namespace vpgfast {
@@ -17,8 +16,7 @@ constexpr int64_t kNumbersPerTask = 1 << 14;
 
 // One sentence on `count` cells: p = sigmoid(s z + bias), s -= p.
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void suppress(const scalar_t* __restrict z, T bias, T* __restrict s, scalar_t* __restrict out,
-                                   int32_t count) {
+void suppress(const scalar_t* __restrict z, T bias, T* __restrict s, scalar_t* __restrict out, int32_t count) {
   for (int32_t i = 0; i < count; ++i) {
     const T logit = s[i] * static_cast<T>(z[i]) + bias;
     const T y = exp_of_nonpositive(logit < T{0} ? logit : -logit);
@@ -31,9 +29,8 @@ VPGFAST_MULTIVERSION void suppress(const scalar_t* __restrict z, T bias, T* __re
 // The same sentence backward: `s` becomes what it was before the sentence, `by_s` the derivative by that. Returns the
 // sum of the derivatives by the logits.
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION T suppress_backward(const scalar_t* __restrict grad, const scalar_t* __restrict z,
-                                         const scalar_t* __restrict P, T* __restrict s, T* __restrict by_s,
-                                         scalar_t* __restrict by_z, int32_t count) {
+T suppress_backward(const scalar_t* __restrict grad, const scalar_t* __restrict z, const scalar_t* __restrict P,
+                    T* __restrict s, T* __restrict by_s, scalar_t* __restrict by_z, int32_t count) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int32_t i = 0; i < count; ++i) {
@@ -48,7 +45,7 @@ VPGFAST_MULTIVERSION T suppress_backward(const scalar_t* __restrict grad, const 
 }
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void subtract(const scalar_t* __restrict P, T* __restrict s, int32_t count) {
+void subtract(const scalar_t* __restrict P, T* __restrict s, int32_t count) {
   for (int32_t i = 0; i < count; ++i) {
     s[i] -= static_cast<T>(P[i]);
   }

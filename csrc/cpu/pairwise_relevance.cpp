@@ -10,14 +10,16 @@
 #include <tuple>
 #include <vector>
 
-#include "common/multiversion.h"
 #include "cpu/small_gemm.h"
+#include "cpu/transpose.h"
 #include "cpu/vector_math.h"
 
 namespace vpgfast {
 namespace {
 
-constexpr int64_t kRows = 4;  // rows of a and of b that are treated together: 16 sums in registers
+// Rows of a, and of b, that are treated together: as many sums as stay in registers.
+constexpr int64_t kRows = 4, kColumns = kRegisters == 32 ? 4 : 2;
+constexpr int kMaskedVectors = kRegisters == 32 ? 2 : 1;  // backward: registers of h at a time
 
 int64_t padded_rows(int64_t rows) {
   return (rows + kRows - 1) / kRows * kRows;
@@ -40,35 +42,35 @@ struct Packed {
   std::vector<T> data;
 };
 
-// sums[i, j] = sum_h w[h] relu(a[i, h] + b[j, h]) of kRows x kRows pairs.
+// sums[i, j] = sum_h w[h] relu(a[i, h] + b[j, h]) of kRows x kColumns pairs.
 template <typename T>
-VPGFAST_MULTIVERSION void relevance_block(const T* a, const T* b, const T* w, int64_t row, T* sums) {
+void relevance_block(const T* a, const T* b, const T* w, int64_t row, T* sums) {
   using vector = typename Vector<T>::type;
   using unaligned = typename Vector<T>::unaligned;
-  constexpr int64_t kWidth = Vector<T>::kWidth;
-  vector sum[kRows][kRows] = {};
+  constexpr int64_t kWidth = Vector<T>::kWidth, kPairs = kRows * kColumns;
+  static_assert(kPairs % kWidth == 0);
+  vector sum[kRows][kColumns] = {};
   for (int64_t h = 0; h < row; h += kWidth) {
     const vector weight = *reinterpret_cast<const unaligned*>(w + h);
-    vector right[kRows];
-    for (int64_t j = 0; j < kRows; ++j) {
+    vector right[kColumns];
+    for (int64_t j = 0; j < kColumns; ++j) {
       right[j] = *reinterpret_cast<const unaligned*>(b + j * row + h);
     }
     for (int64_t i = 0; i < kRows; ++i) {
       const vector left = *reinterpret_cast<const unaligned*>(a + i * row + h);
-      for (int64_t j = 0; j < kRows; ++j) {
-        const vector t = left + right[j];
-        sum[i][j] += weight * (vector{} > t ? vector{} : t);  // NaN stays
+      for (int64_t j = 0; j < kColumns; ++j) {
+        sum[i][j] += weight * relu<T>(left + right[j]);
       }
     }
   }
-  // Sixteen vectors to sixteen numbers: turn them and add up the rows.
-  T turned[kRows * kRows * kWidth];
-  for (int64_t i = 0; i < kRows * kRows; ++i) {
-    *reinterpret_cast<unaligned*>(turned + i * kWidth) = sum[i / kRows][i % kRows];
+  // As many vectors as there are pairs to as many numbers: turn them and add up the rows.
+  T turned[kPairs * kWidth];
+  for (int64_t i = 0; i < kPairs; ++i) {
+    *reinterpret_cast<unaligned*>(turned + i * kWidth) = sum[i / kColumns][i % kColumns];
   }
-  for (int64_t first = 0; first < kRows * kRows; first += kWidth) {
+  for (int64_t first = 0; first < kPairs; first += kWidth) {
     T* square = turned + first * kWidth;
-    transpose_square(square, kWidth, square, kWidth);
+    transpose_square<T>(square, kWidth, square, kWidth);
     vector total = {};
     for (int64_t i = 0; i < kWidth; ++i) {
       total += *reinterpret_cast<const unaligned*>(square + i * kWidth);
@@ -117,12 +119,12 @@ VPGFAST_ALWAYS_INLINE void masked_sums_block(const T* x, const T* others, int64_
 }
 
 template <typename T>
-VPGFAST_MULTIVERSION void masked_sums(const T* x, const T* others, int64_t count, int64_t row, const T* g,
-                                      int64_t g_row, int64_t g_column, T* out) {
+void masked_sums(const T* x, const T* others, int64_t count, int64_t row, const T* g, int64_t g_row, int64_t g_column,
+                 T* out) {
   constexpr int64_t kWidth = Vector<T>::kWidth;
   int64_t h = 0;
-  for (; h + 2 * kWidth <= row; h += 2 * kWidth) {
-    masked_sums_block<2>(x + h, others + h, count, row, g, g_row, g_column, out + h);
+  for (; h + kMaskedVectors * kWidth <= row; h += kMaskedVectors * kWidth) {
+    masked_sums_block<kMaskedVectors>(x + h, others + h, count, row, g, g_row, g_column, out + h);
   }
   for (; h < row; h += kWidth) {
     masked_sums_block<1>(x + h, others + h, count, row, g, g_row, g_column, out + h);
@@ -140,13 +142,13 @@ Tensor pairwise_relevance(const Tensor& a_in, const Tensor& b_in, const Tensor& 
     const T bias = static_cast<T>(*read<scalar_t>(given.bias));
     auto* to = write<scalar_t>(out);
     torch::stable::parallel_for(0, padded_rows(N) / kRows, 1, [&](int64_t begin, int64_t end) {
-      T sums[kRows * kRows];
+      T sums[kRows * kColumns];
       for (int64_t n = begin * kRows; n < end * kRows; n += kRows) {
-        for (int64_t m = 0; m < M; m += kRows) {
+        for (int64_t m = 0; m < M; m += kColumns) {
           relevance_block(a.at(n), b.at(m), w.at(0), a.row, sums);
           for (int64_t i = 0; i < std::min(kRows, N - n); ++i) {
-            for (int64_t j = 0; j < std::min(kRows, M - m); ++j) {
-              to[(n + i) * M + m + j] = static_cast<scalar_t>(sigmoid(sums[i * kRows + j] + bias));
+            for (int64_t j = 0; j < std::min(kColumns, M - m); ++j) {
+              to[(n + i) * M + m + j] = static_cast<scalar_t>(sigmoid(sums[i * kColumns + j] + bias));
             }
           }
         }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/multiversion.h"
 #include "cpu/small_gemm.h"
 
 namespace vpgfast {
@@ -32,65 +31,44 @@ struct Strides {
 };
 
 // The rows from m on, `rows` at a time and then half as many.
-template <int rows, int vectors, int bytes, typename T>
+template <int rows, int vectors, typename T>
 VPGFAST_ALWAYS_INLINE void panel_rows(int64_t m, int64_t M, int64_t K, const T* a, const Strides& of_a, const T* b,
                                       const Strides& of_b, T* c, const Strides& of_c, bool accumulate) {
-  constexpr int64_t kWidth = bytes / sizeof(T);
+  constexpr int64_t kWidth = Vector<T>::kWidth;
   for (; m + rows <= M; m += rows) {
-    gemm_block<rows, vectors, bytes>(a + of_a(m), of_a.step, of_a.other, b, of_b.other, of_b(kWidth),
-                                     c + m * of_c.other, of_c.other, of_c(kWidth), K, accumulate);
+    gemm_block<rows, vectors>(a + of_a(m), of_a.step, of_a.other, b, of_b.other, of_b(kWidth), c + m * of_c.other,
+                              of_c.other, of_c(kWidth), K, accumulate);
   }
   if constexpr (rows > 1) {
-    panel_rows<rows / 2, vectors, bytes>(m, M, K, a, of_a, b, of_b, c, of_c, accumulate);
+    panel_rows<rows / 2, vectors>(m, M, K, a, of_a, b, of_b, c, of_c, accumulate);
   }
 }
 
-template <int rows, int vectors, int bytes, typename T>
+template <int rows, int vectors, typename T>
 VPGFAST_ALWAYS_INLINE void panel_columns(int64_t M, int64_t N, int64_t K, const T* a, const Strides& of_a, const T* b,
                                          const Strides& of_b, T* c, const Strides& of_c, bool accumulate) {
-  constexpr int64_t kColumns = vectors * bytes / static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kColumns = vectors * Vector<T>::kWidth;
   int64_t n = 0;
   for (; n + kColumns <= N; n += kColumns) {
-    panel_rows<rows, vectors, bytes>(0, M, K, a, of_a, b + of_b(n), of_b, c + of_c(n), of_c, accumulate);
+    panel_rows<rows, vectors>(0, M, K, a, of_a, b + of_b(n), of_b, c + of_c(n), of_c, accumulate);
   }
   if constexpr (kColumns > kPanel) {  // one panel is left
     if (n < N) {
-      panel_rows<rows, 1, bytes>(0, M, K, a, of_a, b + of_b(n), of_b, c + of_c(n), of_c, accumulate);
+      panel_rows<rows, 1>(0, M, K, a, of_a, b + of_b(n), of_b, c + of_c(n), of_c, accumulate);
     }
   }
 }
-
-#define VPGFAST_PANEL_GEMM(name, attributes, rows, vectors, bytes)                                                     \
-  template <typename T>                                                                                                \
-  attributes void name(int64_t M, int64_t N, int64_t K, const T* a, Strides of_a, const T* b, Strides of_b, T* c,      \
-                       Strides of_c, bool accumulate) {                                                                \
-    for (int64_t k = 0; k == 0 || k < K; k += kDepth) {                                                                \
-      panel_columns<rows, vectors, bytes>(M, N, std::min(kDepth, K - k), a + k * of_a.other, of_a, b + k * of_b.other, \
-                                          of_b, c, of_c, accumulate || k > 0);                                         \
-    }                                                                                                                  \
-  }
-
-// As many sums as keep the multipliers busy and fit into the registers. Not target_clones: they differ in size.
-VPGFAST_PANEL_GEMM(panel_gemm_of_any, , 4, 4, 16)
-#if VPGFAST_X86_VERSIONS
-VPGFAST_PANEL_GEMM(panel_gemm_of_avx2, __attribute__((target("arch=x86-64-v3"))), 4, 2, 32)
-VPGFAST_PANEL_GEMM(panel_gemm_of_avx512, __attribute__((target("arch=x86-64-v4"))), 8, 2, 64)
-#endif
-#undef VPGFAST_PANEL_GEMM
 
 // c[M, N] = a[M, K] b[K, N], plus c where `accumulate`. N must be a multiple of kPanel.
 template <typename T>
 void panel_gemm(int64_t M, int64_t N, int64_t K, const T* a, Strides of_a, const T* b, Strides of_b, T* c, Strides of_c,
                 bool accumulate) {
-#if VPGFAST_X86_VERSIONS
-  if (__builtin_cpu_supports("x86-64-v4")) {
-    return panel_gemm_of_avx512(M, N, K, a, of_a, b, of_b, c, of_c, accumulate);
+  // As many sums as keep the multipliers busy and fit into the registers.
+  constexpr int kRows = kRegisters == 32 ? 8 : 4, kVectors = kRegisterBytes == 16 ? 4 : 2;
+  for (int64_t k = 0; k == 0 || k < K; k += kDepth) {
+    panel_columns<kRows, kVectors>(M, N, std::min(kDepth, K - k), a + k * of_a.other, of_a, b + k * of_b.other, of_b, c,
+                                   of_c, accumulate || k > 0);
   }
-  if (__builtin_cpu_supports("x86-64-v3")) {
-    return panel_gemm_of_avx2(M, N, K, a, of_a, b, of_b, c, of_c, accumulate);
-  }
-#endif
-  panel_gemm_of_any(M, N, K, a, of_a, b, of_b, c, of_c, accumulate);
 }
 
 }  // namespace vpgfast

@@ -135,8 +135,7 @@ void for_blocks_of_lists(const Proposals& proposals, const RowLayout& layout, in
 
 // tile[q] = bias + sum of the weighted rows of list q; kVectors registers of channels.
 template <typename T, int kVectors>
-VPGFAST_MULTIVERSION static void gather_tile(const T* rows, const TapLists<T>& lists, int64_t first, int64_t count,
-                                             const T* bias, T* tile) {
+static void gather_tile(const T* rows, const TapLists<T>& lists, int64_t first, int64_t count, const T* bias, T* tile) {
   using vector_t = typename Vector<T>::type;
   constexpr int64_t kLanes = Vector<T>::kWidth;
   for (int64_t q = 0; q < count; ++q) {
@@ -158,8 +157,7 @@ VPGFAST_MULTIVERSION static void gather_tile(const T* rows, const TapLists<T>& l
 
 // Adds tile[q], weighted, to every row of list q.
 template <typename T, int kVectors>
-VPGFAST_MULTIVERSION static void scatter_tile(const T* tile, const TapLists<T>& lists, int64_t first, int64_t count,
-                                              T* rows) {
+static void scatter_tile(const T* tile, const TapLists<T>& lists, int64_t first, int64_t count, T* rows) {
   using vector_t = typename Vector<T>::type;
   constexpr int64_t kLanes = Vector<T>::kWidth;
   for (int64_t q = 0; q < count; ++q) {

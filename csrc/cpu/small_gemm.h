@@ -1,23 +1,22 @@
-// Products of small matrices that lie in the cache, and the transposition that they need. For kernels that make many of
-// them inside one parallel task, where a call of the BLAS would cost more than the product.
+// Products of small matrices that lie in the cache. For kernels that make many of them inside one parallel task, where
+// a call of the BLAS would cost more than the product.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "common/multiversion.h"
 #include "cpu/vector.h"
 
 namespace vpgfast {
 
-// c[m, n] = sum_k a[m, k] b[k, n] (+ c[m, n]) for a block of `rows` x `vectors` registers of `bytes` bytes, which lie
-// b_vector and c_vector apart.
-template <int rows, int vectors, int bytes, typename T>
+// c[m, n] = sum_k a[m, k] b[k, n] (+ c[m, n]) for a block of `rows` x `vectors` registers, which lie b_vector and
+// c_vector apart.
+template <int rows, int vectors, typename T>
 VPGFAST_ALWAYS_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row,
                                       int64_t b_vector, T* c, int64_t c_row, int64_t c_vector, int64_t K,
                                       bool accumulate) {
-  typedef T vector __attribute__((vector_size(bytes)));
-  typedef T unaligned __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
+  using vector = typename Vector<T>::type;
+  using unaligned = typename Vector<T>::unaligned;
   vector sum[rows][vectors] = {};
   for (int64_t k = 0; k < K; ++k) {
     vector right[vectors];
@@ -43,7 +42,6 @@ template <int vectors, typename T>
 VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b,
                                         int64_t b_row, T* c, int64_t c_row, bool accumulate) {
   constexpr int64_t kWidth = Vector<T>::kWidth;
-  constexpr int kBytes = sizeof(typename Vector<T>::type);
   for (int64_t m = 0; m < M;) {
     const int64_t left = M - m;
     const T* from = a + m * a_row;
@@ -52,22 +50,22 @@ VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_
     const int64_t rows = left > 8 ? 6 : (left > 6 ? (left + 1) / 2 : left);
     switch (rows) {
       case 6:
-        gemm_block<6, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
+        gemm_block<6, vectors>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 5:
-        gemm_block<5, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
+        gemm_block<5, vectors>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 4:
-        gemm_block<4, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
+        gemm_block<4, vectors>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 3:
-        gemm_block<3, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
+        gemm_block<3, vectors>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       case 2:
-        gemm_block<2, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
+        gemm_block<2, vectors>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
       default:
-        gemm_block<1, vectors, kBytes>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
+        gemm_block<1, vectors>(from, a_row, a_column, b, b_row, kWidth, to, c_row, kWidth, K, accumulate);
         break;
     }
     m += rows;
@@ -78,9 +76,8 @@ VPGFAST_ALWAYS_INLINE void gemm_columns(int64_t M, int64_t K, const T* a, int64_
 // lie b_row and c_row apart, the elements of a wherever its two strides say. A function of its own, not inlined: it is
 // long.
 template <typename T>
-VPGFAST_MULTIVERSION static void small_gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row,
-                                            int64_t a_column, const T* b, int64_t b_row, T* c, int64_t c_row,
-                                            bool accumulate) {
+static void small_gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_column, const T* b,
+                       int64_t b_row, T* c, int64_t c_row, bool accumulate) {
   constexpr int64_t kWidth = Vector<T>::kWidth;
   int64_t n = 0;
   for (; n + 2 * kWidth <= N; n += 2 * kWidth) {
@@ -88,39 +85,6 @@ VPGFAST_MULTIVERSION static void small_gemm(int64_t M, int64_t N, int64_t K, con
   }
   for (; n < N; n += kWidth) {
     gemm_columns<1>(M, K, a, a_row, a_column, b + n, b_row, c + n, c_row, accumulate);
-  }
-}
-
-// to[j, i] = from[i, j] for a square of one vector's width: each round shuffles the first half of the rows perfectly
-// into the second, which turns the index bits by one; after log2(width) rounds rows and columns have changed places.
-template <typename T>
-VPGFAST_ALWAYS_INLINE void transpose_square(const T* from, int64_t from_row, T* to, int64_t to_row) {
-  using vector = typename Vector<T>::type;
-  using unaligned = typename Vector<T>::unaligned;
-  constexpr int kWidth = Vector<T>::kWidth;
-  typename Vector<T>::index low, high;
-  for (int w = 0; w < kWidth; ++w) {
-    low[w] = w / 2 + w % 2 * kWidth;
-    high[w] = low[w] + kWidth / 2;
-  }
-  vector row[kWidth], next[kWidth];
-  for (int i = 0; i < kWidth; ++i) {
-    row[i] = *reinterpret_cast<const unaligned*>(from + i * from_row);
-  }
-#pragma GCC unroll 4
-  for (int round = 1; round < kWidth; round *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kWidth / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(row[i], row[i + kWidth / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(row[i], row[i + kWidth / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
-      row[i] = next[i];
-    }
-  }
-  for (int i = 0; i < kWidth; ++i) {
-    *reinterpret_cast<unaligned*>(to + i * to_row) = row[i];
   }
 }
 

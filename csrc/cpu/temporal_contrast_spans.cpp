@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "common/contrast.h"
-#include "common/multiversion.h"
 
 namespace vpgfast {
 namespace {
@@ -33,8 +32,7 @@ __attribute__((noinline)) void multiply(const double* a, const double* b, double
 }
 
 // Whether any window from one of these starts to `end` may score `least` or more. Without a division.
-VPGFAST_MULTIVERSION bool any_reaches(const double* D, const double* E, const Range& starts, int64_t end, double n,
-                                      double least) {
+bool any_reaches(const double* D, const double* E, const Range& starts, int64_t end, double n, double least) {
   const double D_end = D[end], E_end = E[end];
   int64_t count = 0;
 #pragma omp simd reduction(+ : count)

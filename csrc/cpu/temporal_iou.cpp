@@ -2,9 +2,8 @@
 
 #include <algorithm>
 
-#include "common/multiversion.h"
 #include "cpu/intervals_cpu.h"
-#include "cpu/small_gemm.h"
+#include "cpu/vector.h"
 
 namespace vpgfast {
 namespace {
@@ -15,15 +14,14 @@ constexpr int64_t kChunk = 512;
 constexpr int64_t kRowsOfChunk = 64;  // at least, backward
 
 template <bool generalized, typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void one_with_many(T start, T end, const T* starts, const T* ends, scalar_t* out, int64_t count) {
+void one_with_many(T start, T end, const T* starts, const T* ends, scalar_t* out, int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     out[k] = static_cast<scalar_t>(interval_iou<generalized>(start, end, starts[k], ends[k]));
   }
 }
 
 template <bool generalized, typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void one_with_one(const T* start_a, const T* end_a, const T* start_b, const T* end_b,
-                                       scalar_t* out, int64_t count) {
+void one_with_one(const T* start_a, const T* end_a, const T* start_b, const T* end_b, scalar_t* out, int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     out[k] = static_cast<scalar_t>(interval_iou<generalized>(start_a[k], end_a[k], start_b[k], end_b[k]));
   }
@@ -52,9 +50,9 @@ VPGFAST_ALWAYS_INLINE void one_with_many_backward(T start, T end, const T* start
 // Gradients of `rows` intervals against all M of a list, `grad` read once: by_b is the rows' share of the list's.
 // Vectors run along the longer side, `wide` if that is the list.
 template <bool generalized, typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void rows_backward(bool wide, const T* start_a, const T* end_a, int64_t rows, const T* start_b,
-                                        const T* end_b, int64_t M, const scalar_t* grad, T* incoming, T* by_start_a,
-                                        T* by_end_a, T* by_start_b, T* by_end_b) {
+void rows_backward(bool wide, const T* start_a, const T* end_a, int64_t rows, const T* start_b, const T* end_b,
+                   int64_t M, const scalar_t* grad, T* incoming, T* by_start_a, T* by_end_a, T* by_start_b,
+                   T* by_end_b) {
   std::fill_n(by_start_a, rows, T{0});
   std::fill_n(by_end_a, rows, T{0});
   std::fill_n(by_start_b, M, T{0});
@@ -80,8 +78,8 @@ VPGFAST_MULTIVERSION void rows_backward(bool wide, const T* start_a, const T* en
 
 // Each with its own, (start, end) pairs in and out.
 template <bool generalized, typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void one_with_one_backward(const scalar_t* a, const scalar_t* b, const scalar_t* grad,
-                                                scalar_t* by_a, scalar_t* by_b, int64_t count) {
+void one_with_one_backward(const scalar_t* a, const scalar_t* b, const scalar_t* grad, scalar_t* by_a, scalar_t* by_b,
+                           int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     const T start_a = static_cast<T>(a[2 * k]), end_a = static_cast<T>(a[2 * k + 1]);
     const T start_b = static_cast<T>(b[2 * k]), end_b = static_cast<T>(b[2 * k + 1]);

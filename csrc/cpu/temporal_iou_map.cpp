@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "common/multiversion.h"
 #include "cpu/intervals_cpu.h"
 
 namespace vpgfast {
@@ -11,7 +10,7 @@ namespace {
 constexpr int64_t kCellsPerTask = 1 << 14;
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void iou_map(T start, T end, scalar_t* out, int64_t size) {
+void iou_map(T start, T end, scalar_t* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) {
     const T cell_start = static_cast<T>(i) / static_cast<T>(size);
     scalar_t* row = out + i * size;
@@ -24,7 +23,7 @@ VPGFAST_MULTIVERSION void iou_map(T start, T end, scalar_t* out, int64_t size) {
 }
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void iou_map_backward(T start, T end, const scalar_t* grad, scalar_t* grad_pair, int64_t size) {
+void iou_map_backward(T start, T end, const scalar_t* grad, scalar_t* grad_pair, int64_t size) {
   T sum_start = 0, sum_end = 0;
   for (int64_t i = 0; i < size; ++i) {
     const T cell_start = static_cast<T>(i) / static_cast<T>(size);

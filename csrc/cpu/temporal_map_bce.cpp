@@ -4,7 +4,6 @@
 #include <numeric>
 #include <optional>
 
-#include "common/multiversion.h"
 #include "common/temporal_map_bce.h"
 #include "cpu/intervals_cpu.h"
 #include "cpu/vector_math.h"
@@ -37,8 +36,8 @@ inline __attribute__((always_inline)) void row_mask(const uint8_t* valid, int32_
 // Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
 // Adds their number to `count`.
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end,
-                                T min_iou, T scale, int32_t* __restrict keep, T* __restrict each, int64_t& count) {
+T row_loss(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end, T min_iou, T scale,
+           int32_t* __restrict keep, T* __restrict each, int64_t& count) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   const int32_t first = i / kLanes * kLanes;
   row_mask(valid, i, first, size, keep);
@@ -62,9 +61,8 @@ VPGFAST_MULTIVERSION T row_loss(const scalar_t* logits, const uint8_t* valid, in
 
 // d loss / d z = p - t on valid cells, 0 elsewhere, times the incoming gradient over the number of valid cells.
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void row_gradient(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start,
-                                       T end, T min_iou, T scale, T factor, int32_t* __restrict keep,
-                                       scalar_t* __restrict grad) {
+void row_gradient(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end, T min_iou,
+                  T scale, T factor, int32_t* __restrict keep, scalar_t* __restrict grad) {
   const T cell_start = static_cast<T>(i) / static_cast<T>(size);
   const int32_t first = i / kLanes * kLanes;
   row_mask(valid, i, first, size, keep);

@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "common/aten.h"
-#include "common/multiversion.h"
 #include "common/tensor.h"
 #include "cpu/panel_gemm.h"
 #include "cpu/transpose.h"
@@ -181,8 +180,8 @@ int64_t padded(int64_t channels) {
 
 // to[cell][channel] = from(channel, cell), a block of cells of kLanes channels; zero where there are fewer channels.
 template <typename Source, typename T>
-VPGFAST_MULTIVERSION void pack_block(const Source& from, int64_t first, int64_t last, int64_t channel, int32_t width,
-                                     T* to, int64_t channels) {
+void pack_block(const Source& from, int64_t first, int64_t last, int64_t channel, int32_t width, T* to,
+                int64_t channels) {
   T block[kLanes][kCellBlock] = {};
   for (int64_t start = first; start < last; start += kCellBlock) {
     const int32_t cells = static_cast<int32_t>(std::min<int64_t>(kCellBlock, last - start));
@@ -464,9 +463,9 @@ struct Epilogue {
 };
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void unpack_block(const T* results, const int64_t* places, const Epilogue<T, scalar_t>& epilogue,
-                                       int64_t first, int64_t last, int64_t channel, int32_t width, int64_t channels,
-                                       scalar_t* to, int64_t channel_stride) {
+void unpack_block(const T* results, const int64_t* places, const Epilogue<T, scalar_t>& epilogue, int64_t first,
+                  int64_t last, int64_t channel, int32_t width, int64_t channels, scalar_t* to,
+                  int64_t channel_stride) {
   T block[kCellBlock][kLanes], bias[kLanes] = {};
   for (int32_t c = 0; c < width; ++c) {
     bias[c] = epilogue.bias != nullptr ? static_cast<T>(epilogue.bias[channel + c]) : T{0};
@@ -491,8 +490,7 @@ VPGFAST_MULTIVERSION void unpack_block(const T* results, const int64_t* places, 
 
 // The same of a listed cell [channel].
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void unpack_cell(const T* result, const Epilogue<T, scalar_t>& epilogue, T scale, int64_t channels,
-                                      scalar_t* to) {
+void unpack_cell(const T* result, const Epilogue<T, scalar_t>& epilogue, T scale, int64_t channels, scalar_t* to) {
   for (int64_t c = 0; c < channels; ++c) {
     const T value = epilogue.bias != nullptr ? result[c] + static_cast<T>(epilogue.bias[c]) : result[c];
     to[c] = static_cast<scalar_t>((epilogue.relu && value < 0 ? T{0} : value) * scale);
@@ -570,8 +568,7 @@ Tensor pack_cells(const Tensor& x, const Cells& cells, bool listed) {
 }
 
 template <typename T, typename scalar_t>
-VPGFAST_MULTIVERSION void pack_gradient_cell(const scalar_t* grad, const scalar_t* out, T scale, int64_t channels,
-                                             int64_t row, T* to) {
+void pack_gradient_cell(const scalar_t* grad, const scalar_t* out, T scale, int64_t channels, int64_t row, T* to) {
   for (int64_t c = 0; c < channels; ++c) {
     const T value = static_cast<T>(grad[c]) * scale;
     to[c] = out != nullptr && static_cast<T>(out[c]) <= 0 ? T{0} : value;

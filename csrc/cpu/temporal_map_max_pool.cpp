@@ -6,7 +6,6 @@
 #include <limits>
 #include <vector>
 
-#include "common/multiversion.h"
 #include "common/ordered_bits.h"
 #include "common/tensor.h"
 #include "cpu/vector.h"
@@ -37,8 +36,8 @@ VPGFAST_ALWAYS_INLINE void store_columns(const columns_t& cells, int64_t width, 
 // One channel of one video, a register of columns at a time: going up from the last row, the register holds
 // out[i, j] = max(x[i], out[i + 1, j]) and is written, with zero below the diagonal. Nothing is read but x[i].
 template <typename scalar_t, bool kPastCache>
-VPGFAST_MULTIVERSION void max_pool_columns(const typename OrderedBits<scalar_t>::key_t* keys,
-                                           typename OrderedBits<scalar_t>::key_t* out, int64_t T) {
+void max_pool_columns(const typename OrderedBits<scalar_t>::key_t* keys, typename OrderedBits<scalar_t>::key_t* out,
+                      int64_t T) {
   using Bits = OrderedBits<scalar_t>;
   using key_t = typename Bits::key_t;
   using columns_t = typename Vector<key_t>::type;
@@ -108,8 +107,7 @@ VPGFAST_ALWAYS_INLINE typename Vector<accumulate>::type load_columns(const grad_
 // beats all later clips, the first one on ties and the last NaN, as in torch's MaxPool1d. Going down, `pending` holds
 // the gradient of the cells (0..i, j) whose maximum lies at or after clip i; clip i takes that of the columns it won.
 template <typename scalar_t, typename grad_t>
-VPGFAST_MULTIVERSION void max_pool_columns_backward(const grad_t* grad, MapBackward<scalar_t>& map, scalar_t* grad_x,
-                                                    int64_t T) {
+void max_pool_columns_backward(const grad_t* grad, MapBackward<scalar_t>& map, scalar_t* grad_x, int64_t T) {
   using accumulate = accumulate_t<scalar_t>;
   using columns_t = typename Vector<accumulate>::type;
   using lanes_t = typename Vector<accumulate>::index;
@@ -252,7 +250,7 @@ struct Spans {
 };
 
 template <typename key_t>
-VPGFAST_MULTIVERSION void pick(const key_t* map, const std::vector<int32_t>& cells, key_t* to) {
+void pick(const key_t* map, const std::vector<int32_t>& cells, key_t* to) {
   const auto count = static_cast<int32_t>(cells.size());
   for (int32_t p = 0; p < count; ++p) {
     to[p] = map[cells[p]];
@@ -262,7 +260,7 @@ VPGFAST_MULTIVERSION void pick(const key_t* map, const std::vector<int32_t>& cel
 // A sparse table answers the maximum over any span from two overlapping blocks of 2^level clips, so that a list of
 // long spans costs T log T + P a channel, not the sum of their lengths. table[level][t] covers clips t .. t+2^level-1.
 template <typename entry_t, typename Better>
-VPGFAST_MULTIVERSION void fill_sparse_table(entry_t* table, int64_t levels, int64_t T, const Better& better) {
+void fill_sparse_table(entry_t* table, int64_t levels, int64_t T, const Better& better) {
   for (int64_t level = 1; level < levels; ++level) {
     const entry_t* half = table + (level - 1) * T;
     entry_t* whole = table + level * T;

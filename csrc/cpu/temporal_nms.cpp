@@ -4,7 +4,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "common/multiversion.h"
 #include "cpu/intervals_cpu.h"
 
 namespace vpgfast {
@@ -12,7 +11,7 @@ namespace {
 
 // Whether one of the `count` kept spans overlaps a span too much; an IoU that is no number (of infinite spans) does.
 template <typename T>
-VPGFAST_MULTIVERSION bool is_struck(T start, T end, const T* starts, const T* ends, int64_t count, T threshold) {
+bool is_struck(T start, T end, const T* starts, const T* ends, int64_t count, T threshold) {
   int32_t struck = 0;
 #pragma omp simd reduction(| : struck)
   for (int64_t k = 0; k < count; ++k) {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/multiversion.h"
 #include "cpu/panel_gemm.h"
 
 namespace vpgfast {
@@ -93,8 +92,7 @@ struct Lanes {
 // to[u][v] = sum_ij kMatrix[u][i] kMatrix[v][j] cells[i][j], for u = 2 kPass and the next. `to` has `stride` elements
 // between frequencies, and `panel` between every kLanes channels.
 template <typename T, const auto& kMatrix, int32_t kPass>
-VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels, T* to, int64_t stride,
-                                         int64_t panel) {
+void to_frequencies(const T* const* cells, int64_t channels, T* to, int64_t stride, int64_t panel) {
   using lanes = typename Lanes<T>::type;
   constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
   for (int64_t first = 0; first < channels; first += kLanes) {
@@ -133,7 +131,7 @@ VPGFAST_MULTIVERSION void to_frequencies(const T* const* cells, int64_t channels
 // The transpose of that: cells[i][j] += sum_uv kMatrix[u][i] kMatrix[v][j] from[u][v]. The first pass, which has no
 // zero factor, sets them.
 template <typename T, const auto& kMatrix, int32_t kPass>
-VPGFAST_MULTIVERSION void from_frequencies(const T* from, int64_t stride, int64_t channels, T* const* cells) {
+void from_frequencies(const T* from, int64_t stride, int64_t channels, T* const* cells) {
   using lanes = typename Lanes<T>::type;
   constexpr int32_t kSide = std::remove_cvref_t<decltype(kMatrix)>::kSide;
   for (int64_t first = 0; first < channels; first += kLanes) {

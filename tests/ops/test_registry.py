@@ -63,7 +63,8 @@ def test_environment_chooses_the_backend() -> None:
 
 WITHOUT_LIBRARIES = """
 import sys
-sys.modules["vpgfast._C"] = None  # as if it had never been built
+for name in ("_C", "_C_v3", "_C_v4", "_C_sve"):
+    sys.modules[f"vpgfast.{name}"] = None  # as if it had never been built
 import torch, vpgfast.ops as ops
 x = torch.randn(2, 3, 5, requires_grad=True)
 ops.temporal_map_max_pool(x).sum().backward()

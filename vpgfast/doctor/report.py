@@ -10,6 +10,8 @@ import av
 import torch
 
 from vpgfast import __version__, ops
+from vpgfast.ops import _registry
+from vpgfast.ops._capability import DEFAULT, NEEDS, available, library_of, supported
 from vpgfast.ops._registry import DEVICES, LIBRARY, MISSING, OPS, PACKAGE, Op, build_info, implementation
 from vpgfast.video import torchcodec_backend
 
@@ -42,13 +44,23 @@ def _versions() -> list[str]:
 
 
 def _libraries() -> list[str]:
-    info, lines = build_info(), []
+    info, lines = build_info(), [_instruction_sets()]
     for library, what in (("_C", "C++ kernels for the CPU"), ("_C_cuda", "CUDA kernels")):
-        found = sorted(Path(PACKAGE).glob(f"{library}.*so"))
+        name = library_of(_registry.CPU_CAPABILITY or DEFAULT) if library == "_C" else library
+        found = sorted(Path(PACKAGE).glob(f"{name}.*so"))
         built = f"{found[0].name}, built against torch {info.get('torch', 'unknown')}" if found else "not built"
         state = "loaded" if library not in MISSING else f"not in use: {MISSING[library]}"
         lines.append(f"{library} ({what}): {built}; {state}")
     return lines
+
+
+def _instruction_sets() -> str:
+    """For which ones C++ kernels were built, and which of them this processor runs."""
+    found = available(PACKAGE)
+    better = [name for name in supported() if name not in found and name in NEEDS]
+    text = f"C++ kernels for {', '.join(found) or 'no instruction set'} (VPGFAST_CPU_CAPABILITY chooses)"
+    text += f"; {_registry.CPU_CAPABILITY} in use" if _registry.CPU_CAPABILITY else ""
+    return text + (f"; this processor has {better[-1]}, which was not built" if better else "")
 
 
 def _video() -> list[str]:

@@ -1,8 +1,8 @@
 """Registers ops with torch, loads the compiled kernels, and chooses which implementation runs.
 
 Each op exists the moment its Python file is imported: :func:`define` registers the schema, the plain-PyTorch reference
-(which runs on any device and dtype that has no kernel) and the fake implementation. The libraries ``_C`` (C++) and
-``_C_cuda`` (CUDA) register kernels for single devices, which the dispatcher prefers. Choosing another backend installs
+(which runs on any device and dtype that has no kernel) and the fake implementation. The libraries ``_C`` (C++; there is
+one for each instruction set) and ``_C_cuda`` (CUDA) register kernels for single devices, which the dispatcher prefers. Choosing another backend installs
 the chosen functions over them, and leaves the dispatcher as it was when the choice ends: no op ever asks in Python
 which implementation to run.
 """
@@ -23,6 +23,8 @@ from typing import Any, Literal
 import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
+
+from ._capability import chosen, library_of
 
 Backend = Literal["auto", "cpp", "cuda", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpp", "cuda", "triton", "reference")
@@ -151,18 +153,24 @@ def build_info() -> dict[str, Any]:
 
 def _load(library: str) -> str | None:
     """Import a kernel library. Returns why it is not there, or ``None`` when it is."""
+    global CPU_CAPABILITY
+    capability = chosen(PACKAGE) if library == LIBRARY["cpu"] else None
     try:
-        importlib.import_module(f"vpgfast.{library}")
+        importlib.import_module(f"vpgfast.{library if capability is None else library_of(capability)}")
     except ModuleNotFoundError:
         info = build_info()
         return info.get("not_built", {}).get(library) or f"not built; cure: {BUILD_CURE}"
     except ImportError as error:
         return f"built, but does not load ({error}); cure: rebuild with {BUILD_CURE}"
+    CPU_CAPABILITY = capability or CPU_CAPABILITY
     return None
 
 
 MISSING: dict[str, str] = {}
 """Kernel library -> why it is not in use."""
+
+CPU_CAPABILITY: str | None = None
+"""The instruction set whose C++ kernels are loaded, if any are."""
 
 COMPILED: set[tuple[str, str]] = set()
 """(op, device) of the kernels in the libraries that are loaded. Some ops have none for CUDA: Triton's is the better."""
