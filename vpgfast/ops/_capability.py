@@ -53,7 +53,6 @@ def chosen(package: Path) -> str:
     if asked is None:
         return found[-1] if found else DEFAULT
     if asked not in found:
-        raise ValueError(
-            f"VPGFAST_CPU_CAPABILITY is {asked!r}; of what this processor has, {', '.join(found) or 'nothing'} was built"
-        )
+        built = ", ".join(found) or "nothing"
+        raise ValueError(f"VPGFAST_CPU_CAPABILITY is {asked!r}; of what this processor has, {built} was built")
     return asked

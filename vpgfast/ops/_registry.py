@@ -1,10 +1,10 @@
 """Registers ops with torch, loads the compiled kernels, and chooses which implementation runs.
 
 Each op exists the moment its Python file is imported: :func:`define` registers the schema, the plain-PyTorch reference
-(which runs on any device and dtype that has no kernel) and the fake implementation. The libraries ``_C`` (C++; there is
-one for each instruction set) and ``_C_cuda`` (CUDA) register kernels for single devices, which the dispatcher prefers. Choosing another backend installs
-the chosen functions over them, and leaves the dispatcher as it was when the choice ends: no op ever asks in Python
-which implementation to run.
+(which runs on any device and dtype that has no kernel) and the fake implementation. The libraries ``_C`` (C++, one for
+each instruction set) and ``_C_cuda`` (CUDA) register kernels for single devices, which the dispatcher prefers. Choosing
+another backend installs the chosen functions over them, and leaves the dispatcher as it was when the choice ends: no op
+ever asks in Python which implementation to run.
 """
 
 from __future__ import annotations
