@@ -17,7 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from .measure import Row
+from .measure import Row, instruction_set
+
+# What torch.compile has made for one instruction set is wrong, and may crash, under another; its cache does not know.
+CACHE = Path(tempfile.gettempdir()) / f"vpgfast-benchmarks-inductor-{instruction_set()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 KEY = ("op", "provider", "mode", "shape", "dtype")
 _rows: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """Draws the bar chart and writes the tables from stored rows: ``python -m benchmarks.report``.
 
 Reads ``benchmarks/results/*.json`` and nothing else; writes ``docs/benchmarks.md``, ``docs/images/benchmarks.png`` and
-the table between the marks in ``README.md``.
+the table between the marks in ``README.md``, and ``vpgfast/doctor/measured.json``, which ``vpgfast doctor`` shows.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+
+from vpgfast.ops import OPS
 
 from .targets import TARGETS, Target
 
@@ -24,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CHART = Path("docs/images/benchmarks.png")
 PAGE = Path("docs/benchmarks.md")
+MEASURED = Path("vpgfast/doctor/measured.json")
+SETS = {"default": "x86-64-v2", "v3": "AVX2 (v3)", "v4": "AVX-512 (v4)"}
 BEGIN, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<!-- /benchmarks -->"
 MODES = ("forward", "forward+backward")
 
@@ -87,37 +92,88 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def headline(cases: Sequence[Case]) -> list[tuple[Case, Case | None]]:
-    """For each op at its paper's shape: forward, and forward+backward where it was measured."""
+def headline(cases: Sequence[Case]) -> dict[tuple[str, str], Case]:
+    """Each op at its paper's shape, forward and backward where that was measured, else forward."""
     by_key = {(case.op, case.shape, case.mode): case for case in cases}
-    shown = []
-    for op, shapes in HEADLINES.items():
-        for shape in shapes:
-            if forward := by_key.get((op, shape, MODES[0])):
-                shown.append((forward, by_key.get((op, shape, MODES[1]))))
-    return shown
+    found = {
+        (op, shape): by_key.get((op, shape, MODES[1])) or by_key.get((op, shape, MODES[0]))
+        for op, shapes in HEADLINES.items()
+        for shape in shapes
+    }
+    return {key: case for key, case in found.items() if case is not None}
 
 
-def best_measured(cpus: Sequence[tuple[str, Sequence[Case]]]) -> tuple[str, Sequence[Case]]:
-    """The device and its cases that the README and the chart show: the one on which most was measured."""
-    return max(cpus, key=lambda cpu: len(headline(cpu[1])))
+def machine_of(device: str) -> tuple[str, str]:
+    """The processor and its instruction set, as benchmarks name a device: ``AMD EPYC x2, v3``."""
+    machine, _, instruction_set = device.rpartition(", ")
+    return machine, instruction_set
 
 
-def readme_table(cases: Sequence[Case]) -> str:
+def best_measured(cpus: Sequence[tuple[str, Sequence[Case]]]) -> tuple[str, dict[str, Sequence[Case]]]:
+    """What the README and the chart show: the machine on which most was measured, its cases by instruction set."""
+    machines: dict[str, dict[str, Sequence[Case]]] = {}
+    for device, cases in cpus:
+        machine, instruction_set = machine_of(device)
+        machines.setdefault(machine, {})[instruction_set] = cases
+    return max(machines.items(), key=lambda one: sum(len(headline(cases)) for cases in one[1].values()))
+
+
+def readme_table(by_set: Mapping[str, Sequence[Case]]) -> str:
+    headlines = {name: headline(cases) for name, cases in sorted(by_set.items())}
+    names = [SETS.get(name, name) for name in headlines]
     lines = [
-        "| | | forward | | | forward and backward | | |",
-        "|---|---|---|---|---|---|---|---|",
-        "| op | shape | vpgfast | over the field | over PyTorch | vpgfast | over the field | over PyTorch |",
+        "| | | |" + "".join(f" {name} | | |" for name in names),
+        "|---|---|---|" + "---|---|---|" * len(names),
+        "| op | shape | mode |" + " vpgfast | over the field | over PyTorch |" * len(names),
     ]
-    for forward, both in headline(cases):
-        cells = [f"`{forward.op}`", forward.shape, f"{_number(forward.ours['p50_ms'])} ms"]
-        cells += [times(forward.over_field), times(forward.over_plain)]
-        if both is None:
-            cells += ["", "", ""]
-        else:
-            cells += [f"{_number(both.ours['p50_ms'])} ms", times(both.over_field), times(both.over_plain)]
-        lines.append("| " + " | ".join(cells) + " |")
+    for key in [(op, shape) for op, shapes in HEADLINES.items() for shape in shapes]:
+        cases = [found.get(key) for found in headlines.values()]
+        mode = next((case.mode for case in cases if case), None)
+        if mode is not None:
+            cells = [f"`{key[0]}`", key[1], mode]
+            for case in cases:
+                shown = case and [f"{_number(case.ours['p50_ms'])} ms", times(case.over_field), times(case.over_plain)]
+                cells += shown or ["", "", ""]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def by_instruction_set(by_set: Mapping[str, Sequence[Case]]) -> str:
+    """Every case over the best plain PyTorch, a column for each instruction set; what is behind it is marked red."""
+    ratios: dict[tuple[str, str, str], dict[str, float]] = {}
+    for name, cases in by_set.items():
+        for case in cases:
+            if case.over_plain is not None:
+                ratios.setdefault((case.op, case.shape, case.mode), {})[name] = case.over_plain
+    names = sorted(by_set)
+    lines = [
+        "| op | shape | mode |" + "".join(f" {SETS.get(name, name)} |" for name in names),
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    for (op, shape, mode), found in sorted(ratios.items()):
+        cells = [(times(found[n]) + (" 🔴" if found[n] < 1 else "")) if n in found else "" for n in names]
+        lines.append("| " + " | ".join([f"`{op}`", shape, mode, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def measured_by_op(cpus: Sequence[tuple[str, Sequence[Case]]]) -> dict[str, dict[str, object]]:
+    """By instruction set: the machine, and over all shapes of an op the least and the most over plain PyTorch."""
+    found: dict[str, dict[str, object]] = {}
+    for device, cases in sorted(cpus, key=lambda cpu: len(cpu[1])):
+        machine, instruction_set = machine_of(device)
+        by_op: dict[str, list[float]] = {}
+        for case in cases:
+            if case.op in OPS and case.over_plain is not None:
+                by_op.setdefault(case.op, []).append(round(case.over_plain, 2))
+        found[instruction_set] = {
+            "machine": machine, "ops": {op: [min(ratios), max(ratios)] for op, ratios in sorted(by_op.items())}
+        }  # fmt: skip
+    return found
+
+
+def overview(machine: str, by_set: Mapping[str, Sequence[Case]]) -> str:
+    about = "Eager or compiled, whichever is faster. 🔴: it is faster than ours."
+    return f"## Over the best plain PyTorch, {machine}\n\n{about}\n\n{by_instruction_set(by_set)}"
 
 
 def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
@@ -155,14 +211,17 @@ def page(rows: Sequence[dict], cases: Sequence[Case], device: str) -> str:
     return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1])
 
 
+def slowest(cases: Sequence[Case]) -> list[Case]:
+    """Those that take longer than the best plain PyTorch, the worst first."""
+    return sorted((c for c in cases if c.over_plain is not None and c.over_plain < 1), key=lambda c: c.over_plain or 0)
+
+
 def behind(cases: Sequence[Case]) -> list[str]:
-    """Where ours takes longer than the best plain PyTorch, the worst first; nothing where that is nowhere."""
-    slower = sorted(
-        (c for c in cases if c.over_plain is not None and c.over_plain < 1), key=lambda c: c.over_plain or 0
-    )
+    """A table of the slowest; nothing where there is none."""
+    slower = slowest(cases)
     if not slower:
         return []
-    rows = [f"| `{c.op}` | {c.shape} | {c.mode} | {c.over_plain:.2f}x |" for c in slower]
+    rows = [f"| `{c.op}` | {c.shape} | {c.mode} | {c.over_plain:.2f}x 🔴 |" for c in slower]
     return ["### Behind the best plain PyTorch", "", "| op | shape | mode | over it |", "|---|---|---|---|", *rows]
 
 
@@ -221,33 +280,40 @@ def targets_table(cases: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-def draw(cases: Sequence[Case], device: str, path: Path) -> None:
-    """Bars, forward+backward where it exists: how many times faster than the field's code, and than plain PyTorch."""
-    chosen = [both or forward for forward, both in headline(cases)]
-    figure, axes = plt.subplots(figsize=(9, 0.62 * len(chosen) + 1.6), layout="constrained")
-    height = 0.38
-    for position, case in enumerate(chosen):
-        bars = ((-height / 2, case.over_field, "#7a9cc6"), (height / 2, case.over_plain, "#1f4e8c"))
-        for offset, ratio, colour in bars:
-            if ratio is not None:
-                axes.barh(position + offset, ratio, height, color=colour, left=0)
-                axes.text(ratio * 1.04, position + offset, times(ratio), va="center", fontsize=9)
-    labels = [f"{case.op}\n{case.shape}" + ("" if case.mode == MODES[1] else ", forward") for case in chosen]
-    axes.set_yticks(range(len(chosen)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlim(0.5, 1.6 * max(r for case in chosen for r in (case.over_field, case.over_plain) if r is not None))
-    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
-    axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("times faster, forward and backward (logarithmic)")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in ("#7a9cc6", "#1f4e8c")]
+def draw(by_set: Mapping[str, Sequence[Case]], machine: str, path: Path) -> None:
+    """Bars, a panel for each instruction set: how many times faster than the field's code, and than plain PyTorch."""
+    headlines = {name: headline(cases) for name, cases in sorted(by_set.items())}
+    keys = [(op, shape) for op, shapes in HEADLINES.items() for shape in shapes]
+    keys = [key for key in keys if any(key in found for found in headlines.values())]
+    size = (4.5 + 4.5 * len(headlines), 0.62 * len(keys) + 1.8)
+    figure, panels = plt.subplots(1, len(headlines), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    colours, height = ("#7a9cc6", "#1f4e8c"), 0.38
+    cases = [case for found in headlines.values() for case in found.values()]
+    widest = max(r for case in cases for r in (case.over_field, case.over_plain) if r is not None)
+    for axes, (name, found) in zip(panels[0], headlines.items(), strict=True):
+        for position, key in enumerate(keys):
+            ratios = (found[key].over_field, found[key].over_plain) if key in found else (None, None)
+            for offset, ratio, colour in zip((-height / 2, height / 2), ratios, colours, strict=True):
+                if ratio is not None:
+                    axes.barh(position + offset, ratio, height, color=colour, left=0)
+                    axes.text(ratio * 1.04, position + offset, times(ratio), va="center", fontsize=9)
+        axes.set_xscale("log")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xlim(0.5, 2.2 * widest)
+        ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
+        axes.set_xticks(ticks, [f"{tick}x" for tick in ticks], fontsize=7)
+        axes.minorticks_off()
+        axes.set_xlabel("times faster (logarithmic)")
+        axes.set_title(f"{machine}, {SETS.get(name, name)}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    modes = {key: next(found[key].mode for found in headlines.values() if key in found) for key in keys}
+    labels = [f"{op}\n{shape}" + ("" if modes[op, shape] == MODES[1] else ", forward") for op, shape in keys]
+    panels[0][0].set_yticks(range(len(keys)), labels, fontsize=8)
+    panels[0][0].invert_yaxis()
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
     figure.legend(
         handles, ["than the field's code", "than the best plain PyTorch"], loc="outside upper center", ncols=2
     )
-    axes.set_title(device, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=130)
     os.replace(temporary, path)
@@ -279,17 +345,26 @@ def main() -> None:
         "are measured: [benchmarks/results/README.md](../benchmarks/results/README.md).\n\n"
         "![Bars: how many times faster than the field's code and than plain PyTorch](images/benchmarks.png)\n"
     )
+    if cpus:
+        machine, by_set = best_measured(cpus)
+        sections.insert(0, overview(machine, by_set))
     write(ROOT / PAGE, "\n\n".join([about.rstrip(), *sections]) + "\n")
     if cpus:
-        device, cases = best_measured(cpus)
-        draw(cases, device, ROOT / CHART)
+        write(ROOT / MEASURED, json.dumps(measured_by_op(cpus), indent=1) + "\n")
+        draw(by_set, machine, ROOT / CHART)
         readme = (ROOT / "README.md").read_text()
         before, _, rest = readme.partition(BEGIN)
         _, _, after = rest.partition(END)
         if not rest or not after:
             raise SystemExit(f"README.md has no lines {BEGIN} and {END} to write the table between")
-        write(ROOT / "README.md", f"{before}{BEGIN}\n{device}, medians:\n\n{readme_table(cases)}\n{END}{after}")
-    print(f"wrote {PAGE}, {CHART} and the table in README.md")
+        write(ROOT / "README.md", f"{before}{BEGIN}\n{machine}, medians:\n\n{readme_table(by_set)}\n{END}{after}")
+    slower = [
+        f"{device}: {c.op} {c.shape} {c.mode} {c.over_plain:.2f}x" for device, cases in cpus for c in slowest(cases)
+    ]
+    red, plain = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    for line in slower:
+        print(f"{red}behind the best plain PyTorch: {line}{plain}")
+    print(f"wrote {PAGE}, {CHART}, {MEASURED} and the table in README.md")
 
 
 if __name__ == "__main__":

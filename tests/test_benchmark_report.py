@@ -37,9 +37,9 @@ def test_ratios_are_those_of_the_rows() -> None:
     forward, both = report.cases_of(ROWS)
     assert (forward.over_field, forward.over_plain) == (15.0, 2.5)
     assert (both.over_field, both.over_plain) == (None, 1.5)
-    assert "| `temporal_map_bce` | B=32 M=8 T=64 | 2 ms | 15.0x | 2.5x | 4 ms |  | 1.5x |" in report.readme_table(
-        [forward, both]
-    )
+    table = report.readme_table({"v4": [forward, both], "v3": [forward, both]})
+    assert table.splitlines()[0] == "| | | | AVX2 (v3) | | | AVX-512 (v4) | | |"
+    assert "| `temporal_map_bce` | B=32 M=8 T=64 | forward+backward | 4 ms |  | 1.5x | 4 ms |  | 1.5x |" in table
     page = report.page(ROWS, [forward, both], "a machine")
     assert "| B=32 M=8 T=64 | forward | 2 | 50% | 30 | 15.0x | 5 | fast | 2.5x | 20, 300, 50 |" in page
     assert "| B=32 M=8 T=64 | forward+backward | 4 | 50% |  |  | 6 | fast | 1.5x | 40, -, - |" in page
@@ -59,7 +59,8 @@ def test_every_target_is_measured(target: Target) -> None:
 
 
 def test_draws_a_chart(tmp_path: Path) -> None:
-    report.draw(report.cases_of(ROWS), "a machine", tmp_path / "chart.png")
+    cases = report.cases_of(ROWS)
+    report.draw({"v3": cases[:1], "v4": cases}, "a machine", tmp_path / "chart.png")
     assert matplotlib.image.imread(tmp_path / "chart.png").shape[1] > 800
 
 
@@ -73,8 +74,10 @@ def test_what_is_written_is_what_is_stored() -> None:
         if rows[0]["on"] == "cpu":
             assert report.targets_table(cases) in page
             cpus.append((device, cases))
-    device, cases = report.best_measured(cpus)
-    assert f"{device}, medians:\n\n{report.readme_table(cases)}\n" in (ROOT / "README.md").read_text()
+    machine, by_set = report.best_measured(cpus)
+    assert f"{machine}, medians:\n\n{report.readme_table(by_set)}\n" in (ROOT / "README.md").read_text()
+    assert report.overview(machine, by_set) in page
+    assert json.loads((ROOT / report.MEASURED).read_text()) == report.measured_by_op(cpus)
 
 
 def test_what_is_slower_than_plain_pytorch_is_listed() -> None:
@@ -82,6 +85,23 @@ def test_what_is_slower_than_plain_pytorch_is_listed() -> None:
         return report.Case(op, "T=1", "forward", {"p50_ms": ours}, None, {"p50_ms": plain})
 
     lines = report.behind([case("fast", 1, 2), case("slow", 4, 2), case("slower", 8, 2), case("equal", 1, 1)])
-    assert lines[-2:] == ["| `slower` | T=1 | forward | 0.25x |", "| `slow` | T=1 | forward | 0.50x |"]
+    assert lines[-2:] == ["| `slower` | T=1 | forward | 0.25x 🔴 |", "| `slow` | T=1 | forward | 0.50x 🔴 |"]
     assert not any("fast" in line or "equal" in line for line in lines)
     assert report.behind([case("fast", 1, 2)]) == []
+
+
+def test_instruction_sets_stand_side_by_side() -> None:
+    def case(mode: str, ours: float, plain: float) -> report.Case:
+        return report.Case("temporal_iou", "T=1", mode, {"p50_ms": ours}, None, {"p50_ms": plain})
+
+    by_set = {"v3": [case("forward", 2, 1)], "v4": [case("forward", 1, 2), case("forward+backward", 1, 3)]}
+    assert report.by_instruction_set(by_set).splitlines() == [
+        "| op | shape | mode | AVX2 (v3) | AVX-512 (v4) |",
+        "|---|---|---|---|---|",
+        "| `temporal_iou` | T=1 | forward | 0.5x 🔴 | 2.0x |",
+        "| `temporal_iou` | T=1 | forward+backward |  | 3.0x |",
+    ]
+    assert report.measured_by_op([(f"a machine, {name}", cases) for name, cases in by_set.items()]) == {
+        "v3": {"machine": "a machine", "ops": {"temporal_iou": [0.5, 0.5]}},
+        "v4": {"machine": "a machine", "ops": {"temporal_iou": [2.0, 3.0]}},
+    }

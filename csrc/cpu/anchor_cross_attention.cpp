@@ -21,7 +21,7 @@ namespace vpgfast {
 namespace {
 
 constexpr int64_t kClips = 128;                // of a block
-constexpr int64_t kLogits = int64_t{1} << 16;  // of the queries that are treated together
+constexpr int64_t kLogits = int64_t{1} << 17;  // of the queries that are treated together
 constexpr int64_t kQueries = 64;
 
 // Rows of one head of a [B, H, N, width] tensor, `stride` apart, and where those of the head after it begin.

@@ -25,11 +25,12 @@ struct IntervalArrays {
 
 template <typename scalar_t>
 void check_intervals(const char* op, const char* name, const scalar_t* pairs, int64_t count) {
-  bool inverted = false;  // one look without branches; which interval it is matters only if there is one
+  int32_t inverted = 0;  // one look without branches; which interval it is matters only if there is one
+#pragma omp simd reduction(| : inverted)
   for (int64_t k = 0; k < count; ++k) {
     inverted |= pairs[2 * k + 1] < pairs[2 * k];
   }
-  for (int64_t k = 0; inverted && k < count; ++k) {
+  for (int64_t k = 0; inverted != 0 && k < count; ++k) {
     const double start = static_cast<double>(pairs[2 * k]), end = static_cast<double>(pairs[2 * k + 1]);
     STD_TORCH_CHECK(!(end < start), op, ": interval ", k, " of ", name, " is (", start, ", ", end,
                     "); its end must not lie before its start");

@@ -27,6 +27,65 @@ void one_with_one(const T* start_a, const T* end_a, const T* start_b, const T* e
   }
 }
 
+// Short lists, `each` intervals long, that have one other interval each, which is laid out as often as it is needed:
+// kChunk pairs at a time, in loops that know nothing of lists.
+template <typename T>
+struct RepeatedIntervals {
+  template <typename scalar_t>
+  RepeatedIntervals(const scalar_t* pairs, int64_t lists, int64_t each) {
+    for (int64_t l = 0; l < lists; ++l) {
+      for (int64_t k = 0; k < each; ++k) {
+        start[l * each + k] = static_cast<T>(pairs[2 * l]);
+        end[l * each + k] = static_cast<T>(pairs[2 * l + 1]);
+      }
+    }
+  }
+  T start[kChunk], end[kChunk];
+};
+
+template <bool generalized, typename T, typename scalar_t>
+void lists_with_one(const scalar_t* many, const scalar_t* one, int64_t each, int64_t lists, scalar_t* out) {
+  for (int64_t l = 0, at_once = kChunk / each; l < lists; l += at_once) {
+    const int64_t some = std::min(at_once, lists - l), first = l * each;
+    const RepeatedIntervals<T> other(one + 2 * l, some, each);
+    for (int64_t k = 0; k < some * each; ++k) {
+      const T start = static_cast<T>(many[2 * (first + k)]), end = static_cast<T>(many[2 * (first + k) + 1]);
+      out[first + k] = static_cast<scalar_t>(interval_iou<generalized>(start, end, other.start[k], other.end[k]));
+    }
+  }
+}
+
+template <bool generalized, typename T, typename scalar_t>
+void lists_with_one_backward(const scalar_t* many, const scalar_t* one, const scalar_t* grad, int64_t each,
+                             int64_t lists, scalar_t* by_many, scalar_t* by_one) {
+  T by_start[kChunk], by_end[kChunk];  // of the one, from every interval of its list
+  for (int64_t l = 0, at_once = kChunk / each; l < lists; l += at_once) {
+    const int64_t some = std::min(at_once, lists - l), first = l * each;
+    const RepeatedIntervals<T> other(one + 2 * l, some, each);
+    for (int64_t k = 0; k < some * each; ++k) {
+      const int64_t at = first + k;
+      const T start = static_cast<T>(many[2 * at]), end = static_cast<T>(many[2 * at + 1]);
+      T many_start, many_end, one_start, one_end;
+      interval_iou_gradients<generalized>(start, end, other.start[k], other.end[k], many_start, many_end, one_start,
+                                          one_end);
+      const T g = static_cast<T>(grad[at]);
+      by_many[2 * at] = static_cast<scalar_t>(g * many_start);
+      by_many[2 * at + 1] = static_cast<scalar_t>(g * many_end);
+      by_start[k] = g * one_start;
+      by_end[k] = g * one_end;
+    }
+    for (int64_t i = 0; i < some; ++i) {
+      T start = 0, end = 0;
+      for (int64_t k = i * each; k < (i + 1) * each; ++k) {
+        start += by_start[k];
+        end += by_end[k];
+      }
+      by_one[2 * (l + i)] = static_cast<scalar_t>(start);
+      by_one[2 * (l + i) + 1] = static_cast<scalar_t>(end);
+    }
+  }
+}
+
 // Gradients of one interval against many, given theirs: returned for the one, added for the many.
 template <bool generalized, typename T>
 VPGFAST_ALWAYS_INLINE void one_with_many_backward(T start, T end, const T* starts, const T* ends, const T* grad,
@@ -36,8 +95,7 @@ VPGFAST_ALWAYS_INLINE void one_with_many_backward(T start, T end, const T* start
 #pragma omp simd reduction(+ : sum_start, sum_end)
   for (int64_t k = 0; k < count; ++k) {
     T one_start, one_end, many_start, many_end;
-    interval_iou_gradient<generalized>(start, end, starts[k], ends[k], one_start, one_end);
-    interval_iou_gradient<generalized>(starts[k], ends[k], start, end, many_start, many_end);
+    interval_iou_gradients<generalized>(start, end, starts[k], ends[k], one_start, one_end, many_start, many_end);
     sum_start += grad[k] * one_start;
     sum_end += grad[k] * one_end;
     by_starts[k] += grad[k] * many_start;
@@ -73,24 +131,6 @@ void rows_backward(bool wide, const T* start_a, const T* end_a, int64_t rows, co
     }
     one_with_many_backward<generalized>(start_b[m], end_b[m], start_a, end_a, incoming, rows, by_start_b[m],
                                         by_end_b[m], by_start_a, by_end_a);
-  }
-}
-
-// Each with its own, (start, end) pairs in and out.
-template <bool generalized, typename T, typename scalar_t>
-void one_with_one_backward(const scalar_t* a, const scalar_t* b, const scalar_t* grad, scalar_t* by_a, scalar_t* by_b,
-                           int64_t count) {
-  for (int64_t k = 0; k < count; ++k) {
-    const T start_a = static_cast<T>(a[2 * k]), end_a = static_cast<T>(a[2 * k + 1]);
-    const T start_b = static_cast<T>(b[2 * k]), end_b = static_cast<T>(b[2 * k + 1]);
-    const T g = static_cast<T>(grad[k]);
-    T by_start, by_end;
-    interval_iou_gradient<generalized>(start_a, end_a, start_b, end_b, by_start, by_end);
-    by_a[2 * k] = static_cast<scalar_t>(g * by_start);
-    by_a[2 * k + 1] = static_cast<scalar_t>(g * by_end);
-    interval_iou_gradient<generalized>(start_b, end_b, start_a, end_a, by_start, by_end);
-    by_b[2 * k] = static_cast<scalar_t>(g * by_start);
-    by_b[2 * k + 1] = static_cast<scalar_t>(g * by_end);
   }
 }
 
@@ -153,6 +193,14 @@ Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
         });
         return;
       }
+      if (std::min(N, M) == 1) {
+        const int64_t each = std::max(N, M);
+        torch::stable::parallel_for(0, L, kPairsPerTask / each, [&](int64_t begin, int64_t end) {
+          const scalar_t *many = (M == 1 ? pa : pb) + 2 * begin * each, *one = (M == 1 ? pb : pa) + 2 * begin;
+          lists_with_one<general, T>(many, one, each, end - begin, to + begin * each);
+        });
+        return;
+      }
       // Narrow and short: lay a chunk of pairs out side by side, then go over them all at once.
       torch::stable::parallel_for(0, L * N * M, kPairsPerTask, [&](int64_t begin, int64_t end) {
         T start_a[kChunk], end_a[kChunk], start_b[kChunk], end_b[kChunk];
@@ -194,11 +242,13 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
     const auto* g = read<scalar_t>(grad);
     auto* ga = write<scalar_t>(grad_a);
     auto* gb = write<scalar_t>(grad_b);
-    if (N == 1 && M == 1) {
+    if (const int64_t each = std::max(N, M); std::min(N, M) == 1 && each < kWideEnough) {
       dispatch_generalized(generalized, [&]<bool general>() {
-        torch::stable::parallel_for(0, L, kPairsPerTask, [&](int64_t begin, int64_t end) {
-          one_with_one_backward<general, T>(pa + 2 * begin, pb + 2 * begin, g + begin, ga + 2 * begin, gb + 2 * begin,
-                                            end - begin);
+        torch::stable::parallel_for(0, L, kPairsPerTask / each, [&](int64_t begin, int64_t end) {
+          const int64_t of_many = 2 * begin * each, of_one = 2 * begin;
+          const scalar_t *many = (M == 1 ? pa : pb) + of_many, *one = (M == 1 ? pb : pa) + of_one;
+          scalar_t *by_many = (M == 1 ? ga : gb) + of_many, *by_one = (M == 1 ? gb : ga) + of_one;
+          lists_with_one_backward<general, T>(many, one, g + begin * each, each, end - begin, by_many, by_one);
         });
       });
       return;

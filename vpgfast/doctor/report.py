@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from pathlib import Path
 
@@ -87,10 +88,21 @@ def _better(op: Op, device: str, chosen: str) -> str:
     return f"{LIBRARY[device]} is {MISSING[LIBRARY[device]]}"
 
 
+def _measured() -> tuple[str, dict[str, str]]:
+    """How many times faster than plain PyTorch the C++ kernels in use were found: where, and from to, by op."""
+    found = json.loads((Path(__file__).parent / "measured.json").read_text()).get(_registry.CPU_CAPABILITY)
+    if found is None:
+        return "", {}
+    return found["machine"], {op: f"{least:.1f}x to {most:.1f}x" for op, (least, most) in found["ops"].items()}
+
+
 def _table() -> tuple[list[str], bool]:
     """A row an op: its implementation on each device. Also whether all of them run on a kernel."""
     width = max(map(len, OPS))
+    machine, speed = _measured()
     lines = [f"{'op':{width}}  " + "  ".join(f"{device:9}" for device in DEVICES)]
+    if machine:
+        lines[0] += f"  over plain PyTorch, by shape ({machine}, {_registry.CPU_CAPABILITY}; docs/benchmarks.md)"
     notes: dict[str, None] = {}
     for name, op in sorted(OPS.items()):
         row = []
@@ -99,7 +111,7 @@ def _table() -> tuple[list[str], bool]:
             row.append(f"{chosen:9}")
             if note := _better(op, device, chosen):
                 notes[f"{device}: {note}"] = None
-        lines.append(f"{name:{width}}  " + "  ".join(row))
+        lines.append(f"{name:{width}}  {'  '.join(row)}  {speed.get(name, '')}".rstrip())
     return lines + [f"! {note}" for note in notes], not notes
 
 

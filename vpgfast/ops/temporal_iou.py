@@ -46,21 +46,25 @@ def _iou(op: str, a: Tensor, b: Tensor, pairwise: bool, generalized: bool) -> Te
         check_floating(name, tensor)
         check_shape(name, tensor, ("...", count, 2) if pairwise else ("...", 2))
     check_same_device("b", b, "a", a)
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    a, b = a.to(dtype), b.to(dtype)
+    if a.dtype != b.dtype:
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(dtype), b.to(dtype)
     inner = 2 if pairwise else 1
-    try:
-        lead = torch.broadcast_shapes(a.shape[:-inner], b.shape[:-inner])
-    except RuntimeError:
-        raise ValueError(
-            f"{op}: leading sizes of a {list(a.shape)} and b {list(b.shape)} do not broadcast; "
-            f"they must agree or be 1 in all but the last {inner}"
-        ) from None
+    lead = a.shape[:-inner]
+    if b.shape[:-inner] != lead:
+        try:
+            lead = torch.broadcast_shapes(lead, b.shape[:-inner])
+        except RuntimeError:
+            raise ValueError(
+                f"{op}: leading sizes of a {list(a.shape)} and b {list(b.shape)} do not broadcast; "
+                f"they must agree or be 1 in all but the last {inner}"
+            ) from None
+        a, b = a.expand(*lead, *a.shape[-inner:]), b.expand(*lead, *b.shape[-inner:])
     if not pairwise:
-        flat = [t.expand(*lead, 2).reshape(-1, 2) for t in (a, b)]
+        flat = a.reshape(-1, 2), b.reshape(-1, 2)
         return torch.ops.vpgfast.temporal_iou_elementwise(*flat, generalized).reshape(lead)
     L, N, M = lead.numel(), a.shape[-2], b.shape[-2]
-    flat = [a.expand(*lead, N, 2).reshape(L, N, 2), b.expand(*lead, M, 2).reshape(L, M, 2)]
+    flat = a.reshape(L, N, 2), b.reshape(L, M, 2)
     return torch.ops.vpgfast.temporal_iou(*flat, generalized).reshape(*lead, N, M)
 
 
