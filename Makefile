@@ -43,10 +43,12 @@ emulate-plain: .venv/.ready
 emulate-races: .venv/.ready
 	OMP_NUM_THREADS=1 VPGFAST_FUZZ_CASES=20 scripts/emulate_cuda.sh races
 
-# Everything, in every mode, and what the tests notice of faults that are planted: hours.
+# The ops for every instruction set that is here; the emulator in every mode, and what the tests notice of faults that
+# are planted: hours.
 nightly: export VPGFAST_EMULATOR_ALL = 1
 nightly: export VPGFAST_FUZZ_CASES = 160
 nightly: .venv/.ready
+	scripts/every_instruction_set.sh tests/ops -m "not gpu"
 	scripts/emulate_cuda.sh plain
 	scripts/emulate_cuda.sh races
 	scripts/emulate_cuda.sh asan

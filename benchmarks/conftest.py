@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if os.environ.get("VPGFAST_CPU_CAPABILITY") == "v3":  # then torch and its libraries are to use no more than we do
+    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
 import torch
 
 from .measure import Row, instruction_set

@@ -38,6 +38,7 @@ def checkout(tmp_path: Path) -> Path:
 def wheel(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], set[str], dict]:
     """Build a wheel; returns the process, the wheel's files and its build info."""
     folder = checkout.parent / "wheels"
+    environment = {"VPGFAST_CPU_CAPABILITIES": "default", **environment}  # one of the libraries is enough
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(folder), "."]
     result = subprocess.run(
         command, cwd=checkout, env=os.environ | environment, capture_output=True, text=True, timeout=280
@@ -94,6 +95,14 @@ def test_unknown_mode_is_named() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode != 0
     assert "VPGFAST_BUILD is 'gpu'; it must be one of auto, cpu, cuda, none" in result.stderr
+
+
+def test_unknown_instruction_sets_are_named() -> None:
+    code = "import sys; sys.path.insert(0, '_build'); import extensions; extensions.cpu_capabilities()"
+    environment = os.environ | {"VPGFAST_CPU_CAPABILITIES": "v9"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "VPGFAST_CPU_CAPABILITIES is 'v9'; it must be some of default" in result.stderr
 
 
 def test_installed_libraries_use_the_limited_api() -> None:

@@ -66,14 +66,3 @@ def test_every_set_loads_and_computes(capability: str) -> None:
     environment = os.environ | {"VPGFAST_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"{capability}\n", "")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", _capability.available(PACKAGE))
-def test_the_grid_of_the_ops_for_every_set(capability: str) -> None:
-    """All the ops' tests, as everybody's kernels run them: the machine's best set has them in every run."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-m", "not slow and not gpu"],
-        cwd=PACKAGE.parent, env=os.environ | {"VPGFAST_CPU_CAPABILITY": capability}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]

@@ -3,77 +3,89 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <vector>
 
 #include "common/temporal_map_bce.h"
 #include "cpu/intervals_cpu.h"
+#include "cpu/vector.h"
 #include "cpu/vector_math.h"
 
 namespace vpgfast {
 namespace {
 
-// Loops over a row start at the multiple of this at or before the diagonal, so that they run in whole vectors.
-constexpr int32_t kLanes = 16;
+constexpr int64_t kLargestSide = 46341;  // of a map whose cells are counted in 32 bits
+constexpr int32_t kCells = 512;          // whose losses are added up in the compute type; sums of these in double
 
-// Target of the cell that spans clips i to j of `size`.
+// The cells of a map that count, one after the other, and their spans as fractions.
 template <typename T>
-inline __attribute__((always_inline)) T cell_target(T cell_start, int32_t j, T size, T start, T end, T min_iou,
-                                                    T scale) {
-  return scaled_iou(interval_iou<false>(cell_start, static_cast<T>(j + 1) / size, start, end), min_iou, scale);
-}
-
-// 1 where a cell counts. A loop of its own: bytes beside floats would make the vectors of the other loops span 64
-// cells.
-inline __attribute__((always_inline)) void row_mask(const uint8_t* valid, int32_t i, int32_t first, int32_t size,
-                                                    int32_t* __restrict keep) {
-  for (int32_t j = first; j < size; ++j) {
-    keep[j] = valid[j];
+struct ValidCells {
+  void read(const uint8_t* mask, int64_t size) {
+    cell.clear();
+    start.clear();
+    end.clear();
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = i; j < size; ++j) {
+        if (mask[i * size + j] != 0) {
+          cell.push_back(static_cast<int32_t>(i * size + j));
+          start.push_back(static_cast<T>(i) / static_cast<T>(size));
+          end.push_back(static_cast<T>(j + 1) / static_cast<T>(size));
+        }
+      }
+    }
   }
-  for (int32_t j = first; j < i; ++j) {
-    keep[j] = 0;
+  int32_t count() const {
+    return static_cast<int32_t>(cell.size());
   }
-}
+  std::vector<int32_t> cell;
+  std::vector<T> start, end;
+};
 
-// Sum over a row's valid cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
-// Adds their number to `count`.
+// What a sentence's targets are made of.
+template <typename T>
+struct Target {
+  // Those of `count` cells. A loop of its own: with the losses in one, the registers do not suffice.
+  void fill(const T* __restrict start_of_cell, const T* __restrict end_of_cell, int32_t count,
+            T* __restrict targets) const {
+    for (int32_t k = 0; k < count; ++k) {
+      targets[k] = scaled_iou(interval_iou<false>(start_of_cell[k], end_of_cell[k], start, end), min_iou, scale);
+    }
+  }
+  T start, end, min_iou, scale;
+};
+
+// Sum over `count` cells of -t log p - (1 - t) log(1 - p) = max(z, 0) - z t + log(1 + exp(-|z|)), p = sigmoid(z).
 template <typename T, typename scalar_t>
-T row_loss(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end, T min_iou, T scale,
-           int32_t* __restrict keep, T* __restrict each, int64_t& count) {
-  const T cell_start = static_cast<T>(i) / static_cast<T>(size);
-  const int32_t first = i / kLanes * kLanes;
-  row_mask(valid, i, first, size, keep);
-  for (int32_t j = first; j < size; ++j) {
-    const T z = static_cast<T>(logits[j]);
-    const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
-    const T tail = log1p_of_unit(exp_of_nonpositive(z < T{0} ? z : -z));
-    const T loss = larger(z, T{0}) - z * t + tail;
-    each[j] = keep[j] != 0 ? loss : T{0};
-  }
+__attribute__((noinline)) T cells_loss(const scalar_t* logits, const int32_t* cell, const T* targets, int32_t count) {
   T sum = 0;
-  int32_t kept = 0;
-#pragma omp simd reduction(+ : sum, kept)
-  for (int32_t j = first; j < size; ++j) {
-    sum += each[j];
-    kept += keep[j];
+#pragma omp simd reduction(+ : sum)
+  for (int32_t k = 0; k < count; ++k) {
+    const T z = static_cast<T>(logits[cell[k]]);
+    const T tail = log1p_of_unit(exp_of_nonpositive(z < T{0} ? z : -z));
+    sum += larger(z, T{0}) - z * targets[k] + tail;
   }
-  count += kept;
   return sum;
 }
 
-// d loss / d z = p - t on valid cells, 0 elsewhere, times the incoming gradient over the number of valid cells.
+// d loss / d z = p - t of `count` cells, times `factor`.
 template <typename T, typename scalar_t>
-void row_gradient(const scalar_t* logits, const uint8_t* valid, int32_t i, int32_t size, T start, T end, T min_iou,
-                  T scale, T factor, int32_t* __restrict keep, scalar_t* __restrict grad) {
-  const T cell_start = static_cast<T>(i) / static_cast<T>(size);
-  const int32_t first = i / kLanes * kLanes;
-  row_mask(valid, i, first, size, keep);
-  std::fill(grad, grad + first, static_cast<scalar_t>(0.0f));
-  for (int32_t j = first; j < size; ++j) {
-    const T z = static_cast<T>(logits[j]);
-    const T t = cell_target(cell_start, j, static_cast<T>(size), start, end, min_iou, scale);
+__attribute__((noinline)) void cells_gradient(const scalar_t* logits, const int32_t* cell, const T* __restrict targets,
+                                              int32_t count, T factor, T* __restrict grads) {
+  for (int32_t k = 0; k < count; ++k) {
+    const T z = static_cast<T>(logits[cell[k]]);
     const T y = exp_of_nonpositive(z < T{0} ? z : -z);
     const T p = (z < T{0} ? y : T{1}) / (T{1} + y);
-    const T value = (p - t) * factor;
-    grad[j] = static_cast<scalar_t>(keep[j] != 0 ? value : T{0});
+    grads[k] = (p - targets[k]) * factor;
+  }
+}
+
+// Calls use(first, count, targets) for all cells, kCells at a time.
+template <typename T, typename Use>
+void for_targets(const ValidCells<T>& cells, const Target<T>& target, const Use& use) {
+  T targets[kCells];
+  for (int32_t first = 0; first < cells.count(); first += kCells) {
+    const int32_t count = std::min(kCells, cells.count() - first);
+    target.fill(cells.start.data() + first, cells.end.data() + first, count, targets);
+    use(first, count, targets);
   }
 }
 
@@ -88,8 +100,27 @@ struct Map : MapBceArguments {
     const int64_t b = mask.size(0) == 1 ? 0 : row / M, m = mask.size(1) == 1 ? 0 : row % M;
     return read<uint8_t>(mask) + (b * mask.size(1) + m) * T * T;
   }
-  int64_t grain() const {
-    return std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, T * T));
+  template <typename compute, typename scalar_t>
+  Target<compute> target(const scalar_t* pair) const {
+    return {static_cast<compute>(pair[0]), static_cast<compute>(pair[1]), static_cast<compute>(min_iou),
+            static_cast<compute>(scale)};
+  }
+  // Calls use(row, the cells that count) for every sentence, in parallel.
+  template <typename compute, typename Use>
+  void for_sentences(const Use& use) const {
+    STD_TORCH_CHECK(T < kLargestSide, "temporal_map_bce: T is ", T, "; on a CPU it must be below ", kLargestSide);
+    const int64_t grain = std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, T * T));
+    torch::stable::parallel_for(0, B * M, grain, [&](int64_t begin, int64_t end) {
+      ValidCells<compute> cells;
+      const uint8_t* read = nullptr;
+      for (int64_t row = begin; row < end; ++row) {
+        if (has_sentence(row) && mask_of(row) != read) {
+          read = mask_of(row);
+          cells.read(read, T);
+        }
+        use(row, cells);
+      }
+    });
   }
 };
 
@@ -107,19 +138,14 @@ std::tuple<Tensor, Tensor> temporal_map_bce(const Tensor& logits, const Tensor& 
     // One sum a sentence, added in their order afterwards: the same for any number of threads.
     std::vector<double> sums(rows, 0.0);
     std::vector<int64_t> counts(rows, 0);
-    torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
-      std::vector<compute> each(T);
-      std::vector<int32_t> keep(T);
-      for (int64_t row = begin; row < end; ++row) {
-        if (!map.has_sentence(row)) {
-          continue;
-        }
-        const uint8_t* valid = map.mask_of(row);
-        for (int64_t i = 0; i < T; ++i) {
-          sums[row] += row_loss(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
-                                static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
-                                static_cast<compute>(map.scale), keep.data(), each.data(), counts[row]);
-        }
+    map.for_sentences<compute>([&](int64_t row, const ValidCells<compute>& cells) {
+      if (map.has_sentence(row)) {
+        const auto* logits = z + row * T * T;
+        for_targets(cells, map.target<compute>(pairs + 2 * row),
+                    [&](int32_t first, int32_t some, const compute* targets) {
+                      sums[row] += static_cast<double>(cells_loss(logits, cells.cell.data() + first, targets, some));
+                    });
+        counts[row] = cells.count();
       }
     });
     const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
@@ -138,7 +164,7 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
   check_sizes("temporal_map_bce_backward", "grad_loss", grad_loss, {});
   check_dtype("temporal_map_bce_backward", "grad_loss", grad_loss, logits.scalar_type());
   check_dtype("temporal_map_bce_backward", "count", count, ScalarType::Long);
-  const int64_t rows = map.B * map.M, T = map.T;
+  const int64_t T = map.T;
   Tensor grad = torch::stable::new_empty(logits, {map.B, map.M, T, T});
   dispatch_floating("temporal_map_bce_backward", logits.scalar_type(), [&]<typename scalar_t>() {
     using compute = accumulate_t<scalar_t>;
@@ -148,20 +174,22 @@ Tensor temporal_map_bce_backward(const Tensor& grad_loss, const Tensor& logits, 
     const int64_t cells = *read<int64_t>(count);
     const compute factor =
         static_cast<compute>(*read<scalar_t>(grad_loss)) / static_cast<compute>(std::max<int64_t>(1, cells));
-    torch::stable::parallel_for(0, rows, map.grain(), [&](int64_t begin, int64_t end) {
-      std::vector<int32_t> keep(T);
-      for (int64_t row = begin; row < end; ++row) {
-        if (!map.has_sentence(row)) {
-          std::fill(to + row * T * T, to + (row + 1) * T * T, static_cast<scalar_t>(0.0f));
-          continue;
-        }
-        const uint8_t* valid = map.mask_of(row);
-        for (int64_t i = 0; i < T; ++i) {
-          row_gradient(z + row * T * T + i * T, valid + i * T, i, T, static_cast<compute>(pairs[2 * row]),
-                       static_cast<compute>(pairs[2 * row + 1]), static_cast<compute>(map.min_iou),
-                       static_cast<compute>(map.scale), factor, keep.data(), to + row * T * T + i * T);
-        }
+    map.for_sentences<compute>([&](int64_t row, const ValidCells<compute>& valid) {
+      std::fill(to + row * T * T, to + (row + 1) * T * T, static_cast<scalar_t>(0.0f));
+      if (!map.has_sentence(row)) {
+        return;
       }
+      const auto* logits = z + row * T * T;
+      auto* map_grad = to + row * T * T;
+      for_targets(valid, map.target<compute>(pairs + 2 * row),
+                  [&](int32_t first, int32_t some, const compute* targets) {
+                    compute grads[kCells];
+                    const int32_t* cell = valid.cell.data() + first;
+                    cells_gradient(logits, cell, targets, some, factor, grads);
+                    for (int32_t k = 0; k < some; ++k) {
+                      map_grad[cell[k]] = static_cast<scalar_t>(grads[k]);
+                    }
+                  });
     });
   });
   return grad;
