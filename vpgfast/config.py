@@ -78,7 +78,9 @@ class TrainConfig:
         batch_size: items a batch and device: sentences, or paragraphs for a method that takes those.
         epochs: passes over the training split.
         patience: stop after this many epochs without a better validation score; null never stops early.
-        select_by: the validation metric that is to be high, such as "mIoU" or "R@1 IoU=0.5".
+        select_by: which epoch is kept: that with the highest validation metric, such as "mIoU" or "R@1 IoU=0.5"; or, of
+            what sees no timestamp, "loss" (the method's own on the validation split, the lowest), "last" (no choice),
+            "corpus R@10" (how often the video is found; methods that find videos).
         top_n: spans a sentence that the method ranks at evaluation; at least the largest of metrics.top_n.
         seed: of the start weights, dropout and the order of batches.
         output: folder for everything a run leaves; default: runs/METHOD-CORPUS.

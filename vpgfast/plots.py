@@ -167,7 +167,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
 
     Args:
         history: a dict an epoch with "epoch", "train ..." and "val ..." entries.
-        select_by: the metric that chose the epoch.
+        select_by: what chose the epoch: a metric, "loss" (the lowest "val loss") or "last".
         path: of the PNG.
         title: above the picture.
     """
@@ -179,8 +179,14 @@ def draw_curves(history: Sequence[Mapping[str, float]], select_by: str, path: Pa
     names = [name for name in history[0] if name.startswith("train ")]
     for name, colour in zip(names, palette, strict=False):
         left.plot(epochs, [row[name] for row in history], color=colour, lw=1.8, label=name.removeprefix("train "))
+    if "val loss" in history[0]:
+        values = [row["val loss"] for row in history]
+        best = int(np.argmin(values))
+        left.plot(epochs, values, color=INK, lw=1.8, ls="--", label="loss, validation")
+        left.plot(epochs[best], values[best], "o", color=INK, ms=7, zorder=4)
     names = sorted(
-        (name for name in history[0] if name.startswith("val ")), key=lambda name: name != f"val {select_by}"
+        (name for name in history[0] if name.startswith("val ") and name != "val loss"),
+        key=lambda name: name != f"val {select_by}",
     )
     for name, colour in zip(names, palette, strict=False):
         values = [100 * row[name] for row in history]

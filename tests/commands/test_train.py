@@ -76,7 +76,8 @@ def test_run_folder(run: Path) -> None:
 
 def test_metrics_file(run: Path) -> None:
     content = json.loads((run / "metrics.json").read_text())
-    assert list(content) == ["method", "corpus", "split", "seed", "seconds", "metrics", "baselines", "control"]
+    names = ["method", "corpus", "split", "seed", "seconds", "metrics", "baselines", "control", "selection"]
+    assert list(content) == names
     assert (content["method"], content["corpus"], content["split"], content["seed"]) == (
         "tiny",
         "moving_shapes",

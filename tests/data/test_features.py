@@ -282,3 +282,22 @@ def test_opening_does_not_list_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("os.scandir", counted)
     assert open_features(tmp_path)["7"].shape == (2, 4)
     assert len(seen) == 1
+
+
+def test_ids_with_the_ending_of_a_video_find_features_without(tmp_path: Path) -> None:
+    one, two = np.full((2, 3), 1.0, np.float32), np.full((2, 3), 2.0, np.float32)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["s1-d1"], file["s2-d2"], file["s2-d2.avi"] = one, one, two
+        file["s1-d1"].attrs["duration"] = 7.0
+    (tmp_path / "folder").mkdir()
+    for name, array in (("s1-d1", one), ("s2-d2", one), ("s2-d2.avi", two)):
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    for reader in (open_features(tmp_path / "f.h5"), open_features(tmp_path / "folder")):
+        assert "s1-d1.avi" in reader
+        np.testing.assert_array_equal(reader["s1-d1.avi"], one)
+        np.testing.assert_array_equal(reader["s2-d2.avi"], two)  # a name that is there as it is goes first
+        assert "s3-d3.avi" not in reader
+        assert "s1-d1.x" not in reader
+        with pytest.raises(FeatureError, match="are missing"):
+            reader["s3-d3.avi"]
+    assert open_features(tmp_path / "f.h5").duration("s1-d1.avi") == 7.0

@@ -62,7 +62,7 @@ def seeds_table(base: TrainConfig) -> Table:
         about="",
         corpus=base.data.corpus,
         metrics=tuple(name for name in metrics_of(base) if STRICT not in name),
-        judged_by=base.select_by,
+        judged_by=base.select_by if base.select_by in metrics_of(base) else "mIoU",
         settings={},
         rows=(Row(base.method, "", {}, {}),),
         claims=(),

@@ -33,9 +33,11 @@ def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[st
         ]
         settings = {**table.settings, **row.settings}
         rows.append({"name": row.name, "label": row.label, "settings": settings, "paper": row.paper, "runs": runs})
-    # Rows may be judged on other data or by other rules; what watching nothing earns is shown if all have it in common.
+    # Rows may be judged on other data, by other rules or from other lists; what watching nothing earns is shown where
+    # all have it in common.
     baselines = [all_baselines(run) for runs in finished.values() for run in runs.values()]
-    common = baselines[0] if baselines and all(other == baselines[0] for other in baselines) else {}
+    first = baselines[0] if baselines else {}
+    common = {name: row for name, row in first.items() if all(other.get(name) == row for other in baselines)}
     return {
         "title": table.title,
         "about": table.about,

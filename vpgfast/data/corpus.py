@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,18 @@ def load_corpus(config: DataConfig) -> Corpus:
         f"{split} {len(p)} paragraphs ({sum(len(x.sentences) for x in p)} sentences)" for split, p in splits.items()
     )
     log.info("%s: %s; features %s, width %d", name, counts, features.source, features.dim)
+    if shared := tested_and_validated(splits):
+        log.warning(
+            "%s: %d of the test videos are among the validation videos, which choose the epoch (data.val_split)",
+            *(name, shared),
+        )
     return Corpus(name, splits, features, vectors)
+
+
+def tested_and_validated(splits: Mapping[str, Sequence[Paragraph]]) -> int:
+    """How many test videos are validation videos too: what is chosen by these has seen them."""
+    validated, tested = ({p.video_id for p in splits.get(name, ())} for name in ("val", "test"))
+    return len(validated & tested)
 
 
 def pixels_of(options: MovingShapesOptions, motion: bool) -> Pixels:

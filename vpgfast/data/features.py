@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from vpgfast.data.feature_files import ABOUT_FILE, HIDDEN, source_line, text_attribute
 from vpgfast.data.types import FeatureReader
+from vpgfast.data.video_folders import VIDEO_SUFFIXES
 from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
 from vpgfast.files import kind_of, reading, temporary_name, warn_of_folder
@@ -49,6 +50,12 @@ def open_features(path: str | Path, key: str | None = None, dim: int | None = No
     if not path.exists():
         raise FeatureError(f"features {path}: no such file or folder")
     return HDF5Features(path, key, dim)
+
+
+def _names_of(video_id: str) -> tuple[str, ...]:
+    """What a video's features may be called: as the video, or without the ending of its file (``s13-d21.avi``)."""
+    stem, suffix = os.path.splitext(video_id)
+    return (video_id, stem) if suffix.lower() in VIDEO_SUFFIXES else (video_id,)
 
 
 def checked(array: Any, video_id: str, where: str, dim: int | None) -> np.ndarray:
@@ -163,7 +170,7 @@ class HDF5Features:
         return checked(array, video_id, str(self.path), self.dim)
 
     def _read(self, video_id: str) -> Any:
-        entry = self._open().get(self.key.format(video_id=video_id))
+        entry = self._open().get(self.key.format(video_id=self._name(video_id)))
         if entry is None:
             raise FeatureError(f"features of {video_id!r} are missing from {self.path}")
         if not isinstance(entry, h5py.Dataset):
@@ -178,7 +185,12 @@ class HDF5Features:
 
     def __contains__(self, video_id: str) -> bool:
         with self._reading(video_id):
-            return self.key.format(video_id=video_id) in self._open()
+            return self.key.format(video_id=self._name(video_id)) in self._open()
+
+    def _name(self, video_id: str) -> str:
+        """What the file calls a video; its id where it has none."""
+        names = _names_of(video_id)
+        return next((name for name in names if self.key.format(video_id=name) in self._open()), video_id)
 
     def video_ids(self) -> Iterable[str]:
         with self._reading():
@@ -191,7 +203,7 @@ class HDF5Features:
 
     def duration(self, video_id: str) -> float | None:
         with self._reading(video_id):
-            entry = self._open().get(video_id)
+            entry = self._open().get(self._name(video_id))
             seconds = None if entry is None else entry.attrs.get("duration")
             return None if seconds is None else float(seconds)
 
@@ -347,10 +359,13 @@ class FolderFeatures:
 
     def _file(self, video_id: str) -> Path | None:
         """The file of a video. Raises :class:`FeatureError` where there are two."""
-        found = [file for suffix in _ARRAYS if (file := self.path / f"{video_id}{suffix}").is_file()]
-        if len(found) > 1:
-            raise FeatureError(f"features of {video_id!r}: there is {found[0]} and {found[1].name}; delete one")
-        return found[0] if found else None
+        for name in _names_of(video_id):
+            found = [file for suffix in _ARRAYS if (file := self.path / f"{name}{suffix}").is_file()]
+            if len(found) > 1:
+                raise FeatureError(f"features of {video_id!r}: there is {found[0]} and {found[1].name}; delete one")
+            if found:
+                return found[0]
+        return None
 
     def video_ids(self) -> Iterable[str]:
         names: set[str] = set()

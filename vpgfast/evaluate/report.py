@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vpgfast.config import TrainConfig
-from vpgfast.data.corpus import Corpus, annotation_file
+from vpgfast.data.corpus import Corpus, annotation_file, tested_and_validated
 from vpgfast.data.types import Paragraph
 from vpgfast.errors import CheckpointError
+from vpgfast.evaluate import selection
 from vpgfast.evaluate.split import Answers, Evaluation
 from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
@@ -61,8 +62,9 @@ def _write(
             draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
         except CheckpointError as error:  # the numbers are worth more than a picture that can't be written
             problem = error
+    shared = tested_and_validated(corpus.splits)
     # The last of all files: it says that the run is finished, and a kill must not leave one that lacks others.
-    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, highlights)
+    write_metrics(output / METRICS_FILE, evaluation, config, corpus.name, split, seconds, shared, highlights)
     if problem is not None:
         raise problem
     return highlights
@@ -85,10 +87,11 @@ def write_metrics(
     corpus: str,
     split: str,
     seconds: float,
+    shared: int,
     highlights: Mapping[str, Any] | None = None,
 ) -> None:
     """``metrics.json``: what was run, and the numbers as fractions in [0, 1]; those of QVHighlights' own evaluation in
-    per cent, as its authors print them."""
+    per cent, as its authors print them. ``shared`` test videos are validation videos too."""
     content: dict[str, Any] = {
         "method": config.method,
         "corpus": corpus,
@@ -98,6 +101,8 @@ def write_metrics(
         "metrics": evaluation.metrics,
         "baselines": evaluation.baselines,
         "control": evaluation.control,
+        # What chose the epoch, whether that looked at spans, and how many test videos it saw.
+        "selection": {"by": config.select_by, "sees_spans": selection.sees_spans(config), "test_videos": shared},
     }
     if evaluation.retrieval is not None:
         content["retrieval"] = asdict(evaluation.retrieval)

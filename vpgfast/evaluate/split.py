@@ -28,6 +28,9 @@ from vpgfast.models.embed import finds_videos
 from vpgfast.models.registry import get_method
 from vpgfast.models.windows import is_long, predict_long
 
+ORDERS = 5
+"""Random orders of a method's own candidates that are drawn."""
+
 
 @dataclass
 class Answers:
@@ -71,7 +74,8 @@ class Evaluation:
 
     Attributes:
         metrics: by name, fractions in [0, 1].
-        baselines: random, uniform, prior, whole video, ... -> the same names, see :mod:`vpgfast.metrics.baselines`.
+        baselines: random, uniform, prior, whole video, ... -> the same names, see :mod:`vpgfast.metrics.baselines`; and
+            "random candidates" of a method that chooses among a list, see :func:`random_candidates`.
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         answers: what was predicted for each item.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
@@ -170,12 +174,45 @@ def predict(
         if long is not None:
             long.put_into(answers, batch, top_n)
         mine.append((number * fabric.world_size + fabric.global_rank, answers))
+    return _together(fabric, mine, loader)
+
+
+def _together(fabric: Fabric, mine: Sequence[tuple[int, Answers]], loader: Loader) -> Answers:
+    """Every process's answers, each with the number of its batch, in order."""
     shares = sorted((share for rank in gather(fabric, mine) for share in rank), key=lambda share: share[0])
     total = len(loader.dataset)  # type: ignore[arg-type]  # where processes share unevenly, the first batches come twice
     everything = Answers()
     for _, answers in shares:
         everything.add(answers, total)
     return everything
+
+
+@torch.no_grad()
+def random_candidates(fabric: Fabric, model: Any, loader: Loader, config: TrainConfig) -> dict[str, float] | None:
+    """What a method's own list of spans earns in a random order, suppressed as it does: the mean of a few orders.
+
+    ``None`` of a method that has no such list.
+
+    Args:
+        model: as ``fabric.setup`` returns it.
+    """
+    method = getattr(model, "module", model)
+    drawn: list[list[tuple[int, Answers]]] = [[] for _ in range(ORDERS)]
+    hidden = True if fabric.global_rank else None  # None: hidden where there is no terminal
+    for number, batch in enumerate(tqdm(loader, desc="random candidates", leave=False, disable=hidden, unit="batch")):
+        place = number * fabric.world_size + fabric.global_rank
+        generator = torch.Generator().manual_seed(EVALUATION_SEED + place)
+        batch = batch.to(fabric.device)
+        for mine in drawn:
+            prediction = method.at_random(batch, config.top_n, generator)
+            if prediction is None:
+                return None
+            mine.append((place, Answers.of(prediction, batch)))
+    scores = []
+    for mine in drawn:
+        answers = _together(fabric, mine, loader)
+        scores.append(evaluate_spans(answers.ranked, answers.paragraphs, config.metrics))
+    return {name: float(np.mean([row[name] for row in scores])) for name in scores[0]}
 
 
 def evaluate_split(
@@ -203,9 +240,12 @@ def evaluate_split(
         label = f"predicting {split}, swapped"
         other = predict(fabric, model, loader, config.top_n, label, long)
         control = evaluate_spans(other.ranked, other.paragraphs, rules)
+    rows = baselines(corpus.splits["train"], paragraphs, rules, EVALUATION_SEED)
+    loader = split_loader(fabric, config, corpus, paragraphs, vectors, needs, training=False)
+    by_chance = random_candidates(fabric, model, loader, config)
     return Evaluation(
         metrics=evaluate_spans(answers.ranked, answers.paragraphs, rules),
-        baselines=baselines(corpus.splits["train"], paragraphs, rules, EVALUATION_SEED),
+        baselines=rows if by_chance is None else rows | {"random candidates": by_chance},
         control=control,
         answers=answers,
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)

@@ -364,22 +364,36 @@ class DMRJRG(RetrievalMethod):
         there = batch.sentence_mask
         clips, sentences = self.project(batch.video), self.text(batch).sentences
         moments = self(clips, sentences, there, self.align(sentences, clips))
-        scores = to_paragraphs(moments.logits.sigmoid(), there, -torch.inf)
+        prediction = self.rank(to_paragraphs(moments.logits.sigmoid(), there, -torch.inf), batch, top_n)
+        if self.config.decode == "independent":
+            return prediction
+        seconds = self.spans_in_segments() / self.config.segments * batch.durations[:, None, None, None]
+        log_scores = to_paragraphs(F.logsigmoid(moments.logits), there, -torch.inf)
+        candidates = Candidates(seconds.expand(*log_scores.shape, 2), log_scores)
+        return put_in_order(prediction, candidates, there, self.config.nms)
+
+    def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction:
+        """As :class:`Method`."""
+        there = batch.sentence_mask
+        scores = torch.rand(*there.shape, self.cells.shape[1], generator=generator).to(there.device)
+        return self.rank(scores.masked_fill(~there.unsqueeze(-1), -torch.inf), batch, top_n)
+
+    def spans_in_segments(self) -> Tensor:
+        """Of all moments, float64 [P, 2]."""
+        return torch.stack([self.cells[0], self.cells[1] + 1], 1).double()
+
+    def rank(self, scores: Tensor, batch: Batch, top_n: int) -> Prediction:
+        """The ``top_n`` moments of the highest scores [B, M, P], after suppression."""
         # In segments, whose overlaps are exact: many pairs of moments have an IoU of just 1/2.
-        spans = torch.stack([self.cells[0], self.cells[1] + 1], 1).double().expand(*scores.shape, 2)
+        spans = self.spans_in_segments().expand(*scores.shape, 2)
         kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
         found = kept >= 0
         kept = kept.clamp_min(0)
         chosen = spans.gather(2, kept.unsqueeze(-1).expand(-1, -1, -1, 2)) / self.config.segments
-        prediction = Prediction(
+        return Prediction(
             spans=(chosen * batch.durations[:, None, None, None]).masked_fill(~found.unsqueeze(-1), 0),
             scores=scores.gather(2, kept).masked_fill(~found, -torch.inf),
         )
-        if self.config.decode == "independent":
-            return prediction
-        seconds = spans / self.config.segments * batch.durations[:, None, None, None]
-        candidates = Candidates(seconds, to_paragraphs(F.logsigmoid(moments.logits), there, -torch.inf))
-        return put_in_order(prediction, candidates, there, self.config.nms)
 
     @torch.no_grad()
     def candidates(self, batch: Batch, count: int) -> Candidates:

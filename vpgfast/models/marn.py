@@ -166,6 +166,11 @@ class MARN(Method):
             scores = scores + self.config.epsilon * clips.weights[:, self.middle]
         return scores
 
+    def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction:
+        """As :class:`Method`."""
+        scores = torch.rand(len(batch.video), self.spans.shape[-2], generator=generator)
+        return self.rank(scores.to(self.spans.device), batch, top_n)
+
     def rank(self, scores: Tensor, batch: Batch, top_n: int) -> Prediction:
         """The ``top_n`` proposals of the highest scores, after suppression."""
         spans = self.spans.expand(len(scores), -1, -1)

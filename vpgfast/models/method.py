@@ -54,6 +54,15 @@ class Method(ModuleWithConstants, ABC):
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The ``top_n`` best spans of each sentence."""
 
+    def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction | None:
+        """The spans that it would choose among, ranked at random and suppressed as it does; the network is not asked.
+        ``None``: it has no such list.
+
+        Args:
+            generator: of the order, on the CPU.
+        """
+        return None
+
     def candidates(self, batch: Batch, count: int) -> Candidates | None:
         """The ``count`` best spans of single sentences, [B, P, 2] in seconds, P <= ``count``, with scores that can be
         compared between parts of one video, as logarithms; ``None``: it has no such scores.

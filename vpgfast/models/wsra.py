@@ -128,6 +128,13 @@ class WSRA(Method):
         scores = scores.masked_fill(~moments.mask, -torch.inf)
         return moments.spans * batch.durations[:, None, None], scores
 
+    def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction:
+        """As :class:`Method`."""
+        moments = self.moments(batch)
+        scores = torch.rand(moments.mask.shape, generator=generator).to(moments.mask.device)
+        spans = moments.spans * batch.durations[:, None, None]
+        return self.rank(spans, scores.masked_fill(~moments.mask, -torch.inf), top_n)
+
     def rank(self, spans: Tensor, scores: Tensor, top_n: int) -> Prediction:
         """The ``top_n`` moments of the highest scores."""
         if self.config.nms is None:

@@ -25,17 +25,19 @@ from vpgfast.checkpoint import (
     set_random_state,
 )
 from vpgfast.command import open_log
-from vpgfast.config import OptimConfig, TrainConfig, nearest, to_dict
+from vpgfast.config import OptimConfig, TrainConfig, to_dict
 from vpgfast.data.batches import Loader, warn_of_long_sentences
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.features import usual_clips
 from vpgfast.data.text import count_content_words
 from vpgfast.errors import ConfigError, UserError
+from vpgfast.evaluate import selection
 from vpgfast.evaluate.report import report, table_from
+from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.evaluate.split import LongVideos, evaluate_split, predict, split_loader
 from vpgfast.fabric import gather, make_fabric, mark_forward_methods
 from vpgfast.files import METRICS_FILE, MODEL_FILE, STATE_FILE
-from vpgfast.metrics.rules import metric_names
+from vpgfast.metrics.corpus import for_tables
 from vpgfast.metrics.spans import evaluate_spans
 from vpgfast.models.layers import weight_decay_groups
 from vpgfast.models.registry import get_method
@@ -48,9 +50,7 @@ log = logging.getLogger(__name__)
 
 def run(config: TrainConfig) -> None:
     """Train as the settings say, unless the output folder holds this run already."""
-    if config.select_by not in metric_names(config.metrics):
-        hint = nearest(config.select_by, metric_names(config.metrics))
-        raise ConfigError(f"select_by: no metric {config.select_by!r}{hint}; add it by metrics.top_n or .thresholds")
+    selection.check(config)
     output = config.output_folder()
     fabric = make_fabric(config)
     found = fabric.broadcast(look_into(output, config) if fabric.global_rank == 0 else "")
@@ -97,6 +97,10 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
     fabric.seed_everything(config.seed + fabric.global_rank, verbose=False)
     training = split_loader(fabric, config, corpus, corpus.splits["train"], vectors, needs, training=True)
     validation = split_loader(fabric, config, corpus, corpus.splits["val"], vectors, needs, training=False)
+    by = config.select_by
+    judging = None  # without spans where the method trains without
+    if by == selection.LOSS:
+        judging = split_loader(fabric, config, corpus, corpus.splits["val"], vectors, needs, training=True)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     log.info("%s: %.2f million parameters, %d steps an epoch, on %s", config.method, size, len(training), fabric.device)
 
@@ -123,15 +127,21 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         module.eval()
         answers = predict(fabric, module, validation, config.top_n, "validating", long)
         scores = evaluate_spans(answers.ranked, answers.paragraphs, config.metrics)
-        score = scores[config.select_by]
+        if judging is not None:
+            scores[selection.LOSS] = selection.validation_loss(fabric, module, judging, config.seed)
+        if selection.is_of_videos(by):
+            items = answers.paragraphs, answers.ranked
+            found = evaluate_retrieval(fabric, module, config, corpus, vectors, "val", *items)
+            scores |= for_tables(found.metrics)
+        score = selection.score_of(by, epoch, scores)
         improved = score > best
         if improved:
             best, best_epoch = score, epoch
         row = {"epoch": epoch, **{f"train {name}": value for name, value in losses.items()}}
         history.append({**row, **{f"val {name}": value for name, value in scores.items()}})
         log.info(
-            "epoch %d/%d: loss %.4f, val %s %.2f%%%s (%.1f s)",
-            *(epoch, config.epochs, losses["loss"], config.select_by, 100 * score),
+            "epoch %d/%d: loss %.4f, %s%s (%.1f s)",
+            *(epoch, config.epochs, losses["loss"], selection.describe(by, scores)),
             *(" (best)" if improved else "", time.monotonic() - began),
         )
         if board is not None:
@@ -168,11 +178,13 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         board.close()
 
     fabric.barrier()
-    log.info("the best of %d epochs was %d: val %s %.2f%%", epoch, best_epoch, config.select_by, 100 * best)
+    chosen = {name.removeprefix("val "): value for name, value in history[best_epoch - 1].items()}
+    looks = "looks at its spans" if selection.sees_spans(config) else "sees no span"
+    log.info("%d epochs, %d is kept: %s; this choice %s", epoch, best_epoch, selection.describe(by, chosen), looks)
     load_weights(model, load_checkpoint(output / MODEL_FILE).weights, output / MODEL_FILE)
     evaluation = evaluate_split(fabric, module, config, corpus, vectors, "test")
     if first:
-        draw_curves(history, config.select_by, output / "training.png", f"{config.method} on {corpus.name}")
+        draw_curves(history, by, output / "training.png", f"{config.method} on {corpus.name}")
         report(evaluation, config, corpus, "test", seconds + time.monotonic() - start, output)
         print(f"model: {output / MODEL_FILE}")
 

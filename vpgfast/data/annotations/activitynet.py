@@ -2,8 +2,8 @@
 paragraph.
 
 Files ``train.json``, ``val_1.json``, ``val_2.json``. The two validation files hold independent paragraphs of nearly
-the same videos. Papers differ in which one they test on: SeqPAN on ``val_1`` (and validates on ``val_2``); 2D-TAN and
-the paragraph methods on ``val_2``.
+the same videos. Papers differ in which one they test on: SeqPAN on ``val_1`` (which its program
+also chooses the epoch by); 2D-TAN and the paragraph methods on ``val_2``; MARN on both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 from vpgfast.data.annotations import _io
 from vpgfast.data.types import Paragraph
 
-SPLITS = ("train", "val_1", "val_2")
+BOTH = "val_1+val_2"
+"""One after the other: what MARN tests on."""
+SPLITS = ("train", "val_1", "val_2", BOTH)
 
 
 def load(
@@ -27,7 +29,7 @@ def load(
     """Read one split.
 
     Args:
-        split: ``"train"``, ``"val_1"`` or ``"val_2"``.
+        split: ``"train"``, ``"val_1"``, ``"val_2"``, or ``"val_1+val_2"`` for both files.
         root: folder of the json files, plain or ``.gz``.
         level: ``"paragraph"``, or ``"sentence"`` for paragraphs of one sentence each.
         clean: clamp spans to the video and drop those with start >= end; ``False`` leaves everything as published.
@@ -36,6 +38,9 @@ def load(
             stay).
     """
     _io.check_split(split, SPLITS, "activitynet")
+    if split == BOTH:
+        parts = (load(part, root, level, clean=clean, bad_span=bad_span) for part in split.split("+"))
+        return [paragraph for part in parts for paragraph in part]
     path = _io.find(root, f"{split}.json")
     paragraphs = []
     for video_id, record in _io.read_json_object(path).items():
