@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning_fabric import Fabric
 
 from vpgfast.config import TrainConfig, nearest
 from vpgfast.data.batches import Loader
-from vpgfast.errors import ConfigError
+from vpgfast.errors import ConfigError, UserError
 from vpgfast.fabric import gather
 from vpgfast.metrics.corpus import IN_TABLES, corpus_metric_names
 from vpgfast.metrics.rules import metric_names
@@ -53,12 +54,18 @@ def validation_loss(fabric: Fabric, module: Any, loader: Loader, seed: int) -> f
 
     Args:
         module: a method, as ``fabric.setup`` returns it, in evaluation mode.
+
+    Raises:
+        UserError: it is no number.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         mine = [float(module.loss(batch.to(fabric.device))["loss"]) for batch in loader]
     losses = [loss for rank in gather(fabric, mine) for loss in rank]
-    return sum(losses) / len(losses)
+    mean = sum(losses) / len(losses)
+    if not math.isfinite(mean):
+        raise UserError(f"the loss on the validation split became {mean}, so it can't choose an epoch; see select_by")
+    return mean
 
 
 def score_of(select_by: str, epoch: int, scores: Mapping[str, float]) -> float:
