@@ -98,8 +98,7 @@ def test_marn(data: str, B: int, part: str, device: torch.device, record) -> Non
             floor_bytes={"forward": features + weights, "forward+backward": 2 * (features + weights) + weights},
             # Backward: by the weights and by what lies before, but for the first convolution, whose input is data.
             floor_flops={"forward": forward, "forward+backward": 3 * forward - reduce * (2 if part == "step" else 1)},
-            # The attention's gradients nearly cancel: with AVX2 the dense form's are 0.9 % off those in float64, where ours
-            # are 5e-6 off.
+            # The attention's gradients nearly cancel: with AVX2 the dense form's are 0.9 % off those in float64.
             tolerance=1e-2,
         )
     )
