@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -151,10 +151,23 @@ def parse_train(argv: Sequence[str], prog: str = "python -m vpgfast.train") -> T
         settings, source = read_yaml(known.config), str(known.config)
     elif known.method not in (None, DEFAULT_METHOD):
         settings = {}
-    method = known.method or settings.get("method", DEFAULT_METHOD)
+    own = settings.get("method", DEFAULT_METHOD)
+    method = known.method or own
     parser = _parser(method, source, prog)
-    _set_defaults(parser, settings, source)
+    _set_defaults(parser, for_method(flatten(settings), own, method), source)
     return _instantiate(parser, method, _parse_args(parser, rest))
+
+
+def for_method(settings: Mapping[str, Any], own: str, method: str) -> dict[str, Any]:
+    """Settings of a run of ``own`` for a run of ``method``: those below ``model`` only where both methods have them.
+
+    Args:
+        settings: dotted, as of :func:`flatten`; what is a setting of neither stays, for whoever checks them.
+    """
+    if own == method or own not in METHODS or method not in METHODS:
+        return dict(settings)
+    left = {field.name for field in fields(get_config(own))} - {field.name for field in fields(get_config(method))}
+    return {key: value for key, value in settings.items() if key not in {f"model.{name}" for name in left}}
 
 
 def from_dict(settings: Mapping[str, Any], source: str, argv: Sequence[str] = (), prog: str = "vpgfast") -> TrainConfig:
@@ -265,7 +278,8 @@ def _parser(method: str, source: str, prog: str) -> ArgumentParser:
         allow_abbrev=False,
         usage=f"{prog} [--config FILE] [--output FOLDER] [--KEY VALUE ...]",
         description="Train a grounding method and evaluate it. Without arguments: SeqPAN on moving_shapes, made here.",
-        epilog="Settings are taken from --config FILE, then from the arguments. --method decides what --model.* means.",
+        epilog="Settings are taken from --config FILE, then from the arguments. --method decides what --model.* means; "
+        "of a file for another method it takes the model settings that both have.",
     )
     # Both are read beforehand; they stand here for --help and so that --method may also come last.
     parser.add_argument("--config", type=str, default=None, help="YAML file of settings; see configs/")

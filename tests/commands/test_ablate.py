@@ -175,6 +175,20 @@ def test_arguments_of_a_run_make_its_config(tables_file: Path) -> None:
     assert widths == [2, 2, 8, 8, 32, 32]  # what a row sets counts
 
 
+def test_a_row_of_another_method_takes_what_both_have() -> None:
+    """Of the config file, the shared arguments and the table alike; what only the other method has is left out."""
+    path = ROOT / "configs" / "dmr_jrg" / "ablations.yaml"
+    config = path.with_name("moving_shapes.yaml")
+    settings = ["--config", str(config), "--model.segments", "8", "--model.dim=32", "--optim.lr=0.01"]
+    made = plan.make_plan(read_tables(path), settings, [0], Path("out"), str(path))
+    (name,) = {name for (_, row), name in made.names.items() if row == "plain alignment"}
+    (run,) = [run for run in made.runs if run.name == name]
+    assert parse_train(run.arguments) == run.config
+    assert (run.config.method, run.config.model.dim, run.config.optim.lr) == ("plain_alignment", 32, 0.01)
+    assert run.config.model.max_clips == 64
+    assert all(run.config.model.segments == 8 for run in made.runs if run.name != name)
+
+
 def test_rows_that_look_alike_have_folders_of_their_own(tmp_path: Path) -> None:
     text = TABLES.replace("name: other", "name: Same!").replace("model.width: 8, model", "model.width: 9, model")
     plan = plan_of(write(tmp_path, text))

@@ -175,7 +175,7 @@ def test_unknown_words_are_named(run: Path, video: Path, tmp_path: Path, capsys:
     )
 
 
-@pytest.mark.parametrize("method", ["marn", "wsra", "siamgtr"])
+@pytest.mark.parametrize("method", ["marn", "wsra", "siamgtr", "plain_alignment"])
 def test_weakly_supervised_methods(method: str, data_args: list[str], tmp_path: Path) -> None:
     """Trained, evaluated and asked with the commands alone, on the features of motion that `ground` makes again."""
     args = ["--method", method, "--data.features=motion", "--epochs=1", "--accelerator=cpu", *data_args]
@@ -183,6 +183,7 @@ def test_weakly_supervised_methods(method: str, data_args: list[str], tmp_path: 
         "marn": ["--model.reduction=1", "--model.dim=8"],
         "wsra": ["--model.hidden=8"],
         "siamgtr": ["--model.dim=8", "--model.max_clips=16", "--model.alignment_weight=1"],
+        "plain_alignment": ["--model.dim=8", "--model.max_clips=16"],
     }[method]
     folder = tmp_path / "run"
     assert train.main([*args, *sizes, "--output", str(folder)]) == 0

@@ -13,12 +13,13 @@ from vpgfast.data.feature_files import FeatureStore, Source, VideoFeatures
 from vpgfast.encoders.identity import Identity
 from vpgfast.models.registry import METHODS
 
-WEAK = ("marn", "wsra", "dmr_jrg", "siamgtr")
+WEAK = ("marn", "wsra", "dmr_jrg", "siamgtr", "plain_alignment")
 SETTINGS = {
     "seqpan": ["--model.dim=16", "--model.heads=2"],
     "marn": [],
     "wsra": [],
     "siamgtr": ["--model.dim=16", "--model.feed_forward=16", "--model.max_clips=16"],
+    "plain_alignment": ["--model.dim=16", "--model.max_clips=16"],
     "dmr_jrg": ["--model.dim=16", "--model.max_clips=16", "--model.segments=8"],
 }
 

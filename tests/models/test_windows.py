@@ -161,7 +161,7 @@ def test_evaluate_sees_long_videos_through_windows(monkeypatch: pytest.MonkeyPat
     assert answers.curves[1] is None, "a curve of the whole video says nothing of its windows"
 
 
-@pytest.mark.parametrize("name", ["seqpan", "marn", "wsra", "dmr_jrg", "siamgtr"])
+@pytest.mark.parametrize("name", ["seqpan", "marn", "wsra", "dmr_jrg", "siamgtr", "plain_alignment"])
 @pytest.mark.parametrize("decode", ["independent", "ordered"])
 def test_every_method_answers_about_a_long_video(name: str, decode: str) -> None:
     settings: dict[str, Any] = {
@@ -173,6 +173,7 @@ def test_every_method_answers_about_a_long_video(name: str, decode: str) -> None
             **{"reconstructor_heads": 2, "reconstructor_layers": 1},
         },
         "siamgtr": {"dim": 8, "heads": 2, "layers": 1, "feed_forward": 8, "concepts": 0, "alignment_weight": 1.0},
+        "plain_alignment": {"dim": 8},
     }[name]
     config = from_dict({"method": name, "model": {**settings, "max_clips": SIZE, "decode": decode}}, "test")
     model = with_random_weights(get_method(name)(config.model, WIDTH, word_vectors()), 0.7, torch.float32).eval()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpgfast.ablate.tables import Row, Table
-from vpgfast.config import TrainConfig, nearest, parse_train, to_dict
+from vpgfast.config import TrainConfig, for_method, nearest, parse_train, to_dict
 from vpgfast.errors import ConfigError
 from vpgfast.metrics.corpus import STRICT, corpus_metric_names
 from vpgfast.metrics.rules import metric_names
@@ -88,14 +88,17 @@ def make_plan(
     runs: list[Run] = []
     names: dict[tuple[str, str], str] = {}
     known: dict[str, str] = {}  # settings -> name
+    base = parse_train(settings).method
     for table in tables:
         for row in table.rows:
             where = f"{source}, table {table.title!r}, row {row.name!r}"
-            changes = {**table.settings, **row.settings}
+            method = row.settings.get("method", base)
+            changes = {**for_method(table.settings, base, method), **row.settings}
             for key in _OURS:
                 if key in changes:
                     raise ConfigError(f"{where}: {key!r} is decided by the command; leave it out of the settings")
-            arguments = [*settings, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
+            shared = _arguments_for(settings, base, method)
+            arguments = [*shared, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
             try:
                 config = parse_train(arguments)
             except ConfigError as error:
@@ -111,6 +114,18 @@ def make_plan(
                     runs.append(Run(name, seeded, (*arguments, *ours)))
             names[table.title, row.name] = known[described]
     return Plan(runs, names)
+
+
+def _arguments_for(settings: Sequence[str], own: str, method: str) -> list[str]:
+    """Arguments of a run of ``own`` for a row of another method, as :func:`vpgfast.config.for_method`."""
+    kept: list[str] = []
+    left_out = False
+    for argument in settings:
+        if argument.startswith("--"):
+            left_out = not for_method({argument[2:].partition("=")[0]: None}, own, method)
+        if not left_out:
+            kept.append(argument)
+    return kept
 
 
 def _argument(value: Any) -> str:

@@ -22,6 +22,7 @@ _PAPERS = {
     "wsra": "WSRA (Fang et al.)",
     "siamgtr": "SiamGTR (Tan et al.)",
     "dmr_jrg": "DMR-JRG (joint retrieval and grounding of paragraphs)",
+    "plain_alignment": "plain alignment of sentences and clips, without context",
     "similarity": "similarity of an encoder's vectors, without training",
 }
 

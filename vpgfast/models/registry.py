@@ -23,6 +23,10 @@ METHODS = {
     "wsra": Place("vpgfast.models.wsra:WSRA", "vpgfast.models.configs.wsra:WSRAConfig"),
     "siamgtr": Place("vpgfast.models.siamgtr:SiamGTR", "vpgfast.models.configs.siamgtr:SiamGTRConfig"),
     "similarity": Place("vpgfast.models.similarity:Similarity", "vpgfast.models.configs.similarity:SimilarityConfig"),
+    "plain_alignment": Place(
+        "vpgfast.models.plain_alignment:PlainAlignment",
+        "vpgfast.models.configs.plain_alignment:PlainAlignmentConfig",
+    ),
     "dmr_jrg": Place("vpgfast.models.dmr_jrg:DMRJRG", "vpgfast.models.configs.dmr_jrg:DMRJRGConfig"),
 }
 """Each method by its name; imported only when asked for."""
