@@ -36,8 +36,9 @@ from vpgfast.cache import encoded
 from vpgfast.checkpoint import build_model, load_checkpoint, settings_of
 from vpgfast.data.batches import make_batch
 from vpgfast.data.features import resample
-from vpgfast.data.moving_shapes import ShapesVideo, encode_video, render_frames, script_video
+from vpgfast.data.moving_shapes import encode_video, render_frames, script_video
 from vpgfast.data.options import MovingShapesOptions
+from vpgfast.data.shape_scripts import ShapesVideo
 from vpgfast.data.types import Paragraph
 from vpgfast.encoders.base import load_encoder
 from vpgfast.ground.grounding import ground
@@ -270,7 +271,7 @@ def read_paragraphs(arguments: argparse.Namespace, share: float = 1.0) -> tuple[
     begin = np.concatenate([[0.0], np.cumsum([video.duration for video in videos])])
     told: list[tuple[tuple[str, str, str], str, tuple[float, float]]] = []
     for video, offset in zip(videos, begin, strict=False):
-        events = {(e.start, e.action): s for s in video._shapes for e in s.events}
+        events = {(e.start, e.action): s for s in video.shapes for e in s.events}
         for sentence, (start, end) in zip(video.sentences, video.spans, strict=True):
             ((shape, action),) = [(s, a) for (at, a), s in events.items() if at == start]
             told.append(((shape.colour, shape.kind, action), sentence, (offset + start, offset + end)))

@@ -17,7 +17,6 @@ from vpgfast.data import moving_shapes
 from vpgfast.data.corpus import load_corpus, read_moving_shapes
 from vpgfast.data.features import HDF5Features
 from vpgfast.data.moving_shapes import (
-    ACTIONS,
     make_moving_shapes,
     pixel_features,
     render_frames,
@@ -26,6 +25,7 @@ from vpgfast.data.moving_shapes import (
 )
 from vpgfast.data.options import DataConfig, MovingShapesOptions
 from vpgfast.data.pixels import HUES, NUM_BLOBS
+from vpgfast.data.shape_scripts import ACTION_PHRASES, ACTIONS
 from vpgfast.data.text import tokenize
 from vpgfast.errors import ConfigError
 
@@ -52,10 +52,10 @@ def test_scripts_keep_their_promises():
         assert options.min_duration - 0.1 <= video.duration <= options.max_duration + 0.1
         assert (lengths > options.min_event - 0.02).all()
         assert (lengths < options.max_event + 0.02).all()
-        described = video._shapes[: options.shapes]
+        described = video.shapes[: options.shapes]
         events = [(s.colour, e.action) for s in described for e in s.events]
         assert len(set(events)) == len(events) == len(spans)
-        assert len({s.colour for s in video._shapes}) == options.shapes + options.distractors
+        assert len({s.colour for s in video.shapes}) == options.shapes + options.distractors
         seen.update(action for _, action in events)
     assert set(seen) == set(ACTIONS)
     assert min(seen.values()) > 0.3 * max(seen.values())
@@ -65,9 +65,9 @@ def test_sentences_name_the_shape_and_the_action():
     options = MovingShapesOptions(synonyms=False)
     for number in range(30):
         video = script_video(options, 0, "val", number)
-        events = sorted((e.start, s, e) for s in video._shapes[: options.shapes] for e in s.events)
+        events = sorted((e.start, s, e) for s in video.shapes[: options.shapes] for e in s.events)
         for sentence, (_, shape, event) in zip(video.sentences, events, strict=True):
-            phrase = moving_shapes._ACTION_PHRASES[event.action][0]
+            phrase = ACTION_PHRASES[event.action][0]
             assert re.fullmatch(f"(A|The) {shape.colour} {shape.kind} {phrase}\\.", sentence)
 
 
@@ -203,7 +203,7 @@ def test_what_happens_shows_in_the_features(tmp_path, action):
     found = 0
     for number in range(200):
         video = script_video(options, 5, "test", number)
-        (shape,) = video._shapes
+        (shape,) = video.shapes
         if shape.events[0].action != action:
             continue
         render_video(options, 5, "test", number, tmp_path / "v.mp4")
@@ -241,7 +241,7 @@ def test_options_change_the_picture():
 def test_distractors_are_not_described():
     options = MovingShapesOptions(distractors=3)
     video = script_video(options, 0, "train", 1)
-    others = video._shapes[options.shapes :]
+    others = video.shapes[options.shapes :]
     assert len(others) == 3
     assert any(s.events for s in others)
     for shape in others:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
 from multiprocessing.connection import wait
@@ -35,6 +35,7 @@ from vpgfast.cache import cache_folder
 from vpgfast.data.feature_files import text_attribute
 from vpgfast.data.options import COLOURS, MovingShapesOptions
 from vpgfast.data.pixels import PixelFeatures
+from vpgfast.data.shape_scripts import GROWTH, Shape, ShapesVideo, script_distinct
 from vpgfast.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -54,178 +55,19 @@ _RGB = (
     (225, 225, 225),
 )
 _COLOURS = dict(zip(COLOURS, _RGB, strict=True))
-_SHAPE_WORDS = {
-    "circle": ("circle", "disc"),
-    "square": ("square", "box"),
-    "triangle": ("triangle", "wedge"),
-    "cross": ("cross", "plus sign"),
-    "ring": ("ring", "hoop"),
-}
-_ACTION_PHRASES = {
-    "appear": ("appears", "fades in", "comes into view"),
-    "vanish": ("disappears", "fades away", "vanishes"),
-    "left": ("moves left", "slides to the left", "drifts towards the left side"),
-    "right": ("moves right", "slides to the right", "drifts towards the right side"),
-    "up": ("moves up", "rises", "climbs higher"),
-    "down": ("moves down", "sinks", "falls lower"),
-    "grow": ("grows", "gets bigger", "expands"),
-    "shrink": ("shrinks", "gets smaller", "contracts"),
-    "blink": ("blinks", "flashes", "flickers"),
-    "shake": ("shakes", "trembles", "wobbles"),
-}
-ACTIONS = tuple(_ACTION_PHRASES)
-_DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-_GROWTH = 1.7
 _NOISE_PICTURES = 16
 _MAKING = f".making-{platform.node()}-"
-
-
-@dataclass
-class _Event:
-    action: str
-    start: float
-    end: float
-    amount: tuple[float, float] = (0.0, 0.0)  # how far a move goes
-
-
-@dataclass
-class _Shape:
-    colour: str
-    kind: str
-    x: float
-    y: float
-    radius: float
-    visible: bool  # at the start
-    events: list[_Event] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ShapesVideo:
-    """The script of one video: what is drawn, and what is said about it.
-
-    Attributes:
-        video_id: e.g. ``"test_00007"``.
-        duration: seconds.
-        sentences: one an event, in the order of the events.
-        spans: start and end of each event in seconds.
-    """
-
-    video_id: str
-    duration: float
-    sentences: tuple[str, ...]
-    spans: tuple[tuple[float, float], ...]
-    _shapes: tuple[_Shape, ...]
-    _seed: tuple[int, int, int]
 
 
 def script_video(options: MovingShapesOptions, seed: int, split: str, number: int) -> ShapesVideo:
     """Write the script of video ``number`` of a split; it depends on nothing but the arguments."""
     key = (seed, SPLITS.index(split), number)
-    rng = np.random.default_rng(key)
-    colours = rng.permutation(list(_COLOURS)[: options.colours])[: options.shapes + options.distractors]
-    cast = [_new_shape(rng, str(colour)) for colour in colours]
-    described, others = cast[: options.shapes], cast[options.shapes :]
-
-    sentences: list[str] = []
-    spans: list[tuple[float, float]] = []
-    mentioned: set[str] = set()
-    told: set[tuple[str, str]] = set()
-    lengths = rng.uniform(
-        options.min_event, options.max_event, rng.integers(options.min_events, options.max_events + 1)
-    )
-    busy = lengths.sum() + options.min_pause * (len(lengths) + 1)
-    idle = max(rng.uniform(options.min_duration, options.max_duration) - busy, 0)
-    pauses = options.min_pause + idle * rng.dirichlet(np.full(len(lengths) + 1, options.even_pauses))
-    time = 0.0
-    for pause, length in zip(pauses[:-1], lengths, strict=True):
-        time += pause
-        choices = [(s, a) for s in described for a in _possible(s) if (s.colour, a) not in told]
-        # An action first, then a shape, so that no action is rare only because few shapes are fit for it.
-        actions = sorted({action for _, action in choices})
-        action = actions[rng.integers(len(actions))]
-        fit = [shape for shape, a in choices if a == action]
-        shape = fit[rng.integers(len(fit))]
-        start, time = round(time, 2), round(time + length, 2)
-        _act(rng, shape, action, start, time)
-        told.add((shape.colour, action))
-        spans.append((start, time))
-        sentences.append(_sentence(rng, options, shape, action, described, mentioned))
-    duration = max(round((time + pauses[-1]) * options.fps), 1) / options.fps
-
-    for shape in others:
-        when = rng.uniform(0, 2 * options.max_event)
-        while when + options.min_event < duration:
-            end = min(when + rng.uniform(options.min_event, options.max_event), duration)
-            possible = _possible(shape)
-            _act(rng, shape, possible[rng.integers(len(possible))], when, end)
-            when = end + options.min_pause + rng.uniform(0, options.max_event)
-    # The last event may end with the rounded duration, never after it.
-    spans = [(start, min(end, duration)) for start, end in spans]
-    return ShapesVideo(f"{split}_{number:05d}", duration, tuple(sentences), tuple(spans), tuple(cast), key)
-
-
-def _new_shape(rng: np.random.Generator, colour: str) -> _Shape:
-    kinds = list(_SHAPE_WORDS)
-    x, y = rng.uniform(-0.7, 0.7, size=2)
-    return _Shape(colour, kinds[rng.integers(len(kinds))], x, y, rng.uniform(0.16, 0.34), bool(rng.random() < 0.6))
-
-
-def _state(shape: _Shape) -> tuple[float, float, float, bool]:
-    """Where and how large a shape is after its events so far, and whether it is visible."""
-    x, y, radius, visible = shape.x, shape.y, shape.radius, shape.visible
-    for event in shape.events:
-        x, y = x + event.amount[0], y + event.amount[1]
-        radius *= {"grow": _GROWTH, "shrink": 1 / _GROWTH}.get(event.action, 1.0)
-        visible = {"appear": True, "vanish": False}.get(event.action, visible)
-    return x, y, radius, visible
-
-
-def _possible(shape: _Shape) -> list[str]:
-    x, y, radius, visible = _state(shape)
-    if not visible:
-        return ["appear"]
-    room = [name for name, (dx, dy) in _DIRECTIONS.items() if 0.8 - (x * dx + y * dy) >= 0.5]
-    resize = ["grow"] if radius < 0.28 else ["shrink"]
-    return ["vanish", "blink", "shake", *room, *resize]
-
-
-def _act(rng: np.random.Generator, shape: _Shape, action: str, start: float, end: float) -> None:
-    amount = (0.0, 0.0)
-    if action in _DIRECTIONS:
-        x, y, _, _ = _state(shape)
-        dx, dy = _DIRECTIONS[action]
-        far = rng.uniform(0.5, min(1.2, 0.8 - (x * dx + y * dy)) + 1e-9)
-        amount = (dx * far, dy * far)
-    shape.events.append(_Event(action, start, end, amount))
-
-
-def _sentence(
-    rng: np.random.Generator,
-    options: MovingShapesOptions,
-    shape: _Shape,
-    action: str,
-    described: list[_Shape],
-    mentioned: set[str],
-) -> str:
-    def word(words: tuple[str, ...]) -> str:
-        return words[rng.integers(len(words))] if options.synonyms else words[0]
-
-    article = "the" if shape.colour in mentioned else "a"
-    mentioned.add(shape.colour)
-    colour, kind = shape.colour, word(_SHAPE_WORDS[shape.kind])
-    names = [f"{article} {colour} {kind}"]
-    if options.synonyms:
-        names.append(f"{article} {kind} that is {colour}")
-        if article == "the":
-            names.append(f"the {colour} one")
-    phrase = word(_ACTION_PHRASES[action])
-    sentence = f"{names[rng.integers(len(names))]} {phrase}."
-    return sentence[0].upper() + sentence[1:]
+    return script_distinct(options, f"{split}_{number:05d}", key)
 
 
 def render_frames(video: ShapesVideo, options: MovingShapesOptions) -> np.ndarray:
     """uint8 [F, size, size, 3] frames of a video, F = duration * fps."""
-    rng = np.random.default_rng((*video._seed, 1))
+    rng = np.random.default_rng((*video.seed, 1))
     count, size = round(video.duration * options.fps), options.size
     times = (np.arange(count, dtype=np.float32) + 0.5) / options.fps
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
@@ -236,7 +78,7 @@ def render_frames(video: ShapesVideo, options: MovingShapesOptions) -> np.ndarra
     order = rng.integers(_NOISE_PICTURES, size=count)
     frames = np.repeat(_to_bytes(background + noise)[order][..., None], 3, axis=-1)
     shake = rng.normal(0, options.jitter, size=(2, count)).astype(np.float32) * (2 / size)
-    for shape in video._shapes:
+    for shape in video.shapes:
         x, y, radius, alpha = _motion(shape, times)
         _draw(frames, shape, x + shake[0], y + shake[1], radius, alpha, axis, noise[order])
     return frames
@@ -246,7 +88,7 @@ def _to_bytes(grey: np.ndarray) -> np.ndarray:
     return np.clip(grey + 0.5, 0, 255).astype(np.uint8)
 
 
-def _motion(shape: _Shape, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _motion(shape: Shape, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x, y, radius and opacity of a shape at each time."""
     x, y = np.full_like(times, shape.x), np.full_like(times, shape.y)
     radius, alpha = np.full_like(times, shape.radius), np.full_like(times, float(shape.visible))
@@ -260,7 +102,7 @@ def _motion(shape: _Shape, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
         elif event.action == "vanish":
             alpha = np.minimum(alpha, 1 - ramp)
         elif event.action in ("grow", "shrink"):
-            radius = radius * (_GROWTH if event.action == "grow" else 1 / _GROWTH) ** ramp
+            radius = radius * (GROWTH if event.action == "grow" else 1 / GROWTH) ** ramp
         elif event.action == "blink":
             alpha = np.where(inside & (((times - event.start) * 4).astype(int) % 2 == 0), 0, alpha)
         elif event.action == "shake":
@@ -270,7 +112,7 @@ def _motion(shape: _Shape, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 def _draw(
     frames: np.ndarray,
-    shape: _Shape,
+    shape: Shape,
     x: np.ndarray,
     y: np.ndarray,
     radius: np.ndarray,
