@@ -32,6 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpgfast.cache import cache_folder
+from vpgfast.data.discourse import script_discourse
 from vpgfast.data.feature_files import text_attribute
 from vpgfast.data.options import COLOURS, MovingShapesOptions
 from vpgfast.data.pixels import PixelFeatures
@@ -62,7 +63,8 @@ _MAKING = f".making-{platform.node()}-"
 def script_video(options: MovingShapesOptions, seed: int, split: str, number: int) -> ShapesVideo:
     """Write the script of video ``number`` of a split; it depends on nothing but the arguments."""
     key = (seed, SPLITS.index(split), number)
-    return script_distinct(options, f"{split}_{number:05d}", key)
+    script = script_discourse if options.discourse else script_distinct
+    return script(options, f"{split}_{number:05d}", key)
 
 
 def render_frames(video: ShapesVideo, options: MovingShapesOptions) -> np.ndarray:

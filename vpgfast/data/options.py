@@ -42,6 +42,9 @@ class MovingShapesOptions:
         size: width and height of the videos in pixels.
         fps: frames a second of the videos.
         clips_per_second: clips a second of the features.
+        discourse: tell events that happen more than once, by sentences that are true of several moments each and that
+            only their paragraph makes clear ("It does so again."); the described shapes are two then.
+        untold: with discourse: how many events of the described shapes no sentence tells.
     """
 
     train_videos: int = 800
@@ -65,14 +68,27 @@ class MovingShapesOptions:
     size: int = 64
     fps: int = 8
     clips_per_second: float = 2.0
+    discourse: bool = False
+    untold: int = 4
 
     def __post_init__(self) -> None:
+        most = self.max_events if self.discourse else 2 * self.shapes
         rules = {
-            "shapes": (self.shapes >= 1, "at least 1"),
+            "shapes": (
+                self.shapes == 2 if self.discourse else self.shapes >= 1,
+                "2, with discourse" if self.discourse else "at least 1",
+            ),
+            "untold": (self.untold >= 1, "at least 1"),
             "distractors": (0 <= self.distractors <= self.colours - self.shapes, "0 to colours - shapes"),
             "colours": (1 <= self.colours <= len(COLOURS), f"1 to {len(COLOURS)}"),
-            "min_events": (self.min_events >= 1, "at least 1"),
-            "max_events": (self.min_events <= self.max_events <= 2 * self.shapes, "min_events to 2 * shapes"),
+            "min_events": (
+                self.min_events >= (2 if self.discourse else 1),
+                "at least 2, with discourse" if self.discourse else "at least 1",
+            ),
+            "max_events": (
+                self.min_events <= self.max_events <= most,
+                "min_events to 2 * shapes, or more with discourse",
+            ),
             "max_event": (0 < self.min_event <= self.max_event, "at least min_event, which is above 0"),
             "max_duration": (0 < self.min_duration <= self.max_duration, "at least min_duration, which is above 0"),
             "min_pause": (self.min_pause >= 0, "at least 0"),
