@@ -48,7 +48,7 @@ def main() -> None:
 
 def draw(video: ShapesVideo, path: Path) -> None:
     """All that happens in a video, a line a shape; what is told is numbered as its sentences, which stand above."""
-    figure = Figure(figsize=(9, 0.42 * len(video.shapes) + 0.26 * len(video.sentences) + 0.7), layout="constrained")
+    figure = Figure(figsize=(11, 0.42 * len(video.shapes) + 0.26 * len(video.sentences) + 0.7), layout="constrained")
     axis = figure.subplots()
     starts = [start for start, _ in video.spans]
     for lane, shape in enumerate(reversed(video.shapes)):

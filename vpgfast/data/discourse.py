@@ -28,7 +28,7 @@ _ACTIONS = (("left", "right"), ("up", "down"), ("grow", "shrink"), ("blink",), (
 _KINDS_OF_ACTIONS = 2  # a video
 _NAMED_AGAIN = 0.15  # share of later mentions of a shape by its name
 _REPEATED = ("does so", "does the same")
-_ATTEMPTS = 20_000
+_ATTEMPTS = 5000
 
 
 @dataclass(frozen=True)
