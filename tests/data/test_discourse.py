@@ -187,12 +187,19 @@ def test_configs_are_of_one_corpus(method: str) -> None:
 def test_corpus_on_disk(tmp_path: Path) -> None:
     options = replace(OPTIONS, train_videos=2, val_videos=1, test_videos=1)
     corpus = load_corpus(DataConfig(cache=tmp_path, moving_shapes=options, features="motion"))
+    assert corpus.name == "moving_shapes (discourse)"
     for split, paragraphs in corpus.splits.items():
         for number, paragraph in enumerate(paragraphs):
             script = script_video(options, 0, split, number)
             assert (paragraph.sentences, paragraph.duration) == (script.sentences, script.duration)
             np.testing.assert_array_equal(paragraph.spans, script.spans)
             assert len(corpus.features[paragraph.video_id]) == round(2 * paragraph.duration)
+
+
+def test_simulated_features_would_give_it_away(tmp_path: Path) -> None:
+    options = replace(OPTIONS, train_videos=1, val_videos=1, test_videos=1)
+    with pytest.raises(ConfigError, match=r"'simulated' show the words of single sentences.* take 'motion'"):
+        load_corpus(DataConfig(cache=tmp_path, moving_shapes=options, features="simulated"))
 
 
 def test_an_oracle_that_may_choose_is_judged_by_its_mean() -> None:

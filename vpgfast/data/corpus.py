@@ -48,7 +48,8 @@ class Corpus:
     """What training and evaluation need to know of a data set.
 
     Attributes:
-        name: as tables show it; ends in ``" (simulated features)"`` when they are.
+        name: as tables show it; ends in ``" (discourse)"`` for such moving_shapes, in ``" (simulated features)"`` when
+            they are.
         splits: paragraphs of ``"train"``, ``"val"`` and ``"test"``, spans known.
         features: clip features of all their videos.
         word_vectors: the vocabulary with its vectors, see :func:`load_corpus`.
@@ -88,6 +89,13 @@ def load_corpus(config: DataConfig) -> Corpus:
     vectors = load_word_vectors(config.word_vectors, vocabulary(trained.values()), config.word_dim, config.seed)
 
     name = config.corpus
+    if made and config.moving_shapes.discourse:
+        if config.features == SIMULATED:
+            raise ConfigError(
+                "features 'simulated' show the words of single sentences, which is what discourse must not; take "
+                "'motion', or leave data.features out"
+            )
+        name += " (discourse)"
     if config.features == MOTION and not made:
         raise ConfigError(f"features {MOTION!r} are made from the pixels of moving_shapes, there are none of {name}")
     if config.features == SIMULATED:
