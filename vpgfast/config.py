@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from vpgfast.data.options import DataConfig
 from vpgfast.errors import ConfigError
-from vpgfast.metrics.rules import MetricRules
+from vpgfast.metrics.rules import DIDEMO_MOMENTS, MetricRules
 from vpgfast.models.registry import METHODS, get_config
 
 DEFAULT_METHOD = "seqpan"
@@ -81,7 +81,8 @@ class TrainConfig:
         select_by: which epoch is kept: that with the highest validation metric, such as "mIoU" or "R@1 IoU=0.5"; or, of
             what sees no timestamp, "loss" (the method's own on the validation split, the lowest), "last" (no choice),
             "corpus R@10" (how often the video is found; methods that find videos).
-        top_n: spans a sentence that the method ranks at evaluation; at least the largest of metrics.top_n.
+        top_n: spans a sentence that the method ranks at evaluation; at least the largest of metrics.top_n, and with
+            metrics.annotators best3 all 21 of DiDeMo's moments.
         seed: of the start weights, dropout and the order of batches.
         output: folder for everything a run leaves; default: runs/METHOD-CORPUS.
         resume: continue the unfinished run in the output folder, or fail if there is none.
@@ -123,6 +124,8 @@ class TrainConfig:
         for name in ("batch_size", "epochs", "checkpoint_every", "top_n"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.metrics.annotators == "best3":
+            self.top_n = max(self.top_n, DIDEMO_MOMENTS)
         if self.top_n < max(self.metrics.top_n):
             raise ConfigError(f"top_n is {self.top_n}, but metrics.top_n asks for the best {max(self.metrics.top_n)}")
 

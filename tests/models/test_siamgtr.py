@@ -192,6 +192,38 @@ def test_order_loss_by_hand() -> None:
     assert order_loss(places[:, :1], gap, pairs[:, :0]) == 0
 
 
+def test_order_loss_in_clips_is_the_printed_one() -> None:
+    """Eq. 9 counts clips: T times what it is in fractions of the video. The anchors' order stays as it is."""
+    batch, model = random_batch(), make_model(0.3)
+    losses = []
+    for unit in ("fractions", "clips"):
+        torch.manual_seed(0)
+        losses.append(with_settings(model, order_in=unit).loss(batch))
+    assert losses[0]["order"] > 0
+    torch.testing.assert_close(losses[1].pop("order"), T * losses[0]["order"])
+    torch.testing.assert_close(losses[1].pop("loss"), losses[0].pop("loss") + (T - 1) * losses[0].pop("order"))
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_spans_are_predicted_from_the_attention_too() -> None:
+    """The mean over heads of the last layer's attention stands behind the features."""
+    model, batch = make_model(predict_from="features and attention"), random_batch()
+    clips, queries = model.project(batch), model.text(batch)
+    found, spans = model(clips, queries)
+    assert found.weights is not None
+    assert found.weights.shape == (3, 5, T)
+    torch.testing.assert_close(
+        found.weights.sum(-1)[queries.mask], torch.ones_like(found.weights[..., 0])[queries.mask]
+    )
+    seen = torch.cat([found.features[-1], found.weights], -1)
+    torch.testing.assert_close(spans, model.span_of(seen, None))
+    with torch.no_grad():
+        model.span[0].weight[:, D:] = 0
+    of_features = make_model()
+    of_features.load_state_dict({**model.state_dict(), "span.0.weight": model.span[0].weight[:, :D]})
+    torch.testing.assert_close(model(clips, queries)[1], of_features(clips, queries)[1])
+
+
 def test_boundary_error_by_hand() -> None:
     spans = torch.tensor([[0.2, 0.6], [0.1, 0.2], [0.3, 0.5]])
     target = torch.tensor([[0.4, 0.8], [0.6, 0.9], [0.3, 0.5]])
@@ -309,7 +341,14 @@ def test_the_fields_form_gives_the_same(changes: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"supervision": "semi"}, {"sentence_pseudo_attention": True}, {"dynamic_anchors": False}], ids=str
+    "changes",
+    [
+        {"supervision": "semi"},
+        {"sentence_pseudo_attention": True},
+        {"dynamic_anchors": False},
+        {"predict_from": "features and attention"},
+    ],
+    ids=str,
 )
 def test_the_losses_of_the_statistics_are_those_of_the_attention_matrix(changes: dict) -> None:
     """And keys and values that are never built are those that are; loss by loss, and the gradients."""
@@ -599,6 +638,7 @@ def test_paragraph_representations_by_loops() -> None:
         {"sentence_pseudo_attention": True},
         {"alignment_weight": 0.5},
         {"alignment_weight": 0.5, "pseudo_span_weight": 2.0},
+        {"predict_from": "features and attention"},
         {"supervision": "fully"},
     ],
     ids=str,
@@ -673,6 +713,7 @@ def test_shipped_configs_hold_the_papers_settings() -> None:
         )
         assert (model.dim, model.layers, model.heads, model.concepts, model.beta) == (256, 3, 8, 100, 0.5)
         assert (model.regression_weight, model.order_weight, model.concept_weight) == (2, 1, 10)
+        assert (model.order_in, model.predict_from) == ("clips", "features and attention")
         assert (model.cross_branch_weight, model.anchor_ranking_weight, model.pseudo_attention_weight) == (1, 1, 1)
         assert (config.optim.name, config.optim.lr, config.optim.schedule) == ("adam", 1e-4, "constant")
         assert model.insert_at_ends == model.alignment_weight == model.pseudo_span_weight == 0

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from vpgfast.data.annotations import DATASETS, load_annotations, own, qvhighlights
+from vpgfast.data.annotations import DATASETS, didemo, load_annotations, own, qvhighlights
 from vpgfast.data.annotations._io import find
-from vpgfast.data.features import HDF5Features, SelectedColumns, check_features, open_features
+from vpgfast.data.feature_views import FirstClips, JoinedFeatures, SelectedColumns
+from vpgfast.data.features import HDF5Features, check_features, open_features
 from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.data.options import DataConfig, MovingShapesOptions
 from vpgfast.data.pixels import motion_columns
@@ -76,7 +77,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     made = config.corpus == "moving_shapes"
     features: FeatureReader | None = None
     if config.features not in (None, MOTION, SIMULATED):
-        features = open_features(config.features, config.features_key, config.features_dim)
+        features = _open(config)
     if made:
         folder = make_moving_shapes(config.moving_shapes, config.seed, config.cache)
         splits = read_moving_shapes(folder)
@@ -108,6 +109,8 @@ def load_corpus(config: DataConfig) -> Corpus:
         name += " (simulated features)"
         log.warning("%s: clip features are simulated from the sentences; results say nothing about real video", name)
     elif features is not None:
+        if config.corpus == "didemo":
+            features = _of_segments(features, splits)
         splits = _usable(splits, features, config)
     elif made:
         features = HDF5Features(folder / "features.h5")
@@ -128,6 +131,26 @@ def load_corpus(config: DataConfig) -> Corpus:
             *(name, shared),
         )
     return Corpus(name, splits, features, vectors)
+
+
+def _open(config: DataConfig) -> FeatureReader:
+    """The files or folders of ``config.features``: one, or several side by side, whose widths make features_dim."""
+    if not isinstance(config.features, list):
+        assert config.features is not None
+        return open_features(config.features, config.features_key, config.features_dim)
+    if not config.features:
+        raise ConfigError("data.features is an empty list; name a file or folder, or several")
+    joined = JoinedFeatures([open_features(path, config.features_key) for path in config.features])
+    if config.features_dim not in (None, joined.dim):
+        widths = " + ".join(str(reader.dim) for reader in joined.readers)
+        raise FeatureError(f"features {joined.source}: width {widths} = {joined.dim}, expected {config.features_dim}")
+    return joined
+
+
+def _of_segments(features: FeatureReader, splits: Mapping[str, Sequence[Paragraph]]) -> FeatureReader:
+    """DiDeMo's own files hold six rows of every video: of five segments the sixth is none."""
+    counts = {p.video_id: round(p.duration / didemo.SEGMENT) for split in splits.values() for p in split}
+    return FirstClips(features, counts)
 
 
 def tested_and_validated(splits: Mapping[str, Sequence[Paragraph]]) -> int:
@@ -213,6 +236,8 @@ def _read(config: DataConfig, split: str, root: Path) -> list[Paragraph]:
         options["bad_span"] = config.bad_span
     if config.corpus == "charades_sta":
         options["repair"] = config.charades_repair
+    elif config.corpus == "didemo":
+        options["video_id"] = config.didemo_names
     elif config.corpus == "tacos":
         options |= {"variant": config.tacos_variant, "pieces": config.tacos_pieces}
         level = "sentence" if config.tacos_variant == "tall" else level

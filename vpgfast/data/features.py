@@ -211,34 +211,6 @@ class HDF5Features:
         return {**self.__dict__, "_file": None}
 
 
-class SelectedColumns:
-    """Some elements of another reader's clip features.
-
-    Args:
-        features: the other reader.
-        columns: int [dim], which elements.
-        what: they are, for ``source``.
-    """
-
-    def __init__(self, features: FeatureReader, columns: np.ndarray, what: str) -> None:
-        self.features, self.columns = features, columns
-        self.dim = len(columns)
-        self.source = f"{features.source}, {what}"
-        self.encoder: Identity | None = None
-
-    def __getitem__(self, video_id: str) -> np.ndarray:
-        return self.features[video_id][:, self.columns]
-
-    def __contains__(self, video_id: str) -> bool:
-        return video_id in self.features
-
-    def video_ids(self) -> Iterable[str]:
-        return self.features.video_ids()
-
-    def duration(self, video_id: str) -> float | None:
-        return self.features.duration(video_id)
-
-
 def _find_key(path: Path, video_id: str, entry: Any) -> str:
     if not isinstance(entry, h5py.Group):
         return "{video_id}"

@@ -171,8 +171,9 @@ class DataConfig:
         val: of a corpus of your own: share of the videos to validate on, where no file is given for that.
         test: share of the videos to test on, likewise.
         root: folder of the annotation files, or of folders named after the data sets; moving_shapes and own need none.
-        features: an HDF5 file, a folder of .npy or .npz files, or "simulated" (made from the sentences, for trials
-            only); moving_shapes has its own, or "motion", the part of them that movement and change alone show.
+        features: an HDF5 file, a folder of .npy or .npz files, a list of several that are put side by side, or
+            "simulated" (made from the sentences, for trials only); moving_shapes has its own, or "motion", the part of
+            them that movement and change alone show.
         features_key: where a video's features are in that file, e.g. "{video_id}/c3d_features"; none: found out.
         features_dim: width that the features must have; none: any.
         on_bad_features: stop, or skip the videos whose features are missing or unfit.
@@ -188,6 +189,8 @@ class DataConfig:
         bad_span: whether an impossible timestamp drops its sentence or its paragraph; none: as the data set's papers
             do.
         charades_repair: put right the four training lines of Charades-STA that end before they start.
+        didemo_names: what DiDeMo's features call a video, its Flickr id (flickr) or its file (file, as the published
+            feature files).
         tacos_variant: which files of TACoS to read, tan2d, tall or prvg.
         tacos_pieces: cut TACoS paragraphs into pieces of 8 sentences as PRVG does (tan2d files only).
         seed: of everything made or chosen at random here.
@@ -201,7 +204,7 @@ class DataConfig:
     val: float = 0.1
     test: float = 0.1
     root: Path | None = None
-    features: str | None = None
+    features: list[str] | str | None = None
     features_key: str | None = None
     features_dim: int | None = None
     on_bad_features: Literal["stop", "skip"] = "stop"
@@ -214,6 +217,7 @@ class DataConfig:
     held_out_share: float = 0.1
     bad_span: Literal["drop_sentence", "drop_paragraph"] | None = None
     charades_repair: bool = False
+    didemo_names: Literal["flickr", "file"] = "flickr"
     tacos_variant: Literal["tan2d", "tall", "prvg"] = "tan2d"
     tacos_pieces: bool = False
     seed: int = 0

@@ -7,6 +7,9 @@ from typing import Literal
 
 from vpgfast.errors import ConfigError
 
+DIDEMO_MOMENTS = 21
+"""Of a video of six segments: all have to be ranked for Rank@1 and Rank@5."""
+
 
 @dataclass(frozen=True)
 class MetricRules:

@@ -89,6 +89,7 @@ class DMRJRG(RetrievalMethod):
             resample="pool",
             fixed_length=True,
             max_words=config.max_words,
+            vocabulary=config.language_model is None,
             content_words=config.masks_content_words,
             max_sentences=config.max_sentences,
             sentence_order=config.sentence_order,

@@ -74,7 +74,8 @@ class SiamGTR(Method):
         self.text = QueryEncoder(config, word_vectors)
         self.video = VideoEncoder(config)
         self.decoder = Decoder(config)
-        self.span = mlp(config.dim, config.dim, config.dim, 2)
+        seen = config.dim + (config.max_clips if config.predict_from != "features" else 0)
+        self.span = mlp(seen, config.dim, config.dim, 2)
         self.concepts = Concepts(config, word_vectors) if config.concepts else None
         self.alignment = AlignedAttention(config.dim, config.pseudo_span_share) if config.alignment_weight else None
 
@@ -97,8 +98,13 @@ class SiamGTR(Method):
         if self.alignment is not None:
             aligned, start = self.alignment(clips, queries.sentences, queries.mask[:, 1:], queries.features, memory)
             queries = queries._replace(features=aligned)
-        found = self.decoder(memory, queries, inside, need_weights)
-        return found, self.span_of(found.features[-1], start)
+        both = self.config.predict_from != "features"
+        found = self.decoder(memory, queries, inside, need_weights or both)
+        last = found.features[-1]
+        if both:
+            assert found.weights is not None
+            last = torch.cat([last, found.weights.to(last.dtype)], -1)
+        return found, self.span_of(last, start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = the weighted sum of the losses that the settings ask for, each of which is there by its name."""
@@ -134,8 +140,11 @@ class SiamGTR(Method):
         assert found.mass is not None
 
         gap = 1 / sentences.sum(1, keepdim=True).to(predicted.dtype)  # 1 / N
-        places = found.centroid[-1, :, 1:] / config.max_clips
-        losses["order"] = order_loss(places[:size], gap / 2, pairs)
+        places, unit = (
+            found.centroid[-1, :, 1:] / config.max_clips,
+            config.max_clips if config.order_in == "clips" else 1,
+        )
+        losses["order"] = unit * order_loss(places[:size], gap / 2, pairs)
         if found.anchors is not None:
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()
             losses["anchor_ranking"] = order_loss(centres, gap / 2, pairs)
@@ -150,7 +159,7 @@ class SiamGTR(Method):
             losses["label"] = mean_where(error * labelled, sentences) / self.needs(config).labelled_share
         if insertions is not None:
             there = insertions.there.unsqueeze(1)
-            losses["order"] = losses["order"] + order_loss(places[size:], gap / 4, pairs & there)
+            losses["order"] = losses["order"] + unit * order_loss(places[size:], gap / 4, pairs & there)
             error, mass = boundary_error(predicted[size:, :1], interval.unsqueeze(1)), found.mass[:, size:]
             if config.self_consistent:
                 error = error * (mass[-1, :, :1] > config.beta)
@@ -230,9 +239,10 @@ class SiamGTR(Method):
         return self.clips(batch.video)
 
     def span_of(self, features: Tensor, start: Tensor | None) -> Tensor:
-        """Start and end of each query as fractions of the duration [..., 2], from its features [..., D].
+        """Start and end of each query, fractions of the duration [..., 2], from its features [..., D], or [..., D + T]
+        with its attention behind them.
 
-        What the features add to, before the sigmoid, is the centre and width of ``start`` [..., 2], if there is one.
+        What these give is added, before the sigmoid, to the centre and width of ``start`` [..., 2], if there is one.
         """
         logits = at_least_float32(self.span(features))
         if start is not None:

@@ -79,7 +79,7 @@ class DMRJRGConfig(MethodConfig):
             starts do not fall and the product of their scores is the largest there is ("ordered").
         sentence_order: "time" sorts a paragraph's sentences by annotated start, "file" leaves them.
         max_sentences: longer paragraphs are cut to this in training and into pieces at evaluation; null: never.
-        max_words: longer sentences are cut to this many words.
+        max_words: longer sentences are cut to this many words; with ``language_model`` only where words are told.
     """
 
     method = "dmr_jrg"

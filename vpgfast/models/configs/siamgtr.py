@@ -39,7 +39,10 @@ class SiamGTRConfig(MethodConfig):
         self_consistent: regress only where the attention has more than ``beta`` inside (Eq. 8, Table 5); off, always.
         beta: see self_consistent.
         order_weight: of the order-guided attention loss (Eq. 9, Table 5).
+        order_in: the unit of that loss: "clips", as it is printed, or "fractions" of the video, a T-th of that.
         concept_weight: of the concept loss (Eq. 5).
+        predict_from: what a query's span is predicted from: its "features", or, as the paper's text has it, the
+            "features and attention" of the decoder's last layer.
         cross_branch_weight: of the loss between the branches (Eq. A.1, Table 6).
         anchor_ranking_weight: of the loss on the order of the anchors (Eq. A.2, Table 6).
         pseudo_attention_weight: of the attention inside the inserted video (Eq. A.3, Table 6).
@@ -82,7 +85,9 @@ class SiamGTRConfig(MethodConfig):
     self_consistent: bool = True
     beta: float = 0.5
     order_weight: float = 1.0
+    order_in: Literal["clips", "fractions"] = "fractions"
     concept_weight: float = 10.0
+    predict_from: Literal["features", "features and attention"] = "features"
     cross_branch_weight: float = 1.0
     anchor_ranking_weight: float = 1.0
     pseudo_attention_weight: float = 1.0
