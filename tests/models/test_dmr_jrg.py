@@ -742,7 +742,7 @@ def test_pseudo_span_loss_by_loops(changes: dict) -> None:
     """Soft labels around the spans read off, for P and, where their layers are trained, for P^f and P^r."""
     model, batch = make_model(0.2, alignment_weight=1.0, pseudo_span_weight=1.0, **changes), random_batch()
     there, h, clips = batch.sentence_mask, model.text(batch).sentences, model.project(batch.video)
-    aligned = model.align(h, clips)
+    aligned = model.align(h, clips, batch)
     spans = similar_spans(own_video(aligned, there), model.config.pseudo_span_share)
     moments = model(clips, h, there, aligned, sync=True)
     trained = moments.synced if changes.get("train_sync_heads", True) else []
@@ -779,7 +779,7 @@ def test_moments_are_told_how_similar_their_clips_are() -> None:
     """The map is added to the fused features, each sentence's with its own video, before the context."""
     model, batch = make_model(alignment_weight=1.0, context="none"), random_batch()
     h, clips, there = model.text(batch).sentences, model.project(batch.video), batch.sentence_mask
-    aligned = model.align(h, clips)
+    aligned = model.align(h, clips, batch)
     with_map, without = model(clips, h, there, aligned), model(clips, h, there)
     owner = [b for b, count in enumerate(SENTENCES) for _ in range(count)]
     own = torch.stack([aligned[n, b] for n, b in enumerate(owner)]).view(-1, K, T // K).mean(2)

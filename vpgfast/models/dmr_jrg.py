@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
-from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
+from vpgfast.models.alignment import Alignment, own_video
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.dmr_jrg import DMRJRGConfig
 from vpgfast.models.dmr_jrg_parts import (
@@ -141,7 +141,9 @@ class DMRJRG(RetrievalMethod):
             if config.candidate_weights is None:
                 self.candidate_weights = nn.Parameter(torch.full((config.candidates,), 1 / config.candidates))
 
-        self.alignment = Alignment(dim) if config.alignment_weight else None
+        paragraphs = word_vectors if config.alignment_reads == "paragraphs" else None
+        gap, share = config.alignment_gap, config.pseudo_span_share
+        self.alignment = Alignment(dim, share, gap, paragraphs) if config.alignment_weight else None
         self.similarity = SimilarityMap(dim) if config.alignment_weight else None
 
         self.register_constants()
@@ -209,8 +211,9 @@ class DMRJRG(RetrievalMethod):
         fused = fuse(self.fuse_sentence(sentences).to(moments.dtype), moments, counts)
         if self.config.normalize_fusion:
             fused = F.normalize(fused, dim=2)
-        if self.similarity is not None and similarity is not None:
-            fused = fused + self.similarity(self.segments(own_video(similarity, there)))
+        if self.similarity is not None and self.alignment is not None and similarity is not None:
+            located = self.alignment.located(own_video(similarity, there), there)
+            fused = fused + self.similarity(self.segments(located))
         features = fused if self.context is None else self.context(fused, number)
 
         branches = [(self.forward_score, False), (self.reverse_score, True)] if sync else []
@@ -224,9 +227,11 @@ class DMRJRG(RetrievalMethod):
             synced.append(ordered_suppression_scan(padded, bias, there, reverse)[there][:, *self.cells])
         return Moments(features, logits + self.score.bias, synced)
 
-    def align(self, sentences: Tensor, clips: Tensor) -> Tensor | None:
-        """Similarities of h_m [N, D] and clips [B, T, D], [N, B, T]; None without alignment."""
-        return None if self.alignment is None else self.alignment.similarity(sentences, clips)
+    def align(self, sentences: Tensor, clips: Tensor, batch: Batch) -> Tensor | None:
+        """Similarities of the batch's h_m [N, D] and clips [B, T, D], [N, B, T]; None without alignment."""
+        if self.alignment is None:
+            return None
+        return self.alignment.similarity(self.alignment.read(sentences, batch), clips)
 
     # --- training
 
@@ -246,7 +251,7 @@ class DMRJRG(RetrievalMethod):
         config, there, drawn = self.config, batch.sentence_mask, self.draw(batch)
         clips, text = self.project(batch.video), self.text(batch, drawn.masked)
         video, paragraph = self.video_class(self.segments(clips)), self.text_class(text.sentences, there)
-        aligned = self.align(text.sentences, clips)
+        aligned = self.align(text.sentences, clips, batch)
         moments = self(clips, text.sentences, there, aligned, sync=True)
         candidates = moments.logits.detach().topk(config.candidates, 1).indices
         losses: dict[str, Tensor] = {}
@@ -263,10 +268,10 @@ class DMRJRG(RetrievalMethod):
                 losses["grrm"] = F.mse_loss(similarity, fine.detach())  # Eq. 17: S^g is the label
         if config.time_weight:
             losses["time"] = torch.stack([self.time_loss(moments.logits, P, len(batch)) for P in moments.synced]).sum()
-        if aligned is not None:
-            losses["alignment"] = alignment_loss(aligned, there, same)
-        if aligned is not None and config.pseudo_span_weight:
-            spans = similar_spans(own_video(aligned, there), config.pseudo_span_share)
+        if self.alignment is not None and aligned is not None:
+            losses["alignment"] = self.alignment.loss(aligned, batch)
+        if self.alignment is not None and aligned is not None and config.pseudo_span_weight:
+            spans = self.alignment.spans(own_video(aligned, there), there)
             maps = [moments.logits, *(P.logit(1e-6) for P in moments.synced if self.trains_sync_heads)]
             losses["pseudo_span"] = torch.stack([self.label_loss(P, spans, len(batch)) for P in maps]).sum()
         weights_of = {"reconstruction": "local", "rank": "local", "sync_rank": "local"}
@@ -364,7 +369,7 @@ class DMRJRG(RetrievalMethod):
         """The ``top_n`` moments of the highest P that do not overlap a better one too much."""
         there = batch.sentence_mask
         clips, sentences = self.project(batch.video), self.text(batch).sentences
-        moments = self(clips, sentences, there, self.align(sentences, clips))
+        moments = self(clips, sentences, there, self.align(sentences, clips, batch))
         prediction = self.rank(to_paragraphs(moments.logits.sigmoid(), there, -torch.inf), batch, top_n)
         if self.config.decode == "independent":
             return prediction

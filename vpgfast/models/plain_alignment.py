@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
-from vpgfast.models.alignment import Alignment, alignment_loss, own_video, similar_spans
+from vpgfast.models.alignment import Alignment, own_video
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.plain_alignment import PlainAlignmentConfig
-from vpgfast.models.layers import Linear, WordEmbedding, same_videos, to_paragraphs
+from vpgfast.models.layers import Linear, WordEmbedding, to_paragraphs
 from vpgfast.models.method import Method
 from vpgfast.models.ordered import put_in_order
 from vpgfast.models.siamgtr import moved_spans, shares_inside
@@ -54,20 +54,21 @@ class PlainAlignment(Method):
         self.gru = nn.GRU(word_vectors.dim, config.dim, bidirectional=True, batch_first=True)
         self.sentence = nn.Linear(2 * config.dim, config.dim)
         self.clips = Linear(feature_dim, config.dim)
-        self.alignment = Alignment(config.dim)
+        paragraphs = word_vectors if config.alignment_reads == "paragraphs" else None
+        self.alignment = Alignment(config.dim, config.pseudo_span_share, config.alignment_gap, paragraphs)
 
     def forward(self, batch: Batch) -> Tensor:
         """Similarities of all sentences with the clips of all videos, [N, B, T]."""
         words, mask = batch.words[batch.sentence_mask], batch.word_mask[batch.sentence_mask]
         packed = pack_padded_sequence(self.words(words), mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         _, last = self.gru(packed)
-        sentences = self.sentence(torch.cat([last[0], last[1]], 1))
+        sentences = self.alignment.read(self.sentence(torch.cat([last[0], last[1]], 1)), batch)
         return self.alignment.similarity(sentences, self.clips(batch.video))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = ``alignment`` and, unless weakly supervised, ``label``."""
         there, similarity = batch.sentence_mask, self(batch)
-        losses = {"alignment": alignment_loss(similarity, there, same_videos(batch))}
+        losses = {"alignment": self.alignment.loss(similarity, batch)}
         total = losses["alignment"]
         if self.config.supervision != "weakly":
             losses["label"] = self.label_loss(own_video(similarity, there), batch)
@@ -96,7 +97,7 @@ class PlainAlignment(Method):
         """The one span of each sentence; its score is the share inside of the softmax over clips."""
         there = batch.sentence_mask
         similarity = own_video(self(batch), there)
-        spans = similar_spans(similarity, self.config.pseudo_span_share)
+        spans = self.alignment.spans(similarity, there)
         scores = (similarity.softmax(1) * shares_inside(spans, similarity.shape[1])).sum(1)
         padded = to_paragraphs(spans, there)
         seconds = padded * batch.durations[:, None, None]
@@ -116,7 +117,7 @@ class PlainAlignment(Method):
     def candidates(self, batch: Batch, count: int) -> Candidates:
         """As :class:`Method`: log-sum-exp of the similarities inside the span, as the loss compares videos."""
         similarity = own_video(self(batch), batch.sentence_mask)
-        spans = similar_spans(similarity, self.config.pseudo_span_share)
+        spans = self.alignment.spans(similarity, batch.sentence_mask)
         inside = shares_inside(spans, similarity.shape[1]).clamp_min(1e-9).log()
         scores = (similarity + inside.to(similarity.dtype)).logsumexp(1)
         return Candidates((spans * batch.durations[:, None])[:, None], scores[:, None])

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
-from vpgfast.models.alignment import alignment_loss, own_video, similar_spans
+from vpgfast.models.alignment import own_video
 from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.siamgtr import SiamGTRConfig
-from vpgfast.models.layers import Linear, at_least_float32, mlp, same_videos
+from vpgfast.models.layers import Linear, at_least_float32, mlp, to_paragraphs
 from vpgfast.models.method import Method
 from vpgfast.models.ordered import put_in_order
 from vpgfast.models.siamgtr_network import (
@@ -77,7 +77,11 @@ class SiamGTR(Method):
         seen = config.dim + (config.max_clips if config.predict_from != "features" else 0)
         self.span = mlp(seen, config.dim, config.dim, 2)
         self.concepts = Concepts(config, word_vectors) if config.concepts else None
-        self.alignment = AlignedAttention(config.dim, config.pseudo_span_share) if config.alignment_weight else None
+        self.alignment = None
+        if config.alignment_weight:
+            paragraphs = word_vectors if config.alignment_reads == "paragraphs" else None
+            gap, share = config.alignment_gap, config.pseudo_span_share
+            self.alignment = AlignedAttention(config.dim, share, gap, paragraphs)
 
     def forward(
         self, clips: Tensor, queries: Queries, intervals: Tensor | None = None, need_weights: bool = False
@@ -109,7 +113,7 @@ class SiamGTR(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = the weighted sum of the losses that the settings ask for, each of which is there by its name."""
         config, size = self.config, len(batch)
-        clips, queries = self.project(batch), self.text(batch)
+        clips, queries = self.project(batch), self.read(batch)
         sentences, pairs = batch.sentence_mask, batch.sentence_mask[:, 1:]
         losses: dict[str, Tensor] = {}
         if self.concepts is not None:
@@ -119,10 +123,10 @@ class SiamGTR(Method):
         unlabelled = sentences & ~labelled
         if self.alignment is not None:
             similarity = self.alignment.similarity(queries.sentences[sentences], clips)
-            losses["alignment"] = alignment_loss(similarity, sentences, same_videos(batch))
+            losses["alignment"] = self.alignment.loss(similarity, batch)
             similarity = own_video(similarity, sentences)  # [N, T], for the N sentences of the batch
             if config.pseudo_span_weight:
-                similar = similar_spans(similarity, config.pseudo_span_share).to(spans.dtype)
+                similar = self.alignment.spans(similarity, sentences).to(spans.dtype)
                 spans = spans.masked_scatter(unlabelled.unsqueeze(2), similar[unlabelled[sentences]])
         if batch.all_spans is not None and labelled.any():
             spans = torch.where(labelled.unsqueeze(2), self.nearest_spans(clips, queries, batch), spans)
@@ -193,7 +197,7 @@ class SiamGTR(Method):
     @torch.no_grad()
     def predict(self, batch: Batch, top_n: int = 10) -> Prediction:
         """The one span of each sentence; its score is the share of the sentence's attention that lies inside."""
-        found, spans = self(self.project(batch), self.text(batch), need_weights=True)
+        found, spans = self(self.project(batch), self.read(batch), need_weights=True)
         assert found.weights is not None
         spans = spans[:, 1:].clamp(0, 1)
         scores = (found.weights[:, 1:] * shares_inside(spans, self.config.max_clips)).sum(-1)
@@ -217,7 +221,7 @@ class SiamGTR(Method):
 
         Without alignment by the attention inside, which is large in any window and compares badly.
         """
-        clips, queries = self.project(batch), self.text(batch)
+        clips, queries = self.project(batch), self.read(batch)
         found, spans = self(clips, queries, need_weights=True)
         spans = spans[:, 1].clamp(0, 1)
         if self.alignment is None:
@@ -229,6 +233,13 @@ class SiamGTR(Method):
             inside = shares_inside(spans, clips.shape[1]).clamp_min(1e-9).log()
             scores = (similarity + inside.to(similarity.dtype)).logsumexp(1)
         return Candidates((spans * batch.durations[:, None])[:, None], scores[:, None])
+
+    def read(self, batch: Batch) -> Queries:
+        """The batch's queries, their sentences as the alignment compares them."""
+        queries, there = self.text(batch), batch.sentence_mask
+        if self.alignment is None:
+            return queries
+        return queries._replace(sentences=to_paragraphs(self.alignment.read(queries.sentences[there], batch), there))
 
     def project(self, batch: Batch) -> Tensor:
         """F_v (section 3.2), [B, T, D]."""

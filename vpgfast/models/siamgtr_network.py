@@ -12,9 +12,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch
-from vpgfast.models.alignment import Alignment, similar_spans
+from vpgfast.models.alignment import Alignment
 from vpgfast.models.configs.siamgtr import SiamGTRConfig
-from vpgfast.models.layers import Dropout, Linear, WordEmbedding, at_least_float32, attend, feed_forward, mlp, sinusoid
+from vpgfast.models.layers import (
+    Dropout,
+    Linear,
+    WordEmbedding,
+    at_least_float32,
+    attend,
+    feed_forward,
+    mlp,
+    sinusoid,
+    to_paragraphs,
+)
 from vpgfast.models.siamgtr_training import mean_where
 from vpgfast.ops import AttentionStats, anchor_cross_attention, anchor_embedding
 
@@ -144,9 +154,8 @@ class EncoderLayer(nn.Module):
 class AlignedAttention(Alignment):
     """The alignment that also tells every query, before the decoder's first layer, what its clips hold and when."""
 
-    def __init__(self, dim: int, share: float) -> None:
-        super().__init__(dim)
-        self.share = share
+    def __init__(self, dim: int, share: float, gap: int, paragraphs: WordVectors | None) -> None:
+        super().__init__(dim, share, gap, paragraphs)
         self.value = nn.Linear(dim, dim)
         self.value_position = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
@@ -158,7 +167,7 @@ class AlignedAttention(Alignment):
 
         Args:
             clips: F_v [B, T, D].
-            sentences: F_s [B, M, D].
+            sentences: F_s [B, M, D], as they are compared.
             mask: bool [B, M], which there are.
             queries: [B, 1 + M, D], the paragraph's first.
             memory: [B, T, D], what is attended to.
@@ -166,12 +175,12 @@ class AlignedAttention(Alignment):
         Returns:
             Queries [B, 1 + M, D]; spans [B, 1 + M, 2], fractions of the duration, without a gradient.
         """
-        similarity = self.of_sentences(sentences) @ self.of_clips(clips).transpose(1, 2)  # [B, M, T]
-        there = mask.unsqueeze(2)
-        of_paragraph = (similarity * there).sum(1, keepdim=True) / there.sum(1, keepdim=True)
-        attention = torch.cat([of_paragraph, similarity], 1).softmax(2)
+        similarity = (self.of_sentences(sentences) @ self.of_clips(clips).transpose(1, 2))[mask]  # [N, T]
+        located, there = to_paragraphs(self.located(similarity, mask), mask), mask.unsqueeze(2)
+        of_paragraph = (located * there).sum(1, keepdim=True) / there.sum(1, keepdim=True)
+        attention = torch.cat([of_paragraph, located], 1).softmax(2)
         value = self.value(memory) + self.value_position(sinusoid(memory.shape[1], memory.shape[2], memory))
-        spans = similar_spans(similarity.flatten(0, 1), self.share).unflatten(0, mask.shape)
+        spans = to_paragraphs(self.spans(similarity, mask), mask)
         first = spans[..., 0].masked_fill(~mask, 1).amin(1, keepdim=True)
         last = spans[..., 1].masked_fill(~mask, 0).amax(1, keepdim=True)
         spans = torch.cat([torch.stack([first, last], 2), spans], 1)

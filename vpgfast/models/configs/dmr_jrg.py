@@ -54,6 +54,9 @@ class DMRJRGConfig(MethodConfig):
         alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, whose
             similarities every moment is then told (not in the paper: nothing there asks more of a sentence than of its
             paragraph); 0 leaves both out.
+        alignment_reads: single "sentences", or "paragraphs" as a whole, whose sentences then know what was said before
+            and find their clips in their order (for text that says little sentence by sentence).
+        alignment_gap: of paragraphs: how many clips lie between the places of two sentences at least; 0 or more.
         pseudo_span_weight: of a loss by which the scores (with train_sync_heads also the two branches') learn spans
             that are read off that alignment, by soft labels as in Eq. 20-21 (not in the paper).
         pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
@@ -114,6 +117,8 @@ class DMRJRGConfig(MethodConfig):
     candidates: int = 3
     candidate_weights: list[float] | None = field(default_factory=lambda: [0.4, 0.3, 0.3])
     alignment_weight: float = 0.0
+    alignment_reads: Literal["sentences", "paragraphs"] = "sentences"
+    alignment_gap: int = 1
     pseudo_span_weight: float = 0.0
     pseudo_span_share: float = 0.6
     reduction: Literal["sum", "mean"] = "sum"
@@ -148,7 +153,7 @@ class DMRJRGConfig(MethodConfig):
             lambda dim: dim % 8 == 0 and dim % self.heads == 0 and dim % self.reconstructor_heads == 0,
         )
         self.require("tan_kernel", "be odd", lambda value: value % 2 == 1)
-        self.require("retrieval_nce global_nce margin", "be 0 or more", lambda value: value >= 0)
+        self.require("retrieval_nce global_nce margin alignment_gap", "be 0 or more", lambda value: value >= 0)
         self._check_losses()
         moments = self.segments * (self.segments + 1) // 2
         self.require("candidates", f"be at most the {moments} moments", lambda value: value <= moments)

@@ -17,6 +17,9 @@ class PlainAlignmentConfig(MethodConfig):
         labelled_share: of the training paragraphs, for "semi"; which ones depends on the seed.
         max_clips: T, the number of clips that every video is brought to.
         dim: width D.
+        alignment_reads: single "sentences", or "paragraphs" as a whole, whose sentences then know what was said before
+            and find their clips in their order: what SiamGTR and DMR-JRG have by the same setting, without them.
+        alignment_gap: of paragraphs: how many clips lie between the places of two sentences at least; 0 or more.
         label_weight: of the loss on labelled paragraphs, beside the contrast between videos.
         pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
             from the worst ones of the video to the best one.
@@ -35,6 +38,8 @@ class PlainAlignmentConfig(MethodConfig):
     labelled_share: float = 0.1
     max_clips: int = 64
     dim: int = 128
+    alignment_reads: Literal["sentences", "paragraphs"] = "sentences"
+    alignment_gap: int = 1
     label_weight: float = 1.0
     pseudo_span_share: float = 0.6
     windowed: bool | Literal["auto"] = "auto"
@@ -45,6 +50,7 @@ class PlainAlignmentConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         self.require("max_clips dim max_words", "be at least 1", lambda value: value >= 1)
+        self.require("alignment_gap", "be 0 or more", lambda value: value >= 0)
         self.require("labelled_share", "lie in (0, 1]", lambda value: 0 < value <= 1)
         self.require("pseudo_span_share", "lie in [0, 1]", lambda value: 0 <= value <= 1)
         self.require("max_sentences", "be at least 1, or null", lambda value: value is None or value >= 1)

@@ -51,6 +51,9 @@ class SiamGTRConfig(MethodConfig):
         alignment_weight: of a contrast between single sentences and the clips of all videos of the batch, by which
             every sentence also finds clips before it is decoded, and a span that the prediction of its own starts from
             (not in the paper: nothing there asks more of a sentence than of its paragraph); 0 leaves all of it out.
+        alignment_reads: single "sentences", or "paragraphs" as a whole, whose sentences then know what was said before
+            and find their clips in their order (for text that says little sentence by sentence).
+        alignment_gap: of paragraphs: how many clips lie between the places of two sentences at least; 0 or more.
         pseudo_span_weight: of a loss as on labels, for sentences without, whose spans are read off that alignment (not
             in the paper). Beside labels it teaches that the alignment is right as it is: give it less weight than them.
         pseudo_span_share: a sentence's span is where clips are more similar to it than a level, this share of the way
@@ -94,6 +97,8 @@ class SiamGTRConfig(MethodConfig):
     sentence_pseudo_attention: bool = False
     label_weight: float = 1.0
     alignment_weight: float = 0.0
+    alignment_reads: Literal["sentences", "paragraphs"] = "sentences"
+    alignment_gap: int = 1
     pseudo_span_weight: float = 0.0
     pseudo_span_share: float = 0.6
     windowed: bool | Literal["auto"] = "auto"
@@ -109,7 +114,7 @@ class SiamGTRConfig(MethodConfig):
             f"be a multiple of 4 and of heads = {self.heads}",
             lambda dim: dim % self.heads == 0 and dim % 4 == 0,
         )
-        self.require("concepts", "be 0 or more", lambda value: value >= 0)
+        self.require("concepts alignment_gap", "be 0 or more", lambda value: value >= 0)
         self.require("strides", "be two rising numbers above 0", lambda s: len(s) == 2 and 0 < s[0] <= s[1])
         self.require("labelled_share", "lie in (0, 1]", lambda value: 0 < value <= 1)
         self.require("insert_at_ends beta pseudo_span_share", "lie in [0, 1]", lambda value: 0 <= value <= 1)
