@@ -142,7 +142,7 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
         log.info(
             "epoch %d/%d: loss %.4f, %s%s (%.1f s)",
             *(epoch, config.epochs, losses["loss"], selection.describe(by, scores)),
-            *(" (best)" if improved else "", time.monotonic() - began),
+            *(" (best)" if improved and by != selection.LAST else "", time.monotonic() - began),
         )
         if board is not None:
             for name, value in history[-1].items():
