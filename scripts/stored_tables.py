@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
-"""Tables that scripts measure: stored in docs/results/tables/NAME.json, written into pages between two marks.
+"""Stored results in pages, between two marks: what scripts measure, docs/results/tables/NAME.json, and single tables of
+what `vpgfast ablate` ran, docs/results/ablations/NAME/ablation.json.
 
     <!-- table: NAME -->
     ... (rewritten by `python scripts/stored_tables.py`)
     <!-- /table -->
+
+    <!-- ablation: NAME, TITLE OF THE TABLE -->
+    ...
+    <!-- /ablation -->
 
 No number there is typed by hand.
 """
@@ -17,11 +22,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpgfast.ablate.results import claim_text, describe, heading, table_text
+from vpgfast.ablate.run import RESULT
 from vpgfast.metrics.table import align
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "docs" / "results" / "tables"
+ABLATIONS = ROOT / "docs" / "results" / "ablations"
 MARK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- /table -->", re.DOTALL)
+ABLATION_MARK = re.compile(r"<!-- ablation: (\S+), (.+?) -->\n.*?<!-- /ablation -->", re.DOTALL)
 
 
 def store(
@@ -74,11 +83,34 @@ def block(name: str) -> str:
     return f"<!-- table: {name} -->\n{about}\n\n```\n{text(content)}\n```\n<!-- /table -->"
 
 
+def ablation_block(name: str, title: str) -> str:
+    """What stands between the marks of one table of an ablation.
+
+    Raises:
+        SystemExit: there is no such ablation or table.
+    """
+    file = ABLATIONS / name / RESULT
+    content = json.loads(file.read_text()) if file.is_file() else {"tables": []}
+    table = next((table for table in content["tables"] if table["title"] == title), None)
+    if table is None:
+        raise SystemExit(f"{file}: no such file, or no table {title!r} in it")
+    about = f"{heading(table)}. {describe(content)} Commit {content['versions'].get('commit', 'unknown')}."
+    claims = "".join(f"\n- {claim_text(claim)}" for claim in table["claims"])
+    text = f"```\n{table_text(table, len(content['seeds']))}\n```\n" + (f"{claims}\n" if claims else "")
+    return f"<!-- ablation: {name}, {title} -->\n{about}\n\n{text}<!-- /ablation -->"
+
+
+def rewritten(page: str) -> str:
+    """A page with what is stored between its marks."""
+    page = MARK.sub(lambda match: block(match[1]) if (STORE / f"{match[1]}.json").is_file() else match[0], page)
+    return ABLATION_MARK.sub(lambda match: ablation_block(match[1], match[2]), page)
+
+
 def write_pages() -> None:
     """Rewrite what stands between the marks of all pages."""
     for page in (ROOT / "docs").rglob("*.md"):
         old = page.read_text()
-        new = MARK.sub(lambda match: block(match[1]) if (STORE / f"{match[1]}.json").is_file() else match[0], old)
+        new = rewritten(old)
         if new != old:
             page.write_text(new)
 

@@ -191,7 +191,11 @@ def describe(content: Mapping[str, Any]) -> str:
     spread = (
         "one seed, so no spread and no verdict" if len(seeds) == 1 else "mean ± standard deviation over the seeds, in %"
     )
-    return f"{content['method']} on {content['corpus']}, {content['split']} split, {numbers}: {spread}."
+    text = f"{content['method']} on {content['corpus']}, {content['split']} split, {numbers}: {spread}."
+    for added in content.get("added", []):  # rows that were run later
+        names = list(dict.fromkeys(name for rows in added["rows"].values() for name in rows))
+        text += f" {', '.join(names)}: run at commit {added['versions'].get('commit', 'unknown')}."
+    return text
 
 
 def markdown(content: Mapping[str, Any], level: str, picture: str) -> str:
