@@ -16,10 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vpgfast.data.types import Paragraph
+from vpgfast.data.types import MomentMaps, Paragraph
 from vpgfast.files import readable, write_file
 from vpgfast.metrics.spans import RankedSpans, interval_iou
 
@@ -65,6 +65,40 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
             if np.isfinite(predicted).all():
                 _bar(axis, place + 0.7, 0.16, predicted[0], predicted[1], PREDICTED)
             _label(axis, place + 0.68, f"IoU {iou:.2f}", FAINT)
+    _legend(figure, {"true": TRUE, "predicted": PREDICTED})
+    save_figure(figure, path)
+
+
+def draw_moment_maps(maps: Sequence[MomentMaps], path: Path, title: str) -> None:
+    """Of each sentence, the score of every moment from its start (down) to its end (to the right), darker is higher;
+    the true moments are outlined, and the best-ranked one. At most four sentences of an item are drawn."""
+    most, size = 4, 2.3  # inches of a map
+    rows = [(item, range(min(most, len(item.scores)))) for item in maps]
+    height = len(rows) * (size + 0.85) + 0.5
+    figure = Figure(figsize=(_WIDTH, height), dpi=min(100, 60_000 / height), facecolor="white")
+    figure.text(0.03, 1 - 0.22 / height, readable(title), color=INK, fontsize=12, va="center", parse_math=False)
+    for place, (item, sentences) in enumerate(rows):
+        seconds, top = item.paragraph.duration, 1 - (0.5 + place * (size + 0.85)) / height
+        true_spans = item.paragraph.true_spans
+        name = f"{readable(item.paragraph.video_id)}, {seconds:g} s"
+        figure.text(0.03, top - 0.14 / height, name, fontsize=9.5, fontweight="bold", color=INK, parse_math=False)
+        for m in sentences:
+            left = (0.45 + m * (size + 0.1)) / _WIDTH
+            axis = figure.add_axes((left, top - (size + 0.4) / height, (size - 0.15) / _WIDTH, (size - 0.15) / height))
+            axis.imshow(item.scores[m], cmap="Greys", extent=(0, seconds, seconds, 0))
+            text = textwrap.shorten(readable(item.paragraph.sentences[m]), 34, placeholder=" ...")
+            axis.set_title(text, loc="left", fontsize=8, color=INK, pad=3, parse_math=False)
+            true = np.empty((0, 2)) if true_spans is None else true_spans[m]
+            cell = seconds / item.scores.shape[1]
+            for colour, spans in ((TRUE, true), (PREDICTED, item.predicted[m, None])):
+                for start, end in spans:
+                    corner = (end - cell, start)
+                    axis.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=colour, linewidth=1.6))
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.yaxis.set_major_locator(MaxNLocator(4))
+            plain_axis(axis)
+            if m:
+                axis.set_yticklabels([])
     _legend(figure, {"true": TRUE, "predicted": PREDICTED})
     save_figure(figure, path)
 

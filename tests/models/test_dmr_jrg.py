@@ -820,6 +820,9 @@ def test_predictions(nms: float | None) -> None:
         assert prediction.scores[b, count:].eq(-torch.inf).all()
         for m in range(count):
             P = logits[n].sigmoid()
+            assert prediction.maps is not None
+            torch.testing.assert_close(prediction.maps[b, m].triu(), P.triu())
+            assert prediction.maps[b, m].isnan().equal(torch.ones(K, K, dtype=torch.bool).tril(-1))
             ranked = sorted(((P[i, j].item(), i, j + 1) for i in range(K) for j in range(i, K)), reverse=True)
             kept: list[tuple[float, int, int]] = []
             for score, i, j in ranked:

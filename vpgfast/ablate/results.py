@@ -194,7 +194,7 @@ def describe(content: Mapping[str, Any]) -> str:
     text = f"{content['method']} on {content['corpus']}, {content['split']} split, {numbers}: {spread}."
     for added in content.get("added", []):  # rows that were run later
         names = list(dict.fromkeys(name for rows in added["rows"].values() for name in rows))
-        text += f" {', '.join(names)}: run at commit {added['versions'].get('commit', 'unknown')}."
+        text += f" {'; '.join(names)}: run at commit {added['versions'].get('commit', 'unknown')}."
     return text
 
 

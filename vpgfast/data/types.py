@@ -231,8 +231,26 @@ class Prediction:
             (its ``spans`` mean nothing).
         curves: float [B, M, T], how well each clip fits each sentence, of a method that reads spans off that;
             zero where padded.
+        maps: float [B, M, S, S], of a method that scores moments: of the one from segment i to segment j of S equal
+            ones of the video at (i, j); NaN where there is none.
     """
 
     spans: Tensor
     scores: Tensor
     curves: Tensor | None = None
+    maps: Tensor | None = None
+
+
+@dataclass
+class MomentMaps:
+    """The scores of all moments of a video for the sentences of an item.
+
+    Attributes:
+        paragraph: the item.
+        predicted: the best span of each sentence, seconds [M, 2].
+        scores: of the moment from segment i to segment j at (i, j), [M, S, S]; NaN where there is none.
+    """
+
+    paragraph: Paragraph
+    predicted: np.ndarray
+    scores: np.ndarray

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vpgfast.config import TrainConfig
 from vpgfast.data.corpus import Corpus, annotation_file, tested_and_validated
-from vpgfast.data.types import Paragraph
 from vpgfast.errors import CheckpointError
 from vpgfast.evaluate import selection
-from vpgfast.evaluate.split import Answers, Evaluation
+from vpgfast.evaluate.split import Answers, Evaluation, sample_evenly
 from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
 from vpgfast.metrics.corpus import CorpusResult
-from vpgfast.metrics.spans import RankedSpans
-from vpgfast.plots import draw_spans
+from vpgfast.plots import draw_moment_maps, draw_spans
 
-PICTURE = "spans.png"
+PICTURE, MAPS_PICTURE = "spans.png", "moments.png"
 
 
 def report(
@@ -43,6 +39,8 @@ def report(
         print("\n" + table_of(highlights["brief"], f"{config.method}, by QVHighlights' own evaluation, in %"))
     if config.pictures:
         print(f"true and predicted spans: {output / PICTURE}")
+        if evaluation.maps:
+            print(f"scores of all moments: {output / MAPS_PICTURE}")
     print(f"metrics: {output / METRICS_FILE}")
 
 
@@ -57,9 +55,14 @@ def _write(
             highlights = score_answers(answers, annotation_file(config.data, split), output / SUBMISSION_FILE)
     problem = None
     if config.pictures:
-        chosen = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
+        videos = {paragraph.video_id for paragraph in sample_evenly(answers.paragraphs, config.pictures)}
+        pairs = zip(answers.paragraphs, answers.ranked, strict=True)
+        chosen = [(paragraph, spans) for paragraph, spans in pairs if paragraph.video_id in videos]
+        title = f"{config.method} on {corpus.name}, {split}"
         try:
-            draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
+            draw_spans([p for p, _ in chosen], [spans for _, spans in chosen], output / PICTURE, title)
+            if evaluation.maps:
+                draw_moment_maps(evaluation.maps, output / MAPS_PICTURE, title)
         except CheckpointError as error:  # the numbers are worth more than a picture that can't be written
             problem = error
     shared = tested_and_validated(corpus.splits)
@@ -119,13 +122,3 @@ def table_from(content: Mapping[str, Any], config: TrainConfig) -> str:
         CorpusResult(**found) if found else None,
     )
     return evaluation.table(content["method"], table_title(content["corpus"], content["split"], config))
-
-
-def sample_evenly(
-    paragraphs: Sequence[Paragraph], ranked: RankedSpans, videos: int
-) -> tuple[list[Paragraph], list[np.ndarray]]:
-    """The items of a few videos from all over a split, with what was predicted for them."""
-    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
-    chosen = set(names[:: max(1, len(names) // videos)][:videos])
-    pairs = [(p, r) for p, r in zip(paragraphs, ranked, strict=True) if p.video_id in chosen]
-    return [p for p, _ in pairs], [r for _, r in pairs]

@@ -13,10 +13,10 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from vpgfast.config import TrainConfig
-from vpgfast.data.batches import Loader, make_loader
+from vpgfast.data.batches import Loader, make_batch, make_loader, prepare
 from vpgfast.data.corpus import Corpus
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
+from vpgfast.data.types import Batch, BatchNeeds, MomentMaps, Paragraph, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
@@ -79,6 +79,8 @@ class Evaluation:
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         answers: what was predicted for each item.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
+        maps: of a few videos from all over the split, what a method that scores moments says of them, see
+            :class:`~vpgfast.data.types.MomentMaps`.
     """
 
     metrics: dict[str, float]
@@ -86,6 +88,7 @@ class Evaluation:
     control: dict[str, float] | None
     answers: Answers
     retrieval: CorpusResult | None = None
+    maps: list[MomentMaps] = field(default_factory=list)
 
     def table(self, method: str, title: str) -> str:
         """The method's row beside the others; below it, how well it finds videos."""
@@ -188,6 +191,26 @@ def _together(fabric: Fabric, mine: Sequence[tuple[int, Answers]], loader: Loade
 
 
 @torch.no_grad()
+def moment_maps(
+    fabric: Fabric, model: Any, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str
+) -> list[MomentMaps]:
+    """Of the videos that are pictured (``config.pictures``), in the first process; none of a method without maps."""
+    if fabric.global_rank or not config.pictures:
+        return []
+    method, found = getattr(model, "module", model), []
+    needs = method.needs(config.model)
+    for item in prepare(sample_evenly(corpus.splits[split], config.pictures), needs, training=False):
+        batch = make_batch([item], [corpus.features[item.video_id]], vectors, needs, training=False)
+        with fabric.autocast():
+            prediction = method.predict(batch.to(fabric.device), 1)
+        if prediction.maps is None:
+            return []
+        spans, maps = prediction.spans[0, :, 0].double().cpu().numpy(), prediction.maps[0].double().cpu().numpy()
+        found.append(MomentMaps(item, spans, maps))
+    return found
+
+
+@torch.no_grad()
 def random_candidates(fabric: Fabric, model: Any, loader: Loader, config: TrainConfig) -> dict[str, float] | None:
     """What a method's own list of spans earns in a random order, suppressed as it does: the mean of a few orders.
 
@@ -251,4 +274,12 @@ def evaluate_split(
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)
         if finds_videos(config.method)
         else None,
+        maps=moment_maps(fabric, model, config, corpus, vectors, split),
     )
+
+
+def sample_evenly(paragraphs: Sequence[Paragraph], videos: int) -> list[Paragraph]:
+    """The items of a few videos from all over a split."""
+    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
+    chosen = set(names[:: max(1, len(names) // videos)][:videos])
+    return [paragraph for paragraph in paragraphs if paragraph.video_id in chosen]

@@ -370,7 +370,9 @@ class DMRJRG(RetrievalMethod):
         there = batch.sentence_mask
         clips, sentences = self.project(batch.video), self.text(batch).sentences
         moments = self(clips, sentences, there, self.align(sentences, clips, batch))
-        prediction = self.rank(to_paragraphs(moments.logits.sigmoid(), there, -torch.inf), batch, top_n)
+        P = moments.logits.sigmoid()
+        prediction = self.rank(to_paragraphs(P, there, -torch.inf), batch, top_n)
+        prediction.maps = to_paragraphs(self.on_map(P).masked_fill(~self.triangle, torch.nan), there, torch.nan)
         if self.config.decode == "independent":
             return prediction
         seconds = self.spans_in_segments() / self.config.segments * batch.durations[:, None, None, None]

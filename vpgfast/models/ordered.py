@@ -92,4 +92,4 @@ def put_in_order(
     keep = torch.cat([torch.ones_like(left[:, :, :1]), left], 2)
     places = (~keep).to(torch.int8).argsort(dim=2, stable=True)[:, :, : prediction.spans.shape[2]]
     scores = scores.masked_fill(~keep, -torch.inf).gather(2, places)
-    return Prediction(spans.gather(2, places.unsqueeze(-1).expand(-1, -1, -1, 2)), scores)
+    return replace(prediction, spans=spans.gather(2, places.unsqueeze(-1).expand(-1, -1, -1, 2)), scores=scores)
