@@ -233,24 +233,29 @@ class Prediction:
             zero where padded.
         maps: float [B, M, S, S], of a method that scores moments: of the one from segment i to segment j of S equal
             ones of the video at (i, j); NaN where there is none.
+        labels: int64 [B, M, T], of a method that labels clips: outside a moment (0), its begin (1), inside (2), end
+            (3); 0 where padded.
     """
 
     spans: Tensor
     scores: Tensor
     curves: Tensor | None = None
     maps: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass
-class MomentMaps:
-    """The scores of all moments of a video for the sentences of an item.
+class Details:
+    """What a method says of an item beyond its spans, for pictures.
 
     Attributes:
         paragraph: the item.
         predicted: the best span of each sentence, seconds [M, 2].
-        scores: of the moment from segment i to segment j at (i, j), [M, S, S]; NaN where there is none.
+        maps: the scores of all moments, [M, S, S], see :class:`Prediction`.
+        labels: of the clips, int [M, T], see :class:`Prediction`.
     """
 
     paragraph: Paragraph
     predicted: np.ndarray
-    scores: np.ndarray
+    maps: np.ndarray | None = None
+    labels: np.ndarray | None = None

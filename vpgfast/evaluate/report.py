@@ -16,9 +16,9 @@ from vpgfast.evaluate.split import Answers, Evaluation, sample_evenly
 from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
 from vpgfast.metrics.corpus import CorpusResult
-from vpgfast.plots import draw_moment_maps, draw_spans
+from vpgfast.plots import draw_ious, draw_labels, draw_moment_maps, draw_spans
 
-PICTURE, MAPS_PICTURE = "spans.png", "moments.png"
+PICTURE, IOU_PICTURE, MAPS_PICTURE, LABELS_PICTURE = "spans.png", "ious.png", "moments.png", "labels.png"
 
 
 def report(
@@ -39,8 +39,6 @@ def report(
         print("\n" + table_of(highlights["brief"], f"{config.method}, by QVHighlights' own evaluation, in %"))
     if config.pictures:
         print(f"true and predicted spans: {output / PICTURE}")
-        if evaluation.maps:
-            print(f"scores of all moments: {output / MAPS_PICTURE}")
     print(f"metrics: {output / METRICS_FILE}")
 
 
@@ -61,8 +59,11 @@ def _write(
         title = f"{config.method} on {corpus.name}, {split}"
         try:
             draw_spans([p for p, _ in chosen], [spans for _, spans in chosen], output / PICTURE, title)
-            if evaluation.maps:
-                draw_moment_maps(evaluation.maps, output / MAPS_PICTURE, title)
+            draw_ious(answers.paragraphs, answers.ranked, output / IOU_PICTURE, title)
+            if any(details.maps is not None for details in evaluation.details):
+                draw_moment_maps(evaluation.details, output / MAPS_PICTURE, title)
+            if any(details.labels is not None for details in evaluation.details):
+                draw_labels(evaluation.details, output / LABELS_PICTURE, title)
         except CheckpointError as error:  # the numbers are worth more than a picture that can't be written
             problem = error
     shared = tested_and_validated(corpus.splits)

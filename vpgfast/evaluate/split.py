@@ -16,7 +16,7 @@ from vpgfast.config import TrainConfig
 from vpgfast.data.batches import Loader, make_batch, make_loader, prepare
 from vpgfast.data.corpus import Corpus
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds, MomentMaps, Paragraph, Prediction
+from vpgfast.data.types import Batch, BatchNeeds, Details, Paragraph, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
@@ -79,8 +79,7 @@ class Evaluation:
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         answers: what was predicted for each item.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
-        maps: of a few videos from all over the split, what a method that scores moments says of them, see
-            :class:`~vpgfast.data.types.MomentMaps`.
+        details: of a few videos from all over the split, what the method says of them beyond its spans.
     """
 
     metrics: dict[str, float]
@@ -88,7 +87,7 @@ class Evaluation:
     control: dict[str, float] | None
     answers: Answers
     retrieval: CorpusResult | None = None
-    maps: list[MomentMaps] = field(default_factory=list)
+    details: list[Details] = field(default_factory=list)
 
     def table(self, method: str, title: str) -> str:
         """The method's row beside the others; below it, how well it finds videos."""
@@ -191,10 +190,10 @@ def _together(fabric: Fabric, mine: Sequence[tuple[int, Answers]], loader: Loade
 
 
 @torch.no_grad()
-def moment_maps(
+def details_of(
     fabric: Fabric, model: Any, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str
-) -> list[MomentMaps]:
-    """Of the videos that are pictured (``config.pictures``), in the first process; none of a method without maps."""
+) -> list[Details]:
+    """Of the videos that are pictured (``config.pictures``), in the first process; none of a method without any."""
     if fabric.global_rank or not config.pictures:
         return []
     method, found = getattr(model, "module", model), []
@@ -203,10 +202,10 @@ def moment_maps(
         batch = make_batch([item], [corpus.features[item.video_id]], vectors, needs, training=False)
         with fabric.autocast():
             prediction = method.predict(batch.to(fabric.device), 1)
-        if prediction.maps is None:
+        if prediction.maps is None and prediction.labels is None:
             return []
-        spans, maps = prediction.spans[0, :, 0].double().cpu().numpy(), prediction.maps[0].double().cpu().numpy()
-        found.append(MomentMaps(item, spans, maps))
+        more = [None if x is None else x[0].cpu().numpy() for x in (prediction.maps, prediction.labels)]
+        found.append(Details(item, prediction.spans[0, :, 0].double().cpu().numpy(), *more))
     return found
 
 
@@ -274,7 +273,7 @@ def evaluate_split(
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)
         if finds_videos(config.method)
         else None,
-        maps=moment_maps(fabric, model, config, corpus, vectors, split),
+        details=details_of(fabric, model, config, corpus, vectors, split),
     )
 
 
