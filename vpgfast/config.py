@@ -305,9 +305,6 @@ def _set_defaults(parser: ArgumentParser, settings: Mapping[str, Any], source: s
     sections = {".".join(key.split(".")[:i]) for key in keys for i in range(1, key.count(".") + 1)}
     # "model:" with nothing below it is a section without settings, not a setting of nothing.
     flat = {key: value for key, value in flatten(settings).items() if not (key in sections and value is None)}
-    for old, new in getattr(get_config(parser.get_default("method")), "renamed", {}).items():
-        if f"model.{old}" in flat:
-            flat[f"model.{new}"] = flat.pop(f"model.{old}")
     for key, value in flat.items():
         if key in sections:
             raise ConfigError(f"{source}: {key!r} is a section of settings, found {value!r}")

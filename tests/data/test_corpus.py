@@ -10,7 +10,7 @@ import pytest
 
 from vpgfast.data.batches import make_loader
 from vpgfast.data.corpus import hold_out, load_corpus
-from vpgfast.data.options import DataConfig, MovingShapesOptions
+from vpgfast.data.options import DataConfig
 from vpgfast.data.types import BatchNeeds
 from vpgfast.errors import AnnotationError, ConfigError, FeatureError
 
@@ -172,11 +172,3 @@ def test_root_may_be_the_folder_of_the_files_itself(real, shared, tmp_path):
     (tmp_path / "charades_train.json").write_text(json.dumps({"A": {"video_duration": 1.0}}))
     with pytest.raises(AnnotationError, match=r"charades_train\.json, video 'A': no 'sentences'"):
         load_corpus(replace(real, root=tmp_path))
-
-
-def test_punctuation_is_in_the_vocabulary_if_asked_for(tmp_path):
-    config = DataConfig(cache=tmp_path, moving_shapes=MovingShapesOptions(train_videos=2, val_videos=1, test_videos=1))
-    assert "." not in load_corpus(config).word_vectors.words
-    vectors = load_corpus(replace(config, punctuation=True)).word_vectors
-    assert vectors.tokenize("A red circle blinks.")[-1] == "."
-    assert vectors.index(".") > 1

@@ -104,36 +104,6 @@ def test_encode():
     assert vectors.encode(" ?! ", max_words=5) == [1]  # a sentence is never empty, so no mask is all false
 
 
-@pytest.mark.parametrize(
-    ("sentence", "words"),
-    [
-        ("He sits, doesn't he?", ["he", "sits", ",", "does", "n't", "he", "?"]),
-        ("Wait ... (it's 1.5 s) -- done.", ["wait", "...", "(", "it", "'s", "1.5", "s", ")", "--", "done", "."]),
-        ("Été « là ».", ["été", "«", "là", "»", "."]),
-        ("!", ["!"]),
-    ],
-)
-def test_punctuation_as_words(sentence, words):
-    assert tokenize(sentence, punctuation=True) == words
-    assert tokenize(sentence) == [word for word in words if any(map(str.isalnum, word))]
-
-
-def test_a_vocabulary_with_punctuation_reads_it():
-    with_dot = WordVectors(["<pad>", "<unk>", ".", "opens"], np.zeros((4, 2), np.float32), "test")
-    without = WordVectors(["<pad>", "<unk>", "'s", "opens"], np.zeros((4, 2), np.float32), "test")
-    assert with_dot.encode("Opens, he.", 9) == [3, 1, 1, 2]
-    assert without.encode("Opens, he.", 9) == [3, 1]
-
-
-def test_queries_of_charades_sta_are_as_long_as_seqpan_counts_them(shared):
-    """Its Table 7: 7.22 words."""
-    splits = [
-        load_annotations("charades_sta", split, shared / "charades_sta", "sentence") for split in ("train", "test")
-    ]
-    lengths = [len(tokenize(s, punctuation=True)) for split in splits for p in split for s in p.sentences]
-    assert round(np.mean(lengths), 2) == 7.22
-
-
 def test_words_and_vectors_must_fit():
     with pytest.raises(ValueError, match="3 words"):
         WordVectors(["<pad>", "<unk>", "cat"], np.zeros((4, 3), np.float32), "test")

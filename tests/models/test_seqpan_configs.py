@@ -26,16 +26,11 @@ def test_the_papers_settings(name, clips):
     config = read(name)
     model, optim = config.model, config.optim
     assert (model.dim, model.heads, model.attention_blocks, model.tau, model.dropout) == (128, 8, 2, 0.3, 0.2)
-    assert (model.attention, model.matching, model.gumbel, model.released_labels) == ("sgpa", "sq", True, False)
-    assert (model.max_clips, model.localizer) == (clips, "separate")
+    assert (model.attention, model.matching, model.gumbel, model.as_released) == ("sgpa", "sq", True, False)
+    assert model.max_clips == clips
     assert (optim.name, optim.lr, optim.weight_decay, optim.clip) == ("adamw", 1e-4, 0.01, 1.0)
     assert optim.schedule == "linear"
     assert (config.batch_size, config.epochs, config.patience) == (16, 100, 10)
-
-
-def test_a_setting_is_read_by_its_older_name(tmp_path):
-    (tmp_path / "c.yaml").write_text("method: seqpan\nmodel: {as_released: true}\n")
-    assert parse_train(["--config", str(tmp_path / "c.yaml")]).model.released_labels
 
 
 def test_activitynet_is_tested_on_val_1():

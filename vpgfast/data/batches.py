@@ -93,7 +93,7 @@ def make_batch(
     if training and needs.labelled_share == 0:  # whoever prepared the items: nothing in the batch may tell
         paragraphs = [paragraph.without_spans() for paragraph in paragraphs]
     video, video_mask = stack_clips(features, needs)
-    texts = [[word_vectors.tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
+    texts = [[tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
     ids = [[word_vectors.encode(sentence, needs.max_words) for sentence in p.sentences] for p in paragraphs]
     size, most = len(paragraphs), max(len(p.sentences) for p in paragraphs)
     longest = max(len(sentence) for item in ids for sentence in item)

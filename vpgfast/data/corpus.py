@@ -87,9 +87,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         splits = read_splits(config)
 
     trained = {"train": splits["train"]} if config.word_vectors is None else splits
-    vectors = load_word_vectors(
-        config.word_vectors, vocabulary(trained.values(), config.punctuation), config.word_dim, config.seed
-    )
+    vectors = load_word_vectors(config.word_vectors, vocabulary(trained.values()), config.word_dim, config.seed)
 
     name = config.corpus
     if made and config.moving_shapes.discourse:
@@ -277,10 +275,9 @@ def _usable(
     return left
 
 
-def vocabulary(splits: Iterable[list[Paragraph]], punctuation: bool = False) -> set[str]:
-    """Every word of every sentence, see :func:`~vpgfast.data.text.tokenize`."""
-    sentences = (sentence for split in splits for p in split for sentence in p.sentences)
-    return {word for sentence in sentences for word in tokenize(sentence, punctuation)}
+def vocabulary(splits: Iterable[list[Paragraph]]) -> set[str]:
+    """Every word of every sentence."""
+    return {word for split in splits for p in split for sentence in p.sentences for word in tokenize(sentence)}
 
 
 def read_moving_shapes(folder: Path) -> dict[str, list[Paragraph]]:

@@ -180,7 +180,6 @@ class DataConfig:
         check_features: before anything else, read the features of all videos (full), or only look whether they are
             there (names).
         word_vectors: GloVe .txt, .txt.gz or .zip, or an .npz with words and vectors; none: hashed vectors.
-        punctuation: take punctuation marks for words, too (as SeqPAN's paper seems to).
         word_dim: width of hashed word vectors, and of those to take from a .zip with several.
         train_split: name of the data set's split to train on; none: the usual one.
         val_split: split to validate on, or held_out for a share of the training videos; none: the usual one.
@@ -211,7 +210,6 @@ class DataConfig:
     on_bad_features: Literal["stop", "skip"] = "stop"
     check_features: Literal["full", "names"] = "full"
     word_vectors: Path | None = None
-    punctuation: bool = False
     word_dim: int = 300
     train_split: str | None = None
     val_split: str | None = None

@@ -30,25 +30,19 @@ NUM_CHARS = len(CHARACTERS) + 2
 """Size of a character table: padding (0), unknown (1), :data:`CHARACTERS`."""
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)|[^\W_]+?(?=n't(?!\w))|[^\W_]+(?:-[^\W_]+)*")
-_MARK = r"|\.\.\.|--|[^\w\s]"
-"""Punctuation, behind :data:`_TOKEN`."""
 _CHARACTER_INDEX = {character: i for i, character in enumerate(CHARACTERS, start=2)}
 
 
 @cache
-def _token(ascii_only: bool, punctuation: bool) -> re.Pattern[str]:
-    """:data:`_TOKEN`, with punctuation or without; outside of ASCII marks (vowel signs, accents) and joiners belong to
-    the letter before them."""
-    pattern = _TOKEN.pattern + (_MARK if punctuation else "")
-    if ascii_only:
-        return re.compile(pattern)
+def _unicode_token() -> re.Pattern[str]:
+    """:data:`_TOKEN` where marks (vowel signs, accents) and joiners belong to the letter before them."""
     marks = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
     letters = rf"(?:[^\W_][{re.escape(marks)}\u200c\u200d]*)"
-    return re.compile(pattern.replace(r"[^\W_]", letters))
+    return re.compile(_TOKEN.pattern.replace(r"[^\W_]", letters))
 
 
-def tokenize(sentence: str, punctuation: bool = False) -> list[str]:
-    """Lower-cased words of a sentence; punctuation is split off and dropped, or becomes words of its own.
+def tokenize(sentence: str) -> list[str]:
+    """Lower-cased words of a sentence; punctuation is split off and dropped.
 
     The rule follows the tokens of GloVe: letters and digits make a word, inner hyphens stay (``walk-in``), the endings
     ``n't 's 'm 'd 're 've 'll`` become words of their own (``doesn't`` -> ``does n't``), numbers keep inner dots and
@@ -56,8 +50,8 @@ def tokenize(sentence: str, punctuation: bool = False) -> list[str]:
     (Unicode's NFC). A script that writes no blanks, such as Thai, has a word between two.
     """
     if sentence.isascii():
-        return _token(True, punctuation).findall(sentence.lower())
-    return _token(False, punctuation).findall(unicodedata.normalize("NFC", sentence).lower().replace("’", "'"))
+        return _TOKEN.findall(sentence.lower())
+    return _unicode_token().findall(unicodedata.normalize("NFC", sentence).lower().replace("’", "'"))
 
 
 _OPENING, _CLOSING = "\"'“‘([", "\"'”’)]"
@@ -134,7 +128,6 @@ class WordVectors:
     source: str
     content_counts: np.ndarray | None = field(default=None, repr=False, compare=False)
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
-    _punctuation: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.words[:2] != ["<pad>", "<unk>"] or self.vectors.shape[:1] != (len(self.words),):
@@ -144,7 +137,6 @@ class WordVectors:
         if self.content_counts is not None and self.content_counts.shape != (len(self.words),):
             raise ValueError(f"{self.content_counts.shape} content counts do not fit {len(self.words)} words")
         self._index = {word: i for i, word in enumerate(self.words)}
-        self._punctuation = any(not any(map(str.isalnum, word)) for word in self.words[2:])
 
     @property
     def dim(self) -> int:
@@ -155,13 +147,9 @@ class WordVectors:
         """Row of a (lower-case) word; 1 if it is unknown."""
         return self._index.get(word, UNKNOWN)
 
-    def tokenize(self, sentence: str) -> list[str]:
-        """The words of a sentence; punctuation is among them where it is in the vocabulary."""
-        return tokenize(sentence, self._punctuation)
-
     def encode(self, sentence: str, max_words: int) -> list[int]:
         """Rows of the first ``max_words`` words. A sentence without any word is one unknown word: it is never empty."""
-        return [self.index(word) for word in self.tokenize(sentence)[:max_words]] or [UNKNOWN]
+        return [self.index(word) for word in tokenize(sentence)[:max_words]] or [UNKNOWN]
 
 
 def load_word_vectors(path: str | Path | None, vocabulary: Iterable[str], dim: int = 300, seed: int = 0) -> WordVectors:

@@ -35,7 +35,7 @@ from vpgfast.models.layers import (
 )
 from vpgfast.models.method import Method
 from vpgfast.models.ordered import predict_in_order
-from vpgfast.models.seqpan_clips import OUTSIDE, best_clips, clips_to_spans, make_targets
+from vpgfast.models.seqpan_clips import best_clips, clips_to_spans, make_targets
 
 
 class Scores(NamedTuple):
@@ -134,7 +134,7 @@ class SeqPAN(Method):
         targets = make_targets(batch, self.config)
         start_loss = -(targets.start * scores.start).sum(1).mean()
         end_loss = -(targets.end * scores.end).sum(1).mean()
-        losses = {"localization": (start_loss + end_loss) * (1.0 if self.config.released_labels else 0.5)}
+        losses = {"localization": (start_loss + end_loss) * (1.0 if self.config.as_released else 0.5)}
         if scores.labels is not None:
             labels = targets.labels
             nll = F.nll_loss(scores.labels.transpose(1, 2), labels, reduction="none")
@@ -185,13 +185,9 @@ class SeqPAN(Method):
         start, end, log_probability = best_clips(scores.start, scores.end, batch.video_mask, top_n)
         spans = clips_to_spans(start, end, batch.video_mask, self.config.clip_times) * batch.durations[:, None, None]
         found = log_probability > -torch.inf
-        labels = None
-        if self.config.matching == "sq" and scores.labels is not None:
-            labels = scores.labels.argmax(-1).masked_fill(~batch.video_mask, OUTSIDE).unsqueeze(1)
         return Prediction(
             spans=(spans * found.unsqueeze(-1)).unsqueeze(1),
             scores=log_probability.exp().masked_fill(~found, -torch.inf).unsqueeze(1),
-            labels=labels,
         )
 
 
@@ -330,10 +326,10 @@ class SequenceMatching(nn.Module):
         """[B, T, d] -> the same with label embeddings added, and log-probabilities [B, T, labels] for the loss."""
         logits = at_least_float32(self.classify(x))  # H_seq of Eq. 6
         if self.gumbel:
-            if self.training or self.config.released_labels or self.config.sample_in_inference:
+            if self.training or self.config.as_released:
                 logits = logits + gumbel_noise(logits)
             log_soft = (logits / self.config.tau).log_softmax(-1)  # Eq. 9
-            labels = log_soft.exp() if self.config.released_labels else straight_through(log_soft.exp())  # Eq. 8
+            labels = log_soft.exp() if self.config.as_released else straight_through(log_soft.exp())  # Eq. 8
         else:
             log_soft = logits.log_softmax(-1)  # S_seq of Eq. 6
             labels = log_soft.exp()
@@ -343,15 +339,11 @@ class SequenceMatching(nn.Module):
 
 
 class ConditionedLocalizer(nn.Module):
-    """Scores of start and end; the end's features are made from the start's, by a layer of its own or the same
-    (Eq. 12)."""
+    """Scores of start and end; the end's features are made from the start's by the same transformer layer (Eq. 12)."""
 
     def __init__(self, config: SeqPANConfig) -> None:
         super().__init__()
         self.transformer = TransformerLayer(config.dim, config.heads, config.dropout)
-        self.transformer_end = None
-        if config.localizer == "separate":
-            self.transformer_end = TransformerLayer(config.dim, config.heads, config.dropout)
         # What pre-norm layers leave is normalised before it is used; a bias would only shift all scores alike.
         self.norm_start = nn.LayerNorm(config.dim, bias=False)
         self.norm_end = nn.LayerNorm(config.dim, bias=False)
@@ -361,7 +353,7 @@ class ConditionedLocalizer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, d] and [B, T] -> two [B, T]."""
         h_start = self.transformer(x, mask)
-        h_end = (self.transformer_end or self.transformer)(h_start, mask)
+        h_end = self.transformer(h_start, mask)
         start = self.start(torch.cat([self.norm_start(h_start), x], -1))
         end = self.end(torch.cat([self.norm_end(h_end), x], -1))
         return at_least_float32(start.squeeze(-1)), at_least_float32(end.squeeze(-1))

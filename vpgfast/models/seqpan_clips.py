@@ -38,10 +38,10 @@ def make_targets(batch: Batch, config: SeqPANConfig) -> Targets:
     A = spans.shape[1]
     mask = batch.video_mask.repeat_interleave(A, 0)
     start, end = spans_to_clips(spans.flatten(0, 1), mask, config.clip_times)
-    spread = 0.25 if config.released_labels else 0.0
+    spread = 0.25 if config.as_released else 0.0
     share = (there / there.sum(1, keepdim=True)).unsqueeze(2)
     starts, ends = (boundary_targets(index, mask, spread).unflatten(0, (-1, A)) for index in (start, end))
-    labels = region_labels(start, end, mask, config.matching, config.released_labels).unflatten(0, (-1, A))
+    labels = region_labels(start, end, mask, config.matching).unflatten(0, (-1, A))
     labels = labels.masked_fill(~there.unsqueeze(2), OUTSIDE).amax(1)
     return Targets((share * starts).sum(1), (share * ends).sum(1), labels)
 
@@ -114,19 +114,13 @@ def boundary_targets(index: Tensor, mask: Tensor, spread: float = 0.0) -> Tensor
     return target * (1 - spread * neighbours.sum(1, keepdim=True)) + spread * neighbours
 
 
-def region_labels(
-    start: Tensor,
-    end: Tensor,
-    mask: Tensor,
-    matching: Literal["sq", "fb", "none"] = "sq",
-    end_first: bool = False,
-) -> Tensor:
+def region_labels(start: Tensor, end: Tensor, mask: Tensor, matching: Literal["sq", "fb", "none"] = "sq") -> Tensor:
     """Y_lab of Eq. 11: the region of each clip, int64 [B, T].
 
     "sq": BEGIN on the first clip of the moment and its two neighbours, END on the last and its two neighbours, INSIDE
     between them, OUTSIDE elsewhere. A clip that both regions claim (in moments of one to three clips) is BEGIN before
-    the moment's middle, END behind it, and INSIDE in the middle itself; with ``end_first`` it is END. "fb": 1 within
-    the moment, 0 elsewhere. Padding is 0.
+    the moment's middle, END behind it, and INSIDE in the middle itself. "fb": 1 within the moment, 0 elsewhere.
+    Padding is 0.
     """
     start, end = start.unsqueeze(1), end.unsqueeze(1)
     clip = torch.arange(mask.shape[1], device=mask.device)
@@ -136,7 +130,7 @@ def region_labels(
     near_start, near_end = (clip - start).abs() <= 1, (clip - end).abs() <= 1
     side = (2 * clip - start - end).sign()  # -1 before the middle of the moment, 1 behind it
     begin = near_start & (~near_end | (side < 0))
-    finish = near_end if end_first else near_end & (~near_start | (side > 0))
+    finish = near_end & (~near_start | (side > 0))
     labels = torch.full(within.shape, OUTSIDE, device=mask.device)
     labels = labels.masked_fill(within, INSIDE).masked_fill(begin, BEGIN).masked_fill(finish, END)
     return labels.masked_fill(~mask, OUTSIDE)

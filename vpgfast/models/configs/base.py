@@ -14,8 +14,6 @@ class MethodConfig:
     """What the settings of all methods share: checks that name the method and the setting."""
 
     method: ClassVar[str]
-    renamed: ClassVar[dict[str, str]] = {}
-    """Settings that once had another name, by which older runs still hold them."""
 
     def require(self, names: str, must: str, holds: Callable[[Any], bool]) -> None:
         """Refuse settings (``names``, separated by spaces) for which ``holds`` is false; ``must`` says it in words.

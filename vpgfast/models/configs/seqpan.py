@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from vpgfast.models.configs.base import MethodConfig
 
@@ -31,10 +31,6 @@ class SeqPANConfig(MethodConfig):
             embeddings (Table 5, Fig. 6).
         label_embeddings: add to each clip the embedding of its label (Eq. 10); off, the labels are only predicted and
             trained (Table 5).
-        sample_in_inference: draw the labels at test time too, noise and all (appendix A.3: "discrete samples can be
-            drawn"), so that answers depend on the random generator's state; off, the likeliest label is taken.
-        localizer: the transformer layers of start and end (Eq. 12), one of each ("separate", the paper), or one
-            that is applied twice ("shared", the released code).
         tau: temperature of the Gumbel-softmax (Eq. 9, Fig. 6).
         char_cnn: append a vector made from its characters to each word's vector.
         char_dim: width of a character embedding.
@@ -50,13 +46,12 @@ class SeqPANConfig(MethodConfig):
             here"); 0 leaves it out.
         clip_times: which time a clip i of T stands for: "points", the instant i / (T - 1) of the duration (text under
             Eq. 14), or "extents", the stretch from i / T to (i + 1) / T (released code).
-        released_labels: labels as in the released code: soft samples without straight-through and with noise at test
-            time too, boundary targets of 0.5 with 0.25 on each neighbour, the end region first in short moments, start
-            and end losses summed. What its network does otherwise is not part of this.
+        as_released: follow the released code where it differs from the paper: soft label samples without
+            straight-through, noise at test time too, boundary targets of 0.5 with 0.25 on each neighbour, start and end
+            losses summed.
     """
 
     method = "seqpan"
-    renamed: ClassVar[dict[str, str]] = {"as_released": "released_labels"}
 
     dim: int = 128
     heads: int = 8
@@ -68,8 +63,6 @@ class SeqPANConfig(MethodConfig):
     matching: Literal["sq", "fb", "none"] = "sq"
     gumbel: bool = True
     label_embeddings: bool = True
-    sample_in_inference: bool = False
-    localizer: Literal["shared", "separate"] = "shared"
     tau: float = 0.3
     char_cnn: bool = True
     char_dim: int = 50
@@ -80,7 +73,7 @@ class SeqPANConfig(MethodConfig):
     windowed: bool | Literal["auto"] = "auto"
     decode: Literal["independent", "ordered"] = "independent"
     clip_times: ClipTimes = "points"
-    released_labels: bool = False
+    as_released: bool = False
 
     def __post_init__(self) -> None:
         sizes = "dim heads attention_blocks char_dim conv_kernel max_clips max_words"
