@@ -40,7 +40,8 @@ class OptimConfig:
     """Optimiser and learning rate.
 
     Attributes:
-        name: "adamw" (decay apart from the gradient) or "adam".
+        name: "adamw" (decay apart from the gradient), "adam", or "bert_adam" (adamw without bias correction, as
+            SeqPAN's released code has it).
         lr: learning rate at the start.
         weight_decay: on matrices and larger; biases and normalisation weights are left alone.
         schedule: "linear" falls to nothing over the epochs, epoch by epoch; "constant" stays; "step" multiplies it by
@@ -50,7 +51,7 @@ class OptimConfig:
         clip: largest norm of the whole gradient; null for no limit.
     """
 
-    name: Literal["adamw", "adam"] = "adamw"
+    name: Literal["adamw", "adam", "bert_adam"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
     schedule: Literal["linear", "constant", "step"] = "linear"
@@ -184,6 +185,8 @@ def from_dict(settings: Mapping[str, Any], source: str, argv: Sequence[str] = ()
     """
     method = settings.get("method", DEFAULT_METHOD)
     parser = _parser(method, source, prog)
+    if isinstance(settings.get("model"), Mapping):
+        settings = {**settings, "model": get_config(method).of_checkpoint(settings["model"])}
     _set_defaults(parser, settings, source)
     return _instantiate(parser, method, _parse_args(parser, argv))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Prediction
+from vpgfast.models.configs.base import MethodConfig
 from vpgfast.models.method import Method
 from vpgfast.models.registry import METHODS, Place
 
@@ -26,7 +27,7 @@ PAUSE = "TINY_PAUSE"
 
 
 @dataclass
-class TinyConfig:
+class TinyConfig(MethodConfig):
     """Settings of the test method.
 
     Attributes:

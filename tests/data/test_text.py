@@ -45,6 +45,23 @@ def test_tokenize(sentence, words):
 
 
 @pytest.mark.parametrize(
+    ("sentence", "tokens"),
+    [
+        ("A person opens the door.", ["a", "person", "opens", "the", "door", "."]),
+        ("He doesn't stop, he runs!", ["he", "does", "n't", "stop", ",", "he", "runs", "!"]),
+        ("a walk-in (1.5 m) -- wait...", ["a", "walk-in", "(", "1.5", "m", ")", "--", "wait", "..."]),
+        ("snake_case & co", ["snake", "_", "case", "&", "co"]),
+        ("Die Tür öffnet sich – „gut“.", ["die", "tür", "öffnet", "sich", "–", "„", "gut", "“", "."]),
+        ("दरवाज़ा खुलता है।", [*tokenize("दरवाज़ा खुलता है"), "।"]),
+        ("?!", ["?", "!"]),
+    ],
+)
+def test_punctuation_as_words(sentence, tokens):
+    assert tokenize(sentence, punctuation=True) == tokens
+    assert [token for token in tokens if any(c.isalnum() for c in token)] == tokenize(sentence)
+
+
+@pytest.mark.parametrize(
     ("text", "sentences"),
     [
         ("", []),

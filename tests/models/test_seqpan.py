@@ -1,6 +1,7 @@
 """SeqPAN, equation by equation, against an independent numpy network that knows no padding and no batches."""
 
 import math
+import re
 from dataclasses import fields, replace
 from typing import get_args, get_type_hints
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from small import with_random_weights, word_vectors
 
+from vpgfast.config import from_dict
 from vpgfast.data.text import NUM_CHARS
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
@@ -35,6 +37,7 @@ from vpgfast.models.seqpan_clips import (
     boundary_targets,
     clips_to_spans,
     region_labels,
+    released_region_labels,
     spans_to_clips,
 )
 
@@ -144,12 +147,12 @@ class PlainSeqPAN:
             result.append(np.maximum(np.concatenate(features) + self.p["chars.bias"], 0))
         return np.stack(result)
 
-    def encoder(self, x):
+    def encoder(self, x, encoder="encoder"):
         """Eq. 1."""
-        x = x + self.p["encoder.positions"][: len(x)]
+        x = x + self.p[f"{encoder}.positions"][: len(x)]
         half = self.config.conv_kernel // 2
         for n in range(self.config.conv_layers):
-            name = f"encoder.layers.{n}"
+            name = f"{encoder}.layers.{n}"
             y = np.pad(self.norm(f"{name}.norm", x), ((half, half), (0, 0)))
             weight = self.p[f"{name}.depthwise.weight"][:, 0, 0]
             y = np.stack([(y[t : t + self.config.conv_kernel] * weight.T).sum(0) for t in range(len(x))])
@@ -162,8 +165,51 @@ class PlainSeqPAN:
         parts = [slice(h * size, (h + 1) * size) for h in range(self.config.heads)]
         return np.concatenate([softmax(q[:, s] @ k[:, s].T / math.sqrt(size)) @ v[:, s] for s in parts], 1)
 
+    def released_norm(self, name, x):
+        scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return scaled * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
+
+    def released_parallel(self, name, x, y):
+        """dual_attn_block of the released code, line by line."""
+        nx, ny = self.released_norm(f"{name}.norm_attention", x), self.released_norm(f"{name}.norm_other", y)
+        q, f_key, f_value = np.split(self.linear(f"{name}.query_key_value", nx), 3, axis=1)
+        t_key, t_value = np.split(self.linear(f"{name}.cross_key_value", ny), 2, axis=1)
+        s_value = self.linear(f"{name}.out_self", self.heads(q, f_key, f_value))
+        x_value = self.linear(f"{name}.out_cross", self.heads(q, t_key, t_value))
+        s_score = sigmoid(self.linear(f"{name}.gate_self", s_value))
+        x_score = sigmoid(self.linear(f"{name}.gate_cross", x_value))
+        outputs = self.linear(f"{name}.guided", s_score * x_value + x_score * s_value)
+        values = self.linear(f"{name}.value", np.concatenate([nx, outputs], 1))
+        if self.config.attention == "sgpa":
+            values = sigmoid(self.linear(f"{name}.confidence", np.concatenate([nx, outputs], 1))) * values
+        residual = self.linear(f"{name}.out", values) + x
+        return self.linear(f"{name}.feed_forward", self.released_norm(f"{name}.norm_feed_forward", residual)) + residual
+
+    def feature_encoder(self, name, x):
+        """feature_encoder of the released code."""
+        x = self.encoder(x, f"{name}.encoder")
+        q, k, v = np.split(
+            self.linear(f"{name}.query_key_value", self.released_norm(f"{name}.norm_attention", x)), 3, 1
+        )
+        residual = self.heads(q, k, v) + x
+        return self.linear(f"{name}.feed_forward", self.released_norm(f"{name}.norm_feed_forward", residual)) + residual
+
+    def released_localize(self, h):
+        """conditioned_predictor of the released code."""
+        end_encoder = "localizer.end_encoder" if self.config.localizer == "two" else "localizer.encoder"
+        h_s = self.feature_encoder("localizer.encoder", h)
+        h_e = self.feature_encoder(end_encoder, h_s)
+        scores = []
+        for side, features in (("start", h_s), ("end", h_e)):
+            both = np.concatenate([self.released_norm(f"localizer.norm_{side}", features), h], 1)
+            hidden = np.maximum(self.linear(f"localizer.{side}.0", both), 0)
+            scores.append(softmax(self.linear(f"localizer.{side}.2", hidden)[:, 0]))
+        return tuple(scores)
+
     def parallel(self, name, x, y):
         """Eq. 2-4."""
+        if self.config.layers_as_released:
+            return self.released_parallel(name, x, y)
         nx, ny = self.norm(f"{name}.norm_attention", x), self.norm(f"{name}.norm_attention", y)
         q, k, v = np.split(self.linear(f"{name}.query_key_value", nx), 3, axis=1)
         k_other, v_other = np.split(self.linear(f"{name}.cross_key_value", ny), 2, axis=1)
@@ -251,8 +297,11 @@ class PlainSeqPAN:
 
     def localize(self, h):
         """Eq. 12."""
+        if self.config.layers_as_released:
+            return self.released_localize(h)
         h_s = self.transformer("localizer.transformer", h, h)
-        h_e = self.transformer("localizer.transformer", h_s, h_s)
+        own = "localizer.end_transformer" if self.config.localizer == "two" else "localizer.transformer"
+        h_e = self.transformer(own, h_s, h_s)
         s = self.linear("localizer.start", np.concatenate([self.norm("localizer.norm_start", h_s), h], 1))
         e = self.linear("localizer.end", np.concatenate([self.norm("localizer.norm_end", h_e), h], 1))
         return softmax(s[:, 0]), softmax(e[:, 0])
@@ -279,6 +328,9 @@ SWITCHES = [
     {"char_cnn": False},
     {"conv_layers": 1, "conv_kernel": 3},
     {"as_released": True, "gumbel": False},
+    {"released_layers": True, "attention": "pa"},
+    {"released_layers": True, "localizer": "two"},
+    {"localizer": "two"},
 ]
 
 
@@ -325,6 +377,8 @@ def test_every_switch_changes_something(changes):
     ]
     if changes == {"tau": 0.05}:  # in the label loss alone: the arg max of Eq. 7 does not depend on it
         assert same == [True, True, False]
+    elif changes == {"localizer": "two"}:
+        assert same == [True, False, True]
     elif changes == {"label_embeddings": False}:  # the labels are predicted before their embeddings come in
         assert same == [False, False, True]
     else:
@@ -365,18 +419,56 @@ def test_noise_only_where_it_belongs(monkeypatch):
     assert drawn(False) == 0
     assert drawn(True, as_released=True) == 1
     assert drawn(False, as_released=True) == 1
+    assert drawn(False, inference_labels="sampled") == 1
     for changes in ({"gumbel": False}, {"matching": "fb"}, {"matching": "none"}):
         for released in (False, True):
             assert drawn(True, as_released=released, **changes) == 0
+            assert drawn(False, inference_labels="sampled", as_released=released, **changes) == 0
 
 
-def test_predictions_with_noise_follow_the_generator():
-    model, batch = make_model(small_config(as_released=True)).eval(), make_batch()
+def test_hard_samples_at_inference(monkeypatch):
+    """Appendix A.3: the Gumbel-max trick with the same noise given to both networks, and the labels that it gives."""
+    noise = gumbel_noise(torch.empty(4, 12, 4, dtype=torch.float64))
+    monkeypatch.setattr(seqpan, "gumbel_noise", lambda like: noise)
+    model, batch = make_model(small_config(inference_labels="sampled")).eval(), make_batch()
+    scores, labels, plain = model(batch), model.predict(batch).labels, PlainSeqPAN(model)
+    for b, clips in enumerate(batch.video_mask.sum(1).tolist()):
+        p_start, p_end, soft = plain(batch, b, noise[b, :clips].numpy())
+        np.testing.assert_allclose(scores.start[b, :clips].exp().detach(), p_start, atol=1e-10)
+        np.testing.assert_allclose(scores.end[b, :clips].exp().detach(), p_end, atol=1e-10)
+        assert labels[b, 0, :clips].tolist() == soft.argmax(1).tolist()
+        assert not labels[b, 0, clips:].any()
+
+
+@pytest.mark.parametrize("matching", ["sq", "fb", "none"])
+def test_predicted_labels(matching):
+    model, batch = make_model(small_config(matching=matching)).eval(), make_batch()
+    labels, plain = model.predict(batch).labels, PlainSeqPAN(model)
+    if matching == "none":
+        assert labels is None
+        return
+    for b, clips in enumerate(batch.video_mask.sum(1).tolist()):
+        found = plain(batch, b)[2].argmax(1) * (1 if matching == "sq" else INSIDE)
+        assert labels[b, 0].tolist() == [*found.tolist(), *[0] * (12 - clips)]
+
+
+def test_older_checkpoints_as_released_keep_the_layers_they_have():
+    older = {name: getattr(small_config(), name) for name in ("dim", "heads")} | {"as_released": True}
+    config = from_dict({"method": "seqpan", "model": older}, "checkpoint x").model
+    assert config.as_released
+    assert not config.layers_as_released
+    now = from_dict({"method": "seqpan", "model": {**older, "released_layers": None}}, "checkpoint y").model
+    assert now.layers_as_released
+
+
+@pytest.mark.parametrize("changes", [{"as_released": True}, {"inference_labels": "sampled"}], ids=ids_of)
+def test_predictions_with_noise_follow_the_generator(changes):
+    model, batch = make_model(small_config(**changes)).eval(), make_batch()
     torch.manual_seed(5)
-    first, second = model.predict(batch), model.predict(batch)
+    first, *others = (model.predict(batch) for _ in range(20))
     torch.manual_seed(5)
     assert torch.equal(model.predict(batch).scores, first.scores)
-    assert not torch.equal(second.scores, first.scores)
+    assert any(not torch.equal(other.scores, first.scores) for other in others)
 
 
 # Gumbel, straight-through, orthogonality
@@ -544,6 +636,37 @@ def test_regions_by_hand(start, end, expected):
     assert foreground == [int(start <= t <= end) for t in range(12)]
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (3, 8, "..BBBIIEEE"),
+        (2, 5, ".BBBEEE..."),
+        (2, 4, ".BBEEE...."),  # both regions claim clip 3: the end has it
+        (2, 3, ".BEEE....."),
+        (2, 2, ".EEE......"),
+        (0, 0, "EE........"),
+        (9, 9, "........EE"),
+        (0, 9, "BBIIIIIIEE"),
+    ],
+)
+def test_released_regions_are_those_of_its_loader(start, end, expected):
+    letters = {OUTSIDE: ".", BEGIN: "B", INSIDE: "I", END: "E"}
+    count = 10
+    # utils/data_loader.py
+    labels = [OUTSIDE] * count
+    st_l, st_r = max(0, start - 1), min(start + 1, count - 1)
+    et_l, et_r = max(0, end - 1), min(end + 1, count - 1)
+    if st_r >= et_l:
+        st_r = max(start, et_l - 1)
+    labels[st_l : st_r + 1] = [BEGIN] * (st_r + 1 - st_l)
+    labels[st_r + 1 : et_l] = [INSIDE] * max(0, et_l - st_r - 1)
+    labels[et_l : et_r + 1] = [END] * (et_r + 1 - et_l)
+    mask = mask_of(10, 12)[:1]
+    found = released_region_labels(torch.tensor([start]), torch.tensor([end]), mask)[0].tolist()
+    assert found == labels[:count] + [OUTSIDE] * 2
+    assert "".join(letters[label] for label in found[:count]) == expected
+
+
 # losses
 
 
@@ -566,7 +689,11 @@ def test_losses(as_released, matching, clip_times):
         entropies = -(y_start * np.log(p_start)).sum(), -(y_end * np.log(p_end)).sum()
         boundary.append(sum(entropies) if as_released else sum(entropies) / 2)  # Eq. 13
         if labels is not None:
-            for t, label in enumerate(region_labels(start, end, mask, matching)[0].tolist()):
+            released = as_released and matching == "sq"
+            regions = (
+                released_region_labels(start, end, mask) if released else region_labels(start, end, mask, matching)
+            )
+            for t, label in enumerate(regions[0].tolist()):
                 label_nll -= math.log(labels[t, label])
                 count += 1
     parts = {"localization": np.mean(boundary)}
@@ -574,7 +701,8 @@ def test_losses(as_released, matching, clip_times):
         parts["matching"] = label_nll / count
     if matching == "sq":
         e = model.matching.embeddings.detach().numpy()
-        parts["orthogonality"] = sum((e[i] @ e[j]) ** 2 for i in range(4) for j in range(4) if i != j)
+        squared = sum((e[i] @ e[j]) ** 2 for i in range(4) for j in range(4) if i != j)
+        parts["orthogonality"] = math.sqrt(squared) if as_released else squared
     assert set(losses) == {"loss", *parts}
     for name, value in parts.items():
         assert losses[name].item() == pytest.approx(value, rel=1e-6)
@@ -765,8 +893,9 @@ def test_gradient_reaches_every_parameter(changes):
     model.loss(make_batch(clips=(12,) * 16, words=(6,) * 16))["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        # A constant added to the score of every clip changes no probability.
-        if name not in ("localizer.start.bias", "localizer.end.bias"):
+        # A constant added to the score of every clip changes no probability. So do the biases before a hidden layer
+        # whose ReLUs all clips pass alike, as in models as small as this.
+        if not re.fullmatch(r"localizer\.(norm_)?(start|end)(\.[02])?\.bias", name):
             assert parameter.grad.abs().max() > 1e-12, name
 
 

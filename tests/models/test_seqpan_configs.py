@@ -27,10 +27,19 @@ def test_the_papers_settings(name, clips):
     model, optim = config.model, config.optim
     assert (model.dim, model.heads, model.attention_blocks, model.tau, model.dropout) == (128, 8, 2, 0.3, 0.2)
     assert (model.attention, model.matching, model.gumbel, model.as_released) == ("sgpa", "sq", True, False)
-    assert model.max_clips == clips
+    assert (model.max_clips, model.localizer, model.punctuation) == (clips, "two", True)
     assert (optim.name, optim.lr, optim.weight_decay, optim.clip) == ("adamw", 1e-4, 0.01, 1.0)
     assert optim.schedule == "linear"
     assert (config.batch_size, config.epochs, config.patience) == (16, 100, 10)
+
+
+def test_as_released():
+    """All that the released code does otherwise, its choice of the epoch on the test split included."""
+    config = read("charades_sta_as_released")
+    assert config.model.as_released
+    assert config.model.layers_as_released
+    assert (config.model.clip_times, config.model.localizer, config.model.punctuation) == ("extents", "shared", True)
+    assert (config.optim.name, config.data.val_split, config.patience) == ("bert_adam", "test", None)
 
 
 def test_activitynet_is_tested_on_val_1():

@@ -93,8 +93,9 @@ def make_batch(
     if training and needs.labelled_share == 0:  # whoever prepared the items: nothing in the batch may tell
         paragraphs = [paragraph.without_spans() for paragraph in paragraphs]
     video, video_mask = stack_clips(features, needs)
-    texts = [[tokenize(sentence)[: needs.max_words] for sentence in p.sentences] for p in paragraphs]
-    ids = [[word_vectors.encode(sentence, needs.max_words) for sentence in p.sentences] for p in paragraphs]
+    most_words, marks = needs.max_words, needs.punctuation
+    texts = [[tokenize(sentence, marks)[:most_words] for sentence in p.sentences] for p in paragraphs]
+    ids = [[word_vectors.encode(sentence, most_words, marks) for sentence in p.sentences] for p in paragraphs]
     size, most = len(paragraphs), max(len(p.sentences) for p in paragraphs)
     longest = max(len(sentence) for item in ids for sentence in item)
 
@@ -178,12 +179,12 @@ def _all_spans(paragraphs: Sequence[Paragraph], most: int) -> tuple[torch.Tensor
 
 def warn_of_long_sentences(paragraphs: Sequence[Paragraph], needs: BatchNeeds) -> None:
     """Say how many sentences are cut to ``needs.max_words`` words, and name the first."""
-    cut = [s for p in paragraphs for s in p.sentences if len(tokenize(s)) > needs.max_words]
+    cut = [s for p in paragraphs for s in p.sentences if len(tokenize(s, needs.punctuation)) > needs.max_words]
     if cut and needs.vocabulary:
         total = sum(len(p.sentences) for p in paragraphs)
         log.warning(
             "%d of %d sentences have more than %d words, and are read no further (first: %r, %d words)",
-            *(len(cut), total, needs.max_words, cut[0][:80], len(tokenize(cut[0]))),
+            *(len(cut), total, needs.max_words, cut[0][:80], len(tokenize(cut[0], needs.punctuation))),
         )
 
 

@@ -62,12 +62,16 @@ class Corpus:
     word_vectors: WordVectors
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+def load_corpus(config: DataConfig, punctuation: bool = False) -> Corpus:
     """Read (or make) the corpus that a config asks for.
 
     With pretrained word vectors the vocabulary is that of all splits, as everywhere in the field (the vectors are
     frozen, so this teaches nothing about the test split). Hashed vectors say nothing about a word that training has
     not seen, so then the vocabulary is that of the training split, and other words are the unknown word.
+
+    Args:
+        config: the settings.
+        punctuation: whether punctuation marks are words of the vocabulary, as the method's ``needs`` say.
 
     Raises:
         UserError: one of its kinds, in one line that names the file, the key or the option.
@@ -87,7 +91,8 @@ def load_corpus(config: DataConfig) -> Corpus:
         splits = read_splits(config)
 
     trained = {"train": splits["train"]} if config.word_vectors is None else splits
-    vectors = load_word_vectors(config.word_vectors, vocabulary(trained.values()), config.word_dim, config.seed)
+    known = vocabulary(trained.values(), punctuation)
+    vectors = load_word_vectors(config.word_vectors, known, config.word_dim, config.seed)
 
     name = config.corpus
     if made and config.moving_shapes.discourse:
@@ -275,9 +280,10 @@ def _usable(
     return left
 
 
-def vocabulary(splits: Iterable[list[Paragraph]]) -> set[str]:
+def vocabulary(splits: Iterable[list[Paragraph]], punctuation: bool = False) -> set[str]:
     """Every word of every sentence."""
-    return {word for split in splits for p in split for sentence in p.sentences for word in tokenize(sentence)}
+    sentences = [sentence for split in splits for p in split for sentence in p.sentences]
+    return {word for sentence in sentences for word in tokenize(sentence, punctuation)}
 
 
 def read_moving_shapes(folder: Path) -> dict[str, list[Paragraph]]:

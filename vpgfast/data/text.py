@@ -30,6 +30,9 @@ NUM_CHARS = len(CHARACTERS) + 2
 """Size of a character table: padding (0), unknown (1), :data:`CHARACTERS`."""
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)|[^\W_]+?(?=n't(?!\w))|[^\W_]+(?:-[^\W_]+)*")
+_MARKS = r"|\.{2,}|--+|[^\w\s]|_"
+"""What else is a token where punctuation is kept."""
+_TOKEN_OR_MARK = re.compile(_TOKEN.pattern + _MARKS)
 _CHARACTER_INDEX = {character: i for i, character in enumerate(CHARACTERS, start=2)}
 
 
@@ -41,17 +44,22 @@ def _unicode_token() -> re.Pattern[str]:
     return re.compile(_TOKEN.pattern.replace(r"[^\W_]", letters))
 
 
-def tokenize(sentence: str) -> list[str]:
-    """Lower-cased words of a sentence; punctuation is split off and dropped.
+def tokenize(sentence: str, punctuation: bool = False) -> list[str]:
+    """Lower-cased words of a sentence; punctuation is split off and dropped, or with ``punctuation`` kept.
 
     The rule follows the tokens of GloVe: letters and digits make a word, inner hyphens stay (``walk-in``), the endings
     ``n't 's 'm 'd 're 've 'll`` become words of their own (``doesn't`` -> ``does n't``), numbers keep inner dots and
     commas (``1.5``). Letters are those of any script, with their marks; spellings that look the same are the same
-    (Unicode's NFC). A script that writes no blanks, such as Thai, has a word between two.
+    (Unicode's NFC). A script that writes no blanks, such as Thai, has a word between two. A mark that is kept is a
+    token of its own; several full stops or dashes in a row are one.
     """
     if sentence.isascii():
-        return _TOKEN.findall(sentence.lower())
-    return _unicode_token().findall(unicodedata.normalize("NFC", sentence).lower().replace("’", "'"))
+        return (_TOKEN_OR_MARK if punctuation else _TOKEN).findall(sentence.lower())
+    sentence = unicodedata.normalize("NFC", sentence).lower().replace("’", "'")
+    if not punctuation:
+        return _unicode_token().findall(sentence)
+    tokens = re.findall(_unicode_token().pattern + _MARKS, sentence)
+    return [token for token in tokens if token[0].isalnum() or unicodedata.category(token[0])[0] in "PS"]
 
 
 _OPENING, _CLOSING = "\"'“‘([", "\"'”’)]"
@@ -147,9 +155,9 @@ class WordVectors:
         """Row of a (lower-case) word; 1 if it is unknown."""
         return self._index.get(word, UNKNOWN)
 
-    def encode(self, sentence: str, max_words: int) -> list[int]:
+    def encode(self, sentence: str, max_words: int, punctuation: bool = False) -> list[int]:
         """Rows of the first ``max_words`` words. A sentence without any word is one unknown word: it is never empty."""
-        return [self.index(word) for word in tokenize(sentence)[:max_words]] or [UNKNOWN]
+        return [self.index(word) for word in tokenize(sentence, punctuation)[:max_words]] or [UNKNOWN]
 
 
 def load_word_vectors(path: str | Path | None, vocabulary: Iterable[str], dim: int = 300, seed: int = 0) -> WordVectors:

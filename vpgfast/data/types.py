@@ -117,6 +117,7 @@ class BatchNeeds:
             instead of padding.
         chars: whether to fill ``Batch.chars``.
         max_words: longer sentences are cut to this.
+        punctuation: whether punctuation marks are words, see :func:`vpgfast.data.text.tokenize`.
         vocabulary: whether the method reads sentences by the words of the vocabulary; if not, as they were written.
         max_sentences: longer paragraphs are cut to this in training (``None``: never); evaluation cuts them into
             pieces.
@@ -137,6 +138,7 @@ class BatchNeeds:
     fixed_length: bool = False
     chars: bool = False
     max_words: int = 50
+    punctuation: bool = False
     vocabulary: bool = True
     max_sentences: int | None = None
     sentence_order: Literal["time", "file"] = "time"

@@ -39,14 +39,14 @@ def run(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     if fabric.global_rank == 0:
         output_folder(output)
     open_log(output / "log.txt", quiet=fabric.global_rank > 0)
-    corpus = load_corpus(config.data)
+    needs = get_method(config.method).needs(config.model)
+    corpus = load_corpus(config.data, needs.punctuation)
     if arguments.split not in corpus.splits:
         raise ConfigError(
             f"--split {arguments.split}: {corpus.name} has {', '.join(corpus.splits)}"
             f"{nearest(arguments.split, corpus.splits)}"
         )
     if fabric.global_rank == 0:
-        needs = get_method(config.method).needs(config.model)
         warn_of_long_sentences(corpus.splits[arguments.split], needs)
     if untrained:
         checkpoint = checkpoint_of(arguments.checkpoint, corpus.features)

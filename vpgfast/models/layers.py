@@ -228,20 +228,23 @@ class SeparableConvLayer(nn.Module):
         return x + self.dropout(self.pointwise(y).relu())
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, key_mask: Tensor | None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, key_mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
     """Scaled dot-product attention of several heads: softmax(q.k / sqrt(d / heads)) v over the keys that are real.
 
     Args:
         query: [B, Q, d]; key, value: [B, K, d].
         heads: number of equal pieces that d is cut into.
         key_mask: bool [B, K], None if all keys are real. Where a row holds no key at all the result is zero.
+        dropout: probability of dropping an attention weight.
 
     Returns:
         [B, Q, d].
     """
     if key_mask is None:
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)
     any_key = key_mask.any(1)
     # Attention kernels work on 16 keys at a time; with 15, or 17, some are several times slower than with 16 or 32.
     missing = -key.shape[1] % 16
@@ -250,7 +253,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, key_mask: Tens
         key_mask = F.pad(key_mask, (0, missing))
     allowed = key_mask | ~any_key.unsqueeze(1)  # no row without a key: its softmax would be 0 / 0
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None, None, :])
+    out = F.scaled_dot_product_attention(q, k, v, allowed[:, None, None, :], dropout)
     return out.transpose(1, 2).flatten(2).masked_fill(~any_key[:, None, None], 0)
 
 

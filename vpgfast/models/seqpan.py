@@ -23,7 +23,6 @@ from vpgfast.models.layers import (
     AttentionPooling,
     CharCNN,
     Dropout,
-    SeparableConvLayer,
     TransformerLayer,
     WordEmbedding,
     another_video,
@@ -35,7 +34,9 @@ from vpgfast.models.layers import (
 )
 from vpgfast.models.method import Method
 from vpgfast.models.ordered import predict_in_order
-from vpgfast.models.seqpan_clips import best_clips, clips_to_spans, make_targets
+from vpgfast.models.seqpan_clips import INSIDE, best_clips, clips_to_spans, make_targets
+from vpgfast.models.seqpan_encoder import Encoder
+from vpgfast.models.seqpan_released import ReleasedLocalizer, ReleasedParallelAttention
 
 
 class Scores(NamedTuple):
@@ -70,6 +71,7 @@ class SeqPAN(Method):
             resample="pool",
             chars=config.char_cnn,
             max_words=config.max_words,
+            punctuation=config.punctuation,
             whole_paragraphs=config.decode == "ordered",
         )
 
@@ -90,7 +92,7 @@ class SeqPAN(Method):
         self.pool_query = AttentionPooling(dim)
         self.fuse = nn.Linear(2 * dim, dim)
         self.matching = SequenceMatching(config) if config.matching != "none" else None
-        self.localizer = ConditionedLocalizer(config)
+        self.localizer = ReleasedLocalizer(config) if config.layers_as_released else ConditionedLocalizer(config)
         self.apply(init_linear)
 
     def forward(self, batch: Batch) -> Scores:
@@ -140,7 +142,7 @@ class SeqPAN(Method):
             nll = F.nll_loss(scores.labels.transpose(1, 2), labels, reduction="none")
             losses["matching"] = (nll * batch.video_mask).sum() / batch.video_mask.sum().clamp_min(1)
         if self.matching is not None and self.matching.embeddings is not None:
-            losses["orthogonality"] = orthogonality(self.matching.embeddings)
+            losses["orthogonality"] = orthogonality(self.matching.embeddings, root=self.config.as_released)
         total = torch.stack(list(losses.values())).sum()
         if self.config.presence_weight:
             losses["presence"] = self.presence_loss(batch, scores.level)
@@ -184,33 +186,15 @@ class SeqPAN(Method):
         """The ``top_n`` spans of the highest joint probability."""
         start, end, log_probability = best_clips(scores.start, scores.end, batch.video_mask, top_n)
         spans = clips_to_spans(start, end, batch.video_mask, self.config.clip_times) * batch.durations[:, None, None]
-        found = log_probability > -torch.inf
+        found, labels = log_probability > -torch.inf, None
+        if scores.labels is not None:
+            labels = scores.labels.argmax(-1) * batch.video_mask
+            labels = (labels if self.config.matching == "sq" else INSIDE * labels).unsqueeze(1)
         return Prediction(
             spans=(spans * found.unsqueeze(-1)).unsqueeze(1),
             scores=log_probability.exp().masked_fill(~found, -torch.inf).unsqueeze(1),
+            labels=labels,
         )
-
-
-class Encoder(nn.Module):
-    """Learned positions and a stack of separable convolutions (Eq. 1)."""
-
-    def __init__(self, config: SeqPANConfig) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.empty(max(config.max_clips, config.max_words), config.dim))
-        nn.init.xavier_uniform_(self.positions)
-        self.layers = nn.ModuleList(
-            SeparableConvLayer(config.dim, config.conv_kernel, config.dropout) for _ in range(config.conv_layers)
-        )
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, T, d] and [B, T] -> [B, T, d]."""
-        length = x.shape[1]
-        if length > len(self.positions):
-            raise ValueError(f"a sequence of {length} elements, but positions were learned for {len(self.positions)}")
-        x = x + self.positions[:length]
-        for layer in self.layers:
-            x = layer(x, mask)
-        return x
 
 
 class ParallelAttention(nn.Module):
@@ -259,7 +243,8 @@ class AttentionBlock(nn.Module):
         self.kind = config.attention
         layers: dict[str, nn.Module] = {}
         if self.kind in ("sgpa", "pa"):
-            layers["parallel"] = ParallelAttention(config)
+            kind = ReleasedParallelAttention if config.layers_as_released else ParallelAttention
+            layers["parallel"] = kind(config)
         if self.kind in ("se_trm", "seco_trm", "cose_trm"):
             layers["self"] = TransformerLayer(config.dim, config.heads, config.dropout)
         if self.kind in ("co_trm", "seco_trm", "cose_trm"):
@@ -326,7 +311,7 @@ class SequenceMatching(nn.Module):
         """[B, T, d] -> the same with label embeddings added, and log-probabilities [B, T, labels] for the loss."""
         logits = at_least_float32(self.classify(x))  # H_seq of Eq. 6
         if self.gumbel:
-            if self.training or self.config.as_released:
+            if self.training or self.config.as_released or self.config.inference_labels == "sampled":
                 logits = logits + gumbel_noise(logits)
             log_soft = (logits / self.config.tau).log_softmax(-1)  # Eq. 9
             labels = log_soft.exp() if self.config.as_released else straight_through(log_soft.exp())  # Eq. 8
@@ -339,11 +324,14 @@ class SequenceMatching(nn.Module):
 
 
 class ConditionedLocalizer(nn.Module):
-    """Scores of start and end; the end's features are made from the start's by the same transformer layer (Eq. 12)."""
+    """Scores of start and end (Eq. 12); the end's features are made from the start's, by the same transformer layer or
+    by one of its own."""
 
     def __init__(self, config: SeqPANConfig) -> None:
         super().__init__()
         self.transformer = TransformerLayer(config.dim, config.heads, config.dropout)
+        own = config.localizer == "two"
+        self.end_transformer = TransformerLayer(config.dim, config.heads, config.dropout) if own else None
         # What pre-norm layers leave is normalised before it is used; a bias would only shift all scores alike.
         self.norm_start = nn.LayerNorm(config.dim, bias=False)
         self.norm_end = nn.LayerNorm(config.dim, bias=False)
@@ -353,7 +341,7 @@ class ConditionedLocalizer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, d] and [B, T] -> two [B, T]."""
         h_start = self.transformer(x, mask)
-        h_end = self.transformer(h_start, mask)
+        h_end = (self.end_transformer or self.transformer)(h_start, mask)
         start = self.start(torch.cat([self.norm_start(h_start), x], -1))
         end = self.end(torch.cat([self.norm_end(h_end), x], -1))
         return at_least_float32(start.squeeze(-1)), at_least_float32(end.squeeze(-1))
@@ -370,7 +358,8 @@ def straight_through(soft: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def orthogonality(embeddings: Tensor) -> Tensor:
-    """||E^T E * (1 - I)||_F^2 of embeddings given as rows [L, d] (second term of Eq. 11)."""
+def orthogonality(embeddings: Tensor, root: bool = False) -> Tensor:
+    """||E^T E * (1 - I)||_F^2 of embeddings given as rows [L, d] (second term of Eq. 11), or its root."""
     products = embeddings @ embeddings.t()
-    return (products - products.diag().diag()).square().sum()
+    off_diagonal = products - products.diag().diag()
+    return torch.linalg.vector_norm(off_diagonal) if root else off_diagonal.square().sum()

@@ -41,7 +41,11 @@ def make_targets(batch: Batch, config: SeqPANConfig) -> Targets:
     spread = 0.25 if config.as_released else 0.0
     share = (there / there.sum(1, keepdim=True)).unsqueeze(2)
     starts, ends = (boundary_targets(index, mask, spread).unflatten(0, (-1, A)) for index in (start, end))
-    labels = region_labels(start, end, mask, config.matching).unflatten(0, (-1, A))
+    if config.as_released and config.matching == "sq":
+        labels = released_region_labels(start, end, mask)
+    else:
+        labels = region_labels(start, end, mask, config.matching)
+    labels = labels.unflatten(0, (-1, A))
     labels = labels.masked_fill(~there.unsqueeze(2), OUTSIDE).amax(1)
     return Targets((share * starts).sum(1), (share * ends).sum(1), labels)
 
@@ -133,6 +137,19 @@ def region_labels(start: Tensor, end: Tensor, mask: Tensor, matching: Literal["s
     finish = near_end & (~near_start | (side > 0))
     labels = torch.full(within.shape, OUTSIDE, device=mask.device)
     labels = labels.masked_fill(within, INSIDE).masked_fill(begin, BEGIN).masked_fill(finish, END)
+    return labels.masked_fill(~mask, OUTSIDE)
+
+
+def released_region_labels(start: Tensor, end: Tensor, mask: Tensor) -> Tensor:
+    """As :func:`region_labels` ("sq"), by the rule of the released code: of a clip that both regions claim, END."""
+    start, end = start.unsqueeze(1), end.unsqueeze(1)
+    clip = torch.arange(mask.shape[1], device=mask.device)
+    first_end = (end - 1).clamp_min(0)
+    last_begin = torch.where(start + 1 >= first_end, torch.maximum(start, first_end - 1), start + 1)
+    labels = torch.full(mask.shape, OUTSIDE, device=mask.device)
+    labels = labels.masked_fill((clip > last_begin) & (clip < first_end), INSIDE)
+    labels = labels.masked_fill((clip >= start - 1) & (clip <= last_begin), BEGIN)
+    labels = labels.masked_fill((clip >= first_end) & (clip <= end + 1), END)
     return labels.masked_fill(~mask, OUTSIDE)
 
 

@@ -44,6 +44,7 @@ from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_curves
 from vpgfast.processes import losses_are_named
 from vpgfast.train.folder import look_into
+from vpgfast.train.optimizers import BertAdam
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,11 @@ def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> No
     """
     start = time.monotonic()
     first = fabric.global_rank == 0
-    with fabric.rank_zero_first():
-        corpus = load_corpus(config.data)
-    vectors, method = corpus.word_vectors, get_method(config.method)
+    method = get_method(config.method)
     needs = method.needs(config.model)
+    with fabric.rank_zero_first():
+        corpus = load_corpus(config.data, needs.punctuation)
+    vectors = corpus.word_vectors
     if first:
         warn_of_long_sentences([paragraph for split in corpus.splits.values() for paragraph in split], needs)
     for split in ("train", "val", "test"):
@@ -218,7 +220,7 @@ def train_epoch(
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser; biases and normalisation layers decay by nothing."""
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "bert_adam": BertAdam}[optim.name]
     return kind(weight_decay_groups(model, optim.weight_decay), lr=optim.lr)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,11 @@ class MethodConfig:
     """What the settings of all methods share: checks that name the method and the setting."""
 
     method: ClassVar[str]
+
+    @classmethod
+    def of_checkpoint(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a checkpoint, with what an older one lacks and had no choice about."""
+        return dict(settings)
 
     def require(self, names: str, must: str, holds: Callable[[Any], bool]) -> None:
         """Refuse settings (``names``, separated by spaces) for which ``holds`` is false; ``must`` says it in words.
