@@ -20,7 +20,7 @@ from typing import Any
 
 from vpgfast.ablate.results import summarize_table
 from vpgfast.ablate.run import print_results, versions, write_results
-from vpgfast.ablate.tables import Claim, Row, Table
+from vpgfast.ablate.tables import MIN_EFFECT, Claim, Row, Table
 from vpgfast.config import parse_train
 from vpgfast.files import METRICS_FILE
 from vpgfast.metrics.rules import metric_names
@@ -72,10 +72,10 @@ def table_of(base: Any) -> Table:
     rows = tuple(Row(name, about, {"model.decode": name}, {}) for name, about in ROWS.items())
     names = tuple(metric_names(base.metrics))
     judged_by = base.select_by if base.select_by in names else "mIoU"
-    claim = Claim("ordered", "independent", "a paragraph is grounded better in its order", judged_by)
+    claim = Claim("ordered", "independent", "a paragraph is grounded better in its order", (judged_by,))
     return Table(
         *("Decoding", "the same models, asked two ways", base.data.corpus, names),
-        *(judged_by, {}, rows, (claim,), False),
+        *((judged_by,), MIN_EFFECT, {}, rows, (claim,), False),
     )
 
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpgfast.ablate.results import claim_text, describe, heading, table_text
+from vpgfast.ablate.results import claim_text, describe, heading, judged_text, table_text
 from vpgfast.ablate.run import RESULT
 from vpgfast.metrics.table import align
 
@@ -96,6 +96,7 @@ def ablation_block(name: str, title: str) -> str:
         raise SystemExit(f"{file}: no such file, or no table {title!r} in it")
     about = f"{heading(table)}. {describe(content)} Commit {content['versions'].get('commit', 'unknown')}."
     claims = "".join(f"\n- {claim_text(claim)}" for claim in table["claims"])
+    about = " ".join(filter(None, (about, judged_text(table))))
     text = f"```\n{table_text(table, len(content['seeds']))}\n```\n" + (f"{claims}\n" if claims else "")
     return f"<!-- ablation: {name}, {title} -->\n{about}\n\n{text}<!-- /ablation -->"
 

@@ -316,12 +316,17 @@ def draw_ablation(content: Mapping[str, Any], path: Path) -> None:
 
 def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
     """Rows downwards and the metric to the right; for a line, rows to the right and the metric upwards."""
-    metric, rows, line = table["judged_by"], table["rows"], table["line"]
-    values = [[100 * run["metrics"][metric] for run in row["runs"]] for row in rows]
+    metrics, rows, line = table["judged_by"], table["rows"], table["line"]
+    metric = metrics[0] if len(metrics) == 1 else f"mean of {len(metrics)} metrics"
+
+    def of(values: Mapping[str, float]) -> float | None:
+        return 100 * fmean(values[name] for name in metrics) if all(name in values for name in metrics) else None
+
+    values = [[value for run in row["runs"] if (value := of(run["metrics"])) is not None] for row in rows]
     done = [place for place, seeds in enumerate(values) if seeds]
     means = [fmean(values[place]) for place in done]
     spreads = [stdev(values[place]) if len(values[place]) > 1 else 0.0 for place in done]
-    published = [(place, 100 * row["paper"][metric]) for place, row in enumerate(rows) if metric in row["paper"]]
+    published = [(place, value) for place, row in enumerate(rows) if (value := of(row["paper"])) is not None]
 
     def place_and_value(places: Sequence[float], numbers: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
         return (places, numbers) if line else (numbers, places)
@@ -339,9 +344,9 @@ def _ablation_panel(axis: Axes, table: Mapping[str, Any]) -> None:
         places, figures = zip(*published, strict=True)
         label = "paper, on its own corpus"
         axis.plot(*place_and_value(places, figures), "D", mfc="white", mec=TRUE, mew=1.4, ms=6, label=label)
-    if table["baselines"]:
-        best = 100 * max(row[metric] for row in table["baselines"].values() if metric in row)
-        draw = axis.axhline if line else axis.axvline
+    watching_nothing = [value for row in table["baselines"].values() if (value := of(row)) is not None]
+    if watching_nothing:
+        best, draw = max(watching_nothing), axis.axhline if line else axis.axvline
         draw(best, color=FAINT, lw=1.2, ls="--", label="the best of watching nothing")
     labels = [textwrap.shorten(row["label"], 44, placeholder=" ...") for row in rows]
     if line:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -25,6 +26,8 @@ from vpgfast.ablate.results import (
     REVERSED,
     UNDECIDED,
     claim_text,
+    judged_text,
+    mark_shared_runs,
     markdown,
     mean_and_spread,
     summarize_table,
@@ -88,14 +91,15 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_read_tables(tables_file: Path) -> None:
     first, second = read_tables(tables_file)
     assert (first.title, first.about, first.metrics, first.judged_by) == (
-        *("Table 1, widths", "width", ("R@1 IoU=0.5", "mIoU"), "mIoU"),
+        *("Table 1, widths", "width", ("R@1 IoU=0.5", "mIoU"), ("mIoU",)),
     )
+    assert (first.min_effect, second.min_effect) == (0.005, 0.005)
     narrow, wide = first.rows
     assert (narrow.settings, wide.settings) == ({"model.width": 2}, {"model.width": 8})
     assert narrow.paper == pytest.approx({"R@1 IoU=0.5": 0.105, "mIoU": 0.2})
     assert wide.paper == pytest.approx({"R@1 IoU=0.5": 0.115})
     assert wide.label == "wide: with more layers"
-    assert (first.claims[0].better, first.claims[0].worse, first.claims[0].metric) == ("wide", "narrow", "mIoU")
+    assert (first.claims[0].better, first.claims[0].worse, first.claims[0].metrics) == ("wide", "narrow", ("mIoU",))
     assert (first.line, second.line, second.claims) == (False, True, ())
 
 
@@ -236,11 +240,11 @@ def test_claims_are_true_of_the_papers_own_figures(path: Path) -> None:
     for table in read_tables(path):
         figures = {row.name: row.paper for row in table.rows}
         for claim in table.claims:
-            if claim.metric in figures[claim.better]:
-                assert figures[claim.better][claim.metric] > figures[claim.worse][claim.metric], claim
+            better, worse = (figures[name] for name in (claim.better, claim.worse))
+            if all(metric in better for metric in claim.metrics):
+                assert sum(better[m] for m in claim.metrics) > sum(worse[m] for m in claim.metrics), claim
                 checked += 1
-    # DMR-JRG's figures are over the whole corpus, its claims by mIoU: tests/models/test_dmr_jrg.py compares them.
-    assert checked == {"dmr_jrg": 0, "marn": 16, "wsra": 6, "siamgtr": 15}[path.parent.name]
+    assert checked == {"dmr_jrg": 8, "marn": 16, "wsra": 6, "siamgtr": 15}[path.parent.name]
 
 
 def test_tables_of_two_corpora_are_the_same_runs() -> None:
@@ -251,24 +255,86 @@ def test_tables_of_two_corpora_are_the_same_runs() -> None:
     assert plan.names["Table 3", "(7)"] == plan.names["Table 5, Charades-STA", "without"]
 
 
+def test_only_what_is_asked_for_is_checked(tmp_path: Path) -> None:
+    """A row elsewhere that can't be run doesn't stop it; what is asked for has the folder that it would have anyway."""
+    path = write(tmp_path, TABLES.replace("{model.width: 2}", "{model.widht: 2}"))
+    tables, whole = read_tables(path), plan_of(write(tmp_path / "..", TABLES))
+    with pytest.raises(ConfigError, match="widht"):
+        plan.make_plan(tables, ["--method", "tiny"], [0], Path("out"), str(path), tables[:1])
+    found = plan.make_plan(tables, ["--method", "tiny"], [0], Path("out"), str(path), tables[1:])
+    assert found.names["Table 2", "other"] == whole.names["Table 2", "other"]
+    assert ("Table 1, widths", "narrow") not in found.names
+
+
 # --- verdicts
 
 
 def test_a_claim_holds_beyond_twice_the_standard_error() -> None:
     differences = [0.1, 0.2, 0.3]
     error = stdev(differences) / math.sqrt(3)  # 0.058
-    assert verdict(differences) == (HOLDS, pytest.approx(0.2), pytest.approx(error))
-    assert verdict([-value for value in differences])[0] == REVERSED
-    assert verdict([-0.1, 0.1, 0.3]) == (UNDECIDED, pytest.approx(0.1), pytest.approx(0.2 / math.sqrt(3)))
+    assert verdict(differences, 0) == (HOLDS, pytest.approx(0.2), pytest.approx(error))
+    assert verdict([-value for value in differences], 0)[0] == REVERSED
+    assert verdict([-0.1, 0.1, 0.3], 0) == (UNDECIDED, pytest.approx(0.1), pytest.approx(0.2 / math.sqrt(3)))
     # Mean 1 and standard error exactly 1/2: not beyond.
-    assert verdict([0.5, 1.5]) == (UNDECIDED, 1.0, 0.5)
-    assert verdict([0.6, 1.4])[0] == HOLDS
-    assert verdict([0.0, 0.0]) == (UNDECIDED, 0.0, 0.0)
+    assert verdict([0.5, 1.5], 0) == (UNDECIDED, 1.0, 0.5)
+    assert verdict([0.6, 1.4], 0)[0] == HOLDS
+    assert verdict([0.0, 0.0], 0) == (UNDECIDED, 0.0, 0.0)
+    small = [0.003, 0.004]  # by far beyond its standard error, and of no consequence
+    assert verdict(small, 0.0034)[0] == HOLDS
+    assert verdict(small, 0.005)[0] == UNDECIDED
+    assert verdict([-value for value in small], 0.005)[0] == UNDECIDED
+
+
+def test_claims_by_the_mean_of_several_columns(tmp_path: Path) -> None:
+    text = TABLES.replace("judged_by: mIoU", "judged_by: [mIoU, R@1 IoU=0.5]\n    min_effect: 10", 1)
+    first, _ = read_tables(write(tmp_path, text))
+    assert (first.judged_by, first.min_effect) == (("mIoU", "R@1 IoU=0.5"), 0.1)
+
+    def found(miou: float, recall: float) -> dict:
+        return {**result(miou), "metrics": {"mIoU": miou, "R@1 IoU=0.5": recall}}
+
+    runs = {"narrow": {0: found(0.2, 0.4), 1: found(0.2, 0.4)}, "wide": {0: found(0.1, 0.8), 1: found(0.1, 0.82)}}
+    table = summarize_table(first, runs)
+    (claim,) = table["claims"]
+    assert (claim["verdict"], claim["difference"]) == (HOLDS, pytest.approx(0.155))
+    assert claim["paper_difference"] is None  # one of the columns isn't given
+    assert "mean of 2 columns: +15.5" in claim_text(claim)
+    assert judged_text(table) == "Judged by the mean of mIoU, R@1 IoU=0.5."
+    less = replace(first, min_effect=0.2)
+    assert summarize_table(less, runs)["claims"][0]["verdict"] == UNDECIDED
+
+
+def test_rows_of_one_run_say_so(tmp_path: Path) -> None:
+    first, second = read_tables(write(tmp_path, TABLES))
+    tables = [
+        summarize_table(first, {"narrow": {0: result(0.2)}, "wide": {0: result(0.3)}}),
+        summarize_table(second, {"same": {0: result(0.3)}, "other": {}}),
+    ]
+    mark_shared_runs(tables)
+    assert [row.get("same_run_as") for table in tables for row in table["rows"]] == [
+        *(None, None, "Table 1, widths, wide", None),
+    ]
+    assert "same (the run of Table 1, widths, wide)" in table_text(tables[1], 1)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ("judged_by: []", "'judged_by' takes a metric or a list of metrics, found []"),
+        ("judged_by: {a: 1}", "'judged_by' takes a metric or a list of metrics, found {'a': 1}"),
+        ("judged_by: mIoU\n    min_effect: -1", "'min_effect' takes points from 0 to 100, found -1"),
+    ],
+)
+def test_how_claims_are_judged_is_checked(tmp_path: Path, new: str, message: str) -> None:
+    path = write(tmp_path, TABLES.replace("judged_by: mIoU", new, 1))
+    with pytest.raises(ConfigError) as caught:
+        read_tables(path)
+    assert f"{path}, table 'Table 1, widths': {message}" == str(caught.value)
 
 
 def test_one_seed_or_none_decides_nothing() -> None:
-    assert verdict([0.4]) == (UNDECIDED, 0.4, None)
-    assert verdict([]) == (UNDECIDED, None, None)
+    assert verdict([0.4], 0) == (UNDECIDED, 0.4, None)
+    assert verdict([], 0) == (UNDECIDED, None, None)
 
 
 def result(miou: float, swapped: float = 0.05, prior: float = 0.15) -> dict[str, Any]:
@@ -370,13 +436,13 @@ def test_corpus_metrics_in_tables(tmp_path: Path) -> None:
     finished = {"narrow": {0: found(0.2), 1: found(0.3)}, "wide": {0: found(0.3), 1: found(0.41)}}
     table = summarize_table(read_tables(write(tmp_path, text))[0], finished)
     (claim,) = table["claims"]
-    assert (claim["verdict"], claim["metric"], claim["below_baselines"]) == (HOLDS, "corpus R@10 IoU=0.5", False)
+    assert (claim["verdict"], claim["metrics"], claim["below_baselines"]) == (HOLDS, ["corpus R@10 IoU=0.5"], False)
     assert claim["difference"] == pytest.approx(0.105)
     assert table["rows"][0]["runs"][0]["metrics"]["corpus R@10"] == 0.5
     table["metrics"].append("corpus R@10")
     lines = [" ".join(line.split()) for line in table_text(table, 2).splitlines()]
     assert lines[2:4] == [
-        "narrow 10.0 ± 0.0 20.0 ± 0.0 50.0 ± 0.0 25.0 ± 7.1 -",
+        "narrow 10.0 ± 0.0 20.0 ± 0.0 50.0 ± 0.0 25.0 ± 7.1 5.0 ± 0.0",  # swapped, mIoU: videos are given there
         "videos found, uniform split - - - 12.5 ± 3.5",
     ]
     assert lines[-4:] == [

@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vpgfast.ablate.tables import Row, Table
+from vpgfast.ablate.tables import MIN_EFFECT, Row, Table
 from vpgfast.config import TrainConfig, for_method, nearest, parse_train, to_dict
 from vpgfast.errors import ConfigError
 from vpgfast.metrics.corpus import STRICT, corpus_metric_names
@@ -62,7 +63,8 @@ def seeds_table(base: TrainConfig) -> Table:
         about="",
         corpus=base.data.corpus,
         metrics=tuple(name for name in metrics_of(base) if STRICT not in name),
-        judged_by=base.select_by if base.select_by in metrics_of(base) else "mIoU",
+        judged_by=(base.select_by if base.select_by in metrics_of(base) else "mIoU",),
+        min_effect=MIN_EFFECT,
         settings={},
         rows=(Row(base.method, "", {}, {}),),
         claims=(),
@@ -71,9 +73,14 @@ def seeds_table(base: TrainConfig) -> Table:
 
 
 def make_plan(
-    tables: Sequence[Table], settings: Sequence[str], seeds: Sequence[int], output: Path, source: str
+    tables: Sequence[Table],
+    settings: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    source: str,
+    wanted: Sequence[Table] | None = None,
 ) -> Plan:
-    """The runs of the tables' rows, every one of them checked; equal settings are one run, named after the first row.
+    """The runs of the tables' rows; equal settings are one run, named after the first row.
 
     Args:
         tables: all of the file.
@@ -81,6 +88,7 @@ def make_plan(
         seeds: of each row.
         output: folder of everything.
         source: the tables' file, for messages.
+        wanted: those that are asked for; rows of others that can't be run are left out. ``None``: all.
 
     Raises:
         ConfigError: a row's settings are none of the method, or its run lacks a metric of the claims; names the row.
@@ -101,9 +109,11 @@ def make_plan(
             arguments = [*shared, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
             try:
                 config = parse_train(arguments)
+                _check_metrics(table, row, config, base)
             except ConfigError as error:
+                if wanted is not None and table not in wanted:
+                    continue
                 raise ConfigError(f"{where}: {error}") from None
-            _check_metrics(table, config, where)
             described = json.dumps({k: v for k, v in to_dict(config).items() if k not in _OURS}, sort_keys=True)
             if described not in known:
                 known[described] = name = _folder_name(f"{table.title} {row.name}", known.values())
@@ -133,12 +143,16 @@ def _argument(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check_metrics(table: Table, config: TrainConfig, where: str) -> None:
-    """Claims must be judged by metrics that the run has; the paper's other figures may stand alone."""
+def _check_metrics(table: Table, row: Row, config: TrainConfig, base: str) -> None:
+    """Claims must be judged by metrics that the runs of their rows have; the paper's other figures may stand alone.
+
+    A row of another method than ``base`` that no claim names has those that it has.
+    """
     there = metrics_of(config)
-    for metric in (table.judged_by, *(claim.metric for claim in table.claims)):
+    of_claims = [claim.metrics for claim in table.claims if row.name in (claim.better, claim.worse)]
+    for metric in chain(table.judged_by if config.method == base else (), *of_claims):
         if metric not in there:
-            raise ConfigError(f"{where}: no metric {metric!r} in this run{nearest(metric, there)}; see --metrics.*")
+            raise ConfigError(f"no metric {metric!r} in this run{nearest(metric, there)}; see --metrics.*")
 
 
 def metrics_of(config: TrainConfig) -> list[str]:

@@ -5,6 +5,7 @@ Metrics are fractions in [0, 1] everywhere but in text, where they are per cent,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -15,6 +16,18 @@ from vpgfast.metrics.corpus import BAG_OF_WORDS, for_tables
 from vpgfast.metrics.table import align
 
 HOLDS, REVERSED, UNDECIDED = "holds", "does not hold", "undecided"
+
+
+def mark_shared_runs(tables: Sequence[dict[str, Any]]) -> None:
+    """Rows whose settings come to the same thing are one run: each but the first says whose it is."""
+    first: dict[str, tuple[str, str]] = {}
+    for table in tables:
+        for row in table["rows"]:
+            if not row["runs"]:
+                continue
+            title, name = first.setdefault(json.dumps(row["runs"], sort_keys=True), (table["title"], row["name"]))
+            if (title, name) != (table["title"], row["name"]):
+                row["same_run_as"] = name if title == table["title"] else f"{title}, {name}"
 
 
 def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -43,7 +56,8 @@ def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[st
         "about": table.about,
         "paper_corpus": table.corpus,
         "metrics": list(table.metrics),
-        "judged_by": table.judged_by,
+        "judged_by": list(table.judged_by),
+        "min_effect": table.min_effect,
         "line": table.line,
         "baselines": common,
         "rows": rows,
@@ -64,12 +78,12 @@ def all_baselines(run: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {**run["baselines"], **found}
 
 
-def verdict(differences: Sequence[float]) -> tuple[str, float | None, float | None]:
+def verdict(differences: Sequence[float], least: float) -> tuple[str, float | None, float | None]:
     """Whether a claim holds, from the differences "better" minus "worse" of the seeds that both rows have.
 
     It holds if the mean difference is above 0 by more than twice its standard error (standard deviation over the seeds
-    / sqrt(seeds)), it doesn't if it is below 0 by as much, and is undecided otherwise, and with one seed, which has no
-    spread.
+    / sqrt(seeds)) and by ``least``, it doesn't if it is below 0 by as much, and is undecided otherwise, and with one
+    seed, which has no spread.
 
     Returns:
         (verdict, mean difference, standard error); ``None`` for what can't be told.
@@ -80,7 +94,7 @@ def verdict(differences: Sequence[float]) -> tuple[str, float | None, float | No
     if len(differences) == 1:
         return UNDECIDED, mean, None
     error = stdev(differences) / math.sqrt(len(differences))
-    if abs(mean) <= 2 * error:
+    if abs(mean) <= 2 * error or abs(mean) < least:
         return UNDECIDED, mean, error
     return (HOLDS if mean > 0 else REVERSED), mean, error
 
@@ -92,19 +106,53 @@ def _judge(
     baselines: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     better, worse = finished[claim.better], finished[claim.worse]
+    return judged(
+        claim,
+        table.min_effect,
+        {seed: all_metrics(run) for seed, run in better.items()},
+        {seed: all_metrics(run) for seed, run in worse.items()},
+        baselines,
+        {row.name: row.paper for row in table.rows},
+    )
+
+
+def judged(
+    claim: Claim,
+    least: float,
+    better: Mapping[int, Mapping[str, float]],
+    worse: Mapping[int, Mapping[str, float]],
+    baselines: Mapping[str, Mapping[str, float]],
+    paper: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """A claim with its verdict, as ``ablation.json`` holds it.
+
+    Args:
+        claim: what the paper says.
+        least: as of :func:`verdict`.
+        better: by seed, the metrics of that row's runs.
+        worse: of the other one's.
+        baselines: what watching nothing earns.
+        paper: by row, the paper's figures.
+    """
     seeds = sorted(better.keys() & worse.keys())
-    differences = [all_metrics(better[seed])[claim.metric] - all_metrics(worse[seed])[claim.metric] for seed in seeds]
-    decision, mean, error = verdict(differences)
+
+    def of(values: Mapping[str, float]) -> float:
+        return fmean(values[name] for name in claim.metrics)
+
+    def known(values: Mapping[str, float]) -> bool:
+        return all(name in values for name in claim.metrics)
+
+    decision, mean, error = verdict([of(better[seed]) - of(worse[seed]) for seed in seeds], least)
     # A comparison of two rows that both know less than a baseline says little, whatever its verdict.
-    best = max((values[claim.metric] for values in baselines.values() if claim.metric in values), default=None)
-    means = [fmean(all_metrics(run)[claim.metric] for run in runs.values()) for runs in (better, worse) if runs]
-    paper = {row.name: row.paper.get(claim.metric) for row in table.rows}
-    first, second = paper[claim.better], paper[claim.worse]
+    best = max((of(values) for values in baselines.values() if known(values)), default=None)
+    means = [fmean(map(of, runs.values())) for runs in (better, worse) if runs]
+    figures = paper[claim.better], paper[claim.worse]
+    first, second = (of(row) if known(row) else None for row in figures)
     return {
         "claim": claim.claim,
         "better": claim.better,
         "worse": claim.worse,
-        "metric": claim.metric,
+        "metrics": list(claim.metrics),
         "verdict": decision,
         "difference": mean,
         "standard_error": error,
@@ -130,15 +178,17 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
     that the row found. A row that lacks seeds says how many it has.
     """
     # What the paper gives, and what claims are judged by; a run without any of these columns has a dash there.
-    names = list(dict.fromkeys([*table["metrics"], table["judged_by"]]))
+    names = list(dict.fromkeys([*table["metrics"], *table["judged_by"]]))
+    controls = [run["control"] for row in table["rows"] for run in row["runs"] if run["control"]]
+    judge = next((name for name in (*table["judged_by"], "mIoU") if any(name in c for c in controls)), "mIoU")
     lines: list[tuple[str, list[str]]] = []
     for row in table["rows"]:
         runs = row["runs"]
         cells = [mean_and_spread([run["metrics"][name] for run in runs if name in run["metrics"]]) for name in names]
-        judge = table["judged_by"]
         swapped = mean_and_spread([run["control"][judge] for run in runs if run["control"] and judge in run["control"]])
         missing = "" if len(runs) == seeds else f" [{len(runs)} of {seeds} seeds]"
-        lines.append((row["label"] + missing, [*cells, swapped]))
+        same = f" (the run of {row['same_run_as']})" if row.get("same_run_as") else ""
+        lines.append((row["label"] + same + missing, [*cells, swapped]))
         splits = [run.get("uniform", {}) for run in runs]
         split = [mean_and_spread([values[name] for values in splits if name in values]) for name in names]
         if any(cell != "-" for cell in split):
@@ -150,11 +200,10 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
         if any(metric in values for metric in names):
             cells = [f"{100 * values[metric]:.1f}" if metric in values else "-" for metric in names]
             lines.append((name, [*cells, ""]))
-    header = [*names, f"{table['judged_by']}, swapped"]
+    header = [*names, f"{judge}, swapped"]
     if len(table["rows"]) == 1:
         header = names
         lines = [(label, cells[:-1]) for label, cells in lines]
-        controls = [run["control"] for run in table["rows"][0]["runs"] if run["control"]]
         swapped_cells = [mean_and_spread([control[name] for control in controls if name in control]) for name in names]
         lines.append((f"{table['rows'][0]['label']}, sentences swapped", swapped_cells))
     return align(header, lines)
@@ -165,9 +214,16 @@ def heading(table: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (table["title"], table["about"])))
 
 
+def judged_text(table: Mapping[str, Any]) -> str:
+    """By what the claims of a table are judged, where that is more than one column; otherwise each claim says it."""
+    several = len(table["judged_by"]) > 1 and table["claims"]
+    return f"Judged by the mean of {', '.join(table['judged_by'])}." if several else ""
+
+
 def claim_text(claim: Mapping[str, Any]) -> str:
     """One claim: verdict, what the paper says, and the numbers; of one that does not hold, what is true instead."""
-    better, worse, metric, seeds = claim["better"], claim["worse"], claim["metric"], len(claim["seeds"])
+    better, worse, seeds = claim["better"], claim["worse"], len(claim["seeds"])
+    metric = claim["metrics"][0] if len(claim["metrics"]) == 1 else f"mean of {len(claim['metrics'])} columns"
     if claim["difference"] is None:
         return f"{claim['verdict']}: {claim['claim']} (no seed of both {better} and {worse} has finished)."
     points = 100 * claim["difference"]
@@ -213,5 +269,5 @@ def markdown(content: Mapping[str, Any], level: str, picture: str) -> str:
         )
         text = f"```\n{table_text(table, len(content['seeds']))}\n```"
         claims = "\n".join(f"- {claim_text(claim)}" for claim in table["claims"])
-        parts += filter(None, (f"{level} {heading(table)}", about, text, claims))
+        parts += filter(None, (f"{level} {heading(table)}", about, text, judged_text(table), claims))
     return "\n\n".join([*parts, f"![{content['method']} on {content['corpus']}]({picture})"]) + "\n"

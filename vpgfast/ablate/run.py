@@ -15,7 +15,16 @@ import torch
 
 from vpgfast import __version__
 from vpgfast.ablate.plan import Plan, Run, make_plan, seeds_table
-from vpgfast.ablate.results import claim_text, describe, heading, markdown, summarize_table, table_text
+from vpgfast.ablate.results import (
+    claim_text,
+    describe,
+    heading,
+    judged_text,
+    mark_shared_runs,
+    markdown,
+    summarize_table,
+    table_text,
+)
 from vpgfast.ablate.runs import OUTPUT_FILE, locked, make_corpora, run_all
 from vpgfast.ablate.tables import Table, choose, read_tables
 from vpgfast.command import open_log
@@ -47,8 +56,8 @@ def run(options: argparse.Namespace, settings: list[str]) -> None:
     output = options.output or Path("runs") / f"{base.method}-{base.data.corpus}-{kind}"
     seeds = [base.seed + i for i in range(options.seeds)]
 
-    # All tables are planned and checked, so that a run has the same folder whichever of them are asked for.
-    plan = make_plan(tables, settings, seeds, output, str(options.tables or "the command line"))
+    # All tables are planned, so that a run has the same folder whichever of them are asked for; these are checked.
+    plan = make_plan(tables, settings, seeds, output, str(options.tables or "the command line"), wanted)
     needed = {plan.names[table.title, row.name] for table in wanted for row in table.rows}
     runs = [run for run in plan.runs if run.name in needed]
     with locked(output) as lock:
@@ -88,6 +97,11 @@ def collect(
         if (run.folder / METRICS_FILE).is_file():
             finished[run.name][run.config.seed] = json.loads((run.folder / METRICS_FILE).read_text())
     everything = [result for by_seed in finished.values() for result in by_seed.values()]
+    summaries = [
+        summarize_table(table, {row.name: finished[plan.names[table.title, row.name]] for row in table.rows})
+        for table in tables
+    ]
+    mark_shared_runs(summaries)
     return {
         "method": base.method,
         "corpus": everything[0]["corpus"] if everything else base.data.corpus,
@@ -96,10 +110,7 @@ def collect(
         "settings": list(settings),
         "seconds": sum(result["seconds"] for result in everything),
         "versions": versions(),
-        "tables": [
-            summarize_table(table, {row.name: finished[plan.names[table.title, row.name]] for row in table.rows})
-            for table in tables
-        ],
+        "tables": summaries,
     }
 
 
@@ -129,6 +140,8 @@ def print_results(content: Mapping[str, Any], output: Path) -> None:
     print(describe(content))
     for table in content["tables"]:
         print(f"\n{heading(table)}\n{table_text(table, len(content['seeds']))}")
+        if text := judged_text(table):
+            print(text)
         for claim in table["claims"]:
             print(claim_text(claim))
     print(f"\nresults: {output / RESULT}, {output / PAGE}, {output / PICTURE}")

@@ -13,6 +13,9 @@ from typing import Any
 from vpgfast.config import flatten, nearest, read_yaml
 from vpgfast.errors import ConfigError
 
+MIN_EFFECT = 0.005
+"""How far apart two rows must be for a verdict, if a table does not say: half a point."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,13 +48,13 @@ class Claim:
         better: name of the row that does better.
         worse: name of the other.
         claim: what the paper says, in one line.
-        metric: by which it is judged.
+        metrics: by whose mean it is judged.
     """
 
     better: str
     worse: str
     claim: str
-    metric: str
+    metrics: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class Table:
         about: what it varies.
         corpus: of the paper's figures.
         metrics: those of the paper's figures; columns of the text.
-        judged_by: the metric of the claims and of the picture.
+        judged_by: the metrics of the claims and of the picture, of which the mean counts: one, or those that the paper
+            prints of this table.
+        min_effect: how far apart rows must be for a verdict, a fraction (0.005: half a point).
         settings: of all its rows, dotted.
         rows: in the paper's order.
         claims: what the paper says of them.
@@ -74,7 +79,8 @@ class Table:
     about: str
     corpus: str
     metrics: tuple[str, ...]
-    judged_by: str
+    judged_by: tuple[str, ...]
+    min_effect: float
     settings: dict[str, Any]
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]
@@ -118,12 +124,15 @@ def _table(entry: Any, source: str, number: int) -> Table:
         entry,
         where,
         required=("title", "corpus", "judged_by", "rows"),
-        optional=("about", "metrics", "settings", "claims", "line"),
+        optional=("about", "metrics", "settings", "claims", "line", "min_effect"),
     )
     metrics = tuple(map(str, _list(entry.get("metrics", []), where, "metrics")))
     rows = tuple(_row(row, where, metrics) for row in _list(entry["rows"], where, "rows"))
     names = _unique([row.name for row in rows], where, "row")
-    judged_by = str(entry["judged_by"])
+    judged_by = _metrics(entry["judged_by"], f"{where}: 'judged_by'")
+    least = entry.get("min_effect", 100 * MIN_EFFECT)
+    if not isinstance(least, int | float) or not 0 <= least <= 100:
+        raise ConfigError(f"{where}: 'min_effect' takes points from 0 to 100, found {least!r}")
     claims = tuple(_claim(claim, where, names, judged_by) for claim in _list(entry.get("claims", []), where, "claims"))
     return Table(
         title=str(entry["title"]),
@@ -131,6 +140,7 @@ def _table(entry: Any, source: str, number: int) -> Table:
         corpus=str(entry["corpus"]),
         metrics=metrics,
         judged_by=judged_by,
+        min_effect=least / 100,
         settings=_settings(entry.get("settings"), where),
         rows=rows,
         claims=claims,
@@ -151,7 +161,15 @@ def _row(entry: Any, where: str, metrics: Sequence[str]) -> Row:
     return Row(str(entry["name"]), str(entry.get("about", "")), _settings(entry.get("settings"), where), paper)
 
 
-def _claim(entry: Any, where: str, names: Sequence[str], judged_by: str) -> Claim:
+def _metrics(value: Any, where: str) -> tuple[str, ...]:
+    """One metric, or a list of several."""
+    found = value if isinstance(value, list) else [value]
+    if not found or not all(isinstance(name, str) for name in found):
+        raise ConfigError(f"{where} takes a metric or a list of metrics, found {value!r}")
+    return tuple(found)
+
+
+def _claim(entry: Any, where: str, names: Sequence[str], judged_by: tuple[str, ...]) -> Claim:
     entry = _checked(entry, f"{where}, claims", required=("better", "claim"), optional=("metric",))
     pair = list(map(str, _list(entry["better"], where, "better")))
     if len(pair) != 2:
@@ -159,7 +177,8 @@ def _claim(entry: Any, where: str, names: Sequence[str], judged_by: str) -> Clai
     for name in pair:
         if name not in names:
             raise ConfigError(f"{where}: a claim names the row {name!r}, which isn't there{nearest(name, names)}")
-    return Claim(pair[0], pair[1], str(entry["claim"]), str(entry.get("metric", judged_by)))
+    metrics = _metrics(entry["metric"], f"{where}, claims: 'metric'") if "metric" in entry else judged_by
+    return Claim(pair[0], pair[1], str(entry["claim"]), metrics)
 
 
 def _checked(entry: Any, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
