@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "docs" / "results" / "ablations"
 
 
-def lacking(file: Path, stored: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of a file that are stored, with the rows alone that are not."""
+def lacking(now: Sequence[Table], stored: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables that are stored, with the rows alone that are not."""
     known = {table["title"]: {row["name"] for row in table["rows"]} for table in stored}
-    tables = [table for table in read_tables(file) if table.title in known]
+    tables = [table for table in now if table.title in known]
     short = [replace(t, rows=tuple(r for r in t.rows if r.name not in known[t.title]), claims=()) for t in tables]
     return [table for table in short if table.rows]
 
@@ -61,10 +61,11 @@ def main() -> None:
     arguments, settings = parser.parse_known_args()
     for name in arguments.name:
         content = json.loads((STORE / name / RESULT).read_text())
-        file = ROOT / "configs" / content["method"] / "ablations.yaml"
-        tables = lacking(file, content["tables"])
+        folder = ROOT / "configs" / content["method"]
+        now = [table for file in ("ablations.yaml", "additions.yaml") for table in read_tables(folder / file)]
+        tables = lacking(now, content["tables"])
         output = arguments.output / name
-        plan = make_plan(tables, [*content["settings"], *settings], content["seeds"], output, str(file))
+        plan = make_plan(tables, [*content["settings"], *settings], content["seeds"], output, str(folder))
         with locked(output) as lock:
             unfinished = [run for run in plan.runs if look_into(run.folder, run.config) != "finished"]
             make_corpora(unfinished)
@@ -74,7 +75,7 @@ def main() -> None:
         for run in plan.runs:
             found[run.name][run.config.seed] = json.loads((run.folder / METRICS_FILE).read_text())
         stored = {table["title"]: table for table in content["tables"]}
-        order = {table.title: [row.name for row in table.rows] for table in read_tables(file)}
+        order = {table.title: [row.name for row in table.rows] for table in now}
         for table in tables:
             runs = {row.name: found[plan.names[table.title, row.name]] for row in table.rows}
             merge(stored[table.title], summarize_table(table, runs), order[table.title])

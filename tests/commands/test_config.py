@@ -142,7 +142,7 @@ def test_help_names_the_settings_in_groups(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     "file",
-    sorted({*(ROOT / "configs").rglob("*.yaml")} - {*(ROOT / "configs").rglob("ablations.yaml")}),
+    sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "\ntables:" not in path.read_text()),
     ids=lambda file: f"{file.parent.name}/{file.stem}",
 )
 def test_shipped_configs_are_valid(file: Path) -> None:

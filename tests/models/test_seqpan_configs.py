@@ -14,7 +14,10 @@ def read(name):
     return parse_train(["--config", str(FOLDER / f"{name}.yaml")])
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+RUNS = sorted(path for path in FOLDER.glob("*.yaml") if "\ntables:" not in path.read_text())
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_config_is_read(path):
     config = read(path.stem)
     assert config.method == "seqpan"

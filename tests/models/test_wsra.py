@@ -710,7 +710,9 @@ def test_wrong_batches_are_named():
 
 
 @pytest.mark.parametrize(
-    "path", sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "ablations.yaml"}), ids=lambda path: path.stem
+    "path",
+    sorted(path for path in CONFIGS.glob("*.yaml") if "\ntables:" not in path.read_text()),
+    ids=lambda path: path.stem,
 )
 def test_every_config_is_read(path):
     config = parse_train(["--config", str(path)])
