@@ -49,12 +49,16 @@ def likelihoods(run: Path) -> list[float]:
         words, mask = batch.words[:, 0], batch.word_mask[:, 0]
         embedded, query = model.words(words), model.read(batch)
         moments = model.moments(model.proposals, batch)
-        true = torch.stack([torch.as_tensor(p.spans[0] / p.duration) for p in batch.paragraphs])
-        best = temporal_iou(model.spans.double().expand(len(true), -1, -1), true.unsqueeze(1)).squeeze(2).argmax(1)
+        true = torch.stack([torch.as_tensor(p.spans[0]) for p in batch.paragraphs])
+        there, half = model.there(model.proposals, batch), len(batch) // 2
+        iou = temporal_iou(model.spans_of(batch), true.unsqueeze(1)).squeeze(2)
+        best = (iou if there is None else iou.masked_fill(~there, -1)).argmax(1)
         features = (
-            model.proposals.attend(moments, query).feature,
+            model.proposals.attend(moments, query, there).feature,
             moments[torch.arange(len(best)), :, best],
-            model.proposals.attend(moments.roll(len(best) // 2, 0), query).feature,
+            model.proposals.attend(
+                moments.roll(half, 0), query, there if there is None else there.roll(half, 0)
+            ).feature,
         )
         for i, feature in enumerate(features):
             sums[i] += model.decoder(feature, embedded, words, mask).sum()

@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.field_marn import FieldMARN
 from vpgfast.config import parse_train
 from vpgfast.data.batches import make_batch
+from vpgfast.data.fixed_clips import clip_edges
 from vpgfast.data.types import Batch, Paragraph
 from vpgfast.errors import ConfigError
 from vpgfast.models.layers import another_video
@@ -199,6 +200,88 @@ def test_sees_no_timestamp(negative_weight: float) -> None:
     assert batch.video.shape[1] == T
 
 
+def fixed_batch(config: MARNConfig, durations: tuple[float, ...]) -> Batch:
+    """Of videos of their own lengths, through the package's own batches."""
+    rng = np.random.default_rng(0)
+    paragraphs = [Paragraph(f"v{b}", d, (f"word{b} word{b + 3} word1",)) for b, d in enumerate(durations)]
+    features = [rng.normal(size=(int(3 * d) + 1, FEATURE_DIM)).astype(np.float32) for d in durations]
+    batch = make_batch(paragraphs, features, word_vectors(), MARN.needs(config), training=True)
+    return replace(batch, video=batch.video.double())
+
+
+DURATIONS = (4.0, 7.3, 9.0, 1.2, 30.0)  # in clips of a second: 4, 7, 9 (all of T), 2 (stretched up), 9 (brought down)
+
+
+@pytest.mark.parametrize("negative_weight", [0.0, 0.5])
+@pytest.mark.parametrize("kernels", [[3], [3, 3]], ids=str)
+@pytest.mark.parametrize("kind", ["conv3d", "avg", "max", "lstm"])
+def test_clips_of_a_fixed_length(kind: str, kernels: list[int], negative_weight: float) -> None:
+    """Each video as by a model of as many clips as it has: the same attention, loss and spans."""
+    config = small(clip_seconds=1.0, representation=kind, attention_kernels=kernels, nms=None)
+    model, batch = make_model(config), fixed_batch(config, DURATIONS)
+    counts = [4, 7, 9, 2, 9]
+    assert batch.video_mask.sum(1).tolist() == counts
+    torch.manual_seed(0)
+    losses = with_settings(model, negative_weight=negative_weight).loss(batch)
+    found, alone = model.predict(batch, 30), []
+    for b, count in enumerate(counts):
+        scales = [s for s in config.scales if s <= count]
+        own = MARN(replace(config, clip_seconds=None, max_clips=count, scales=scales), FEATURE_DIM, word_vectors())
+        own.double().load_state_dict(model.state_dict())
+        one = replace(
+            batch,
+            **{name: getattr(batch, name)[b : b + 1] for name in ("words", "word_mask", "sentence_mask", "durations")},
+            paragraphs=batch.paragraphs[b : b + 1],
+            video=batch.video[b : b + 1, :count],
+            video_mask=batch.video_mask[b : b + 1, :count],
+        )
+        alone.append(own.loss(one)["loss"])
+        expected = own.predict(one, 30)
+        torch.testing.assert_close(found.scores[b], expected.scores[0])
+        # In clips, and then by where clips begin and the last one ends.
+        edges = torch.from_numpy(clip_edges(DURATIONS[b], 1.0, 2, T))
+        there = expected.scores[0, 0] > -torch.inf
+        clips = (expected.spans[0, 0] / DURATIONS[b] * count).round().long()
+        torch.testing.assert_close(found.spans[b, 0][there], edges[clips][there])
+    if not negative_weight:
+        torch.testing.assert_close(losses["loss"], torch.stack(alone).mean())
+    losses["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_negatives_of_videos_of_their_own_length() -> None:
+    """The other video brings its own proposals along."""
+    config = small(clip_seconds=1.0, negative_weight=1.0)
+    model, batch = make_model(config), fixed_batch(config, (3.0, 9.0))
+    losses = model.loss(batch)  # of two videos each meets the other
+    query, words, mask = model.read(batch), batch.words[:, 0], batch.word_mask[:, 0]
+    hinges = torch.zeros((), dtype=torch.float64)
+    for branch in model.branches():
+        moments, there = model.moments(branch, batch), branch.grid.within(torch.tensor([3, 9]))
+        told = [
+            model.decoder(branch.attend(moments[i], query, there[i]).feature, model.words(words), words, mask)
+            for i in ([0, 1], [1, 0])
+        ]
+        hinges = hinges + (config.negative_margin + told[0] - told[1]).relu().mean()
+    torch.testing.assert_close(losses["negatives"], hinges)
+
+
+def test_proposals_end_with_the_video() -> None:
+    config = small(clip_seconds=1.0, nms=0.5)
+    model, batch = make_model(config), fixed_batch(config, DURATIONS)
+    generator = torch.Generator().manual_seed(0)
+    for found in (model.predict(batch, 40), model.at_random(batch, 40, generator)):
+        for b, duration in enumerate(DURATIONS):
+            there = found.scores[b, 0] > -torch.inf
+            assert there.any()
+            spans = found.spans[b, 0][there]
+            assert (spans[:, 0] >= 0).all()
+            assert (spans[:, 0] < spans[:, 1]).all()
+            assert spans.max() <= duration
+    candidates = model.answer(batch, 5)[1]
+    assert ((candidates.scores > -torch.inf) == model.there(model.proposals, batch)).all()
+
+
 def test_padding_of_words_changes_nothing() -> None:
     model, batch = make_model(), random_batch()
     alone = [
@@ -262,6 +345,8 @@ def test_predictions_are_ranked_and_do_not_overlap_much() -> None:
     ("changes", "message"),
     [
         ({"dim": 0}, "dim must be at least 1"),
+        ({"clip_seconds": 0.0}, "clip_seconds must be above 0, or null"),
+        ({"clip_seconds": float("nan")}, "clip_seconds must be above 0, or null"),
         ({"scales": [3, 2]}, "scales must be rising"),
         ({"scales": [12]}, "the first at most max_clips = 9"),
         ({"scales": []}, "scales must be"),
@@ -285,13 +370,16 @@ def test_wrong_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "clips", "proposals", "reduction", "epsilon"),
-    [("charades_sta", 32, 146, 8, 0.1), ("activitynet", 128, 942, 32, 0.3)],
+    ("name", "clips", "seconds", "proposals", "reduction", "epsilon"),
+    [("charades_sta", 32, 1, 146, 8, 0.1), ("activitynet", 128, 2, 942, 32, 0.3)],
 )
-def test_the_papers_settings(name: str, clips: int, proposals: int, reduction: int, epsilon: float) -> None:
+def test_the_papers_settings(
+    name: str, clips: int, seconds: float, proposals: int, reduction: int, epsilon: float
+) -> None:
     file = Path(__file__).parents[2] / "configs" / "marn" / f"{name}.yaml"
     config = parse_train(["--config", str(file)]).model
-    assert (config.max_clips, config.reduction, config.epsilon) == (clips, reduction, epsilon)
+    assert (config.max_clips, config.clip_seconds) == (clips, seconds)
+    assert (config.reduction, config.epsilon) == (reduction, epsilon)
     assert (config.samples, config.conv_kernel, config.attention_kernels) == (4, 3, [3])
     assert (config.representation, config.clip_branch, config.clip_scores) == ("conv3d", True, True)
     assert len(MARN(replace(config, dim=4), 4096, word_vectors()).proposals.grid) == proposals

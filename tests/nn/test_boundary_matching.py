@@ -156,3 +156,11 @@ def test_wrong_arguments() -> None:
             BoundaryMatching(2, 3, 8, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x has shape \[1, 2, 9\]; it must be \[B, 2, 8\]"):
         BoundaryMatching(2, 3, 8)(torch.zeros(1, 2, 9))
+
+
+def test_lengths_of_the_videos() -> None:
+    layer = BoundaryMatching(3, 4, T=8, num_samples=4)
+    x = torch.randn(2, 3, 8)
+    padded = x.clone()
+    padded[1, :, 5:] = 0
+    torch.testing.assert_close(layer(x, torch.tensor([8, 5])), layer(padded))

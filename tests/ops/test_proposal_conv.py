@@ -363,3 +363,32 @@ def test_wrong_values(backend: str, bad: tuple[float, float]) -> None:
     proposals = torch.tensor([[0.0, 1.0], bad, [0.0, 1.0]])
     with ops.backend(backend), pytest.raises(RuntimeError, match=r"proposal 1 is \(.*\); it must be two finite"):
         proposal_conv(torch.zeros(1, 1, 3), proposals, torch.zeros(1, 1, 2))
+
+
+@pytest.mark.parametrize("proposals", [30, 3])  # few: the samples come first
+def test_lengths_cut_each_video(proposals: int) -> None:
+    """As if each video were a tensor of its own length, whatever stands behind; gradients too."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 16, generator=generator, dtype=torch.float64)
+    weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((5, 4, 3), (5,)))
+    places = random_proposals(proposals, T=16, seed=1)
+    lengths = torch.tensor([16, 9, 0])
+    junk = x.clone()
+    for b, length in enumerate(lengths.tolist()):
+        junk[b, :, length:] = torch.nan
+    junk.requires_grad_()
+    out = proposal_conv(junk, places, weight, bias, lengths=lengths)
+    (gradient,) = torch.autograd.grad(out.sum(), junk)
+    for b, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(out[b : b + 1], proposal_conv(x[b : b + 1, :, :length], places, weight, bias))
+        assert not gradient[b, :, length:].any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [(torch.tensor([1.0, 2.0]), "lengths has dtype"), (torch.tensor([1, 2, 3]), "lengths has shape")],
+)
+def test_wrong_lengths(lengths: Tensor, message: str) -> None:
+    x, weight = torch.zeros(2, 3, 8), torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match=message):
+        proposal_conv(x, torch.tensor([[0.0, 3.0]]), weight, lengths=lengths)

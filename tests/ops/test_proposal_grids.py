@@ -154,3 +154,12 @@ def test_nonsense_is_refused(make, message: str) -> None:
 def test_scales_longer_than_the_video_have_no_moment() -> None:
     grid: ProposalGrid = multi_scale_grid(3, (2, 4))
     assert grid.mask.sum(1).tolist() == [2, 0]
+
+
+def test_moments_within_videos_of_their_own_length() -> None:
+    grid = multi_scale_grid(8, [2, 5])
+    lengths = torch.tensor([8, 5, 3, 1, 0])
+    within = grid.within(lengths)
+    for b, length in enumerate(lengths.tolist()):
+        assert within[b].tolist() == [end <= length for _, end in grid.spans.tolist()]
+        assert within[b].sum() == len(multi_scale_grid(length, [2, 5]))

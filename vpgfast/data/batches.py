@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpgfast.data.features import resample
+from vpgfast.data.fixed_clips import fixed_clips
 from vpgfast.data.text import WordVectors, char_ids, tokenize
 from vpgfast.data.types import Batch, BatchNeeds, FeatureReader, Paragraph
 from vpgfast.errors import AnnotationError
@@ -92,7 +93,7 @@ def make_batch(
     """
     if training and needs.labelled_share == 0:  # whoever prepared the items: nothing in the batch may tell
         paragraphs = [paragraph.without_spans() for paragraph in paragraphs]
-    video, video_mask = stack_clips(features, needs)
+    video, video_mask = stack_clips(features, needs, [p.duration for p in paragraphs])
     most_words, marks = needs.max_words, needs.punctuation
     texts = [[tokenize(sentence, marks)[:most_words] for sentence in p.sentences] for p in paragraphs]
     ids = [[word_vectors.encode(sentence, most_words, marks) for sentence in p.sentences] for p in paragraphs]
@@ -124,10 +125,27 @@ def make_batch(
     )
 
 
-def stack_clips(features: Sequence[np.ndarray], needs: BatchNeeds) -> tuple[torch.Tensor, torch.Tensor]:
-    """B videos' [T_b, d_v] features, resampled by ``needs`` and padded: float32 [B, T, d_v], mask bool [B, T]."""
-    clips = [resample(x, needs.max_clips, needs.resample, needs.fixed_length) for x in features]
-    length = max(len(x) for x in clips)
+def stack_clips(
+    features: Sequence[np.ndarray], needs: BatchNeeds, durations: Sequence[float] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """B videos' [T_b, d_v] features, resampled by ``needs`` and padded: float32 [B, T, d_v], mask bool [B, T].
+
+    Args:
+        features: of the videos.
+        needs: the method's.
+        durations: in seconds; needed for clips of a fixed length (``needs.clip_seconds``) alone.
+
+    Raises:
+        ValueError: they are needed and not given.
+    """
+    if needs.clip_seconds is None:
+        clips = [resample(x, needs.max_clips, needs.resample, needs.fixed_length) for x in features]
+        length = max(len(x) for x in clips)
+    elif durations is None:
+        raise ValueError("clips of a fixed length in seconds need the videos' durations")
+    else:
+        seconds, least, length = needs.clip_seconds, needs.min_clips, needs.max_clips
+        clips = [fixed_clips(x, d, seconds, least, length) for x, d in zip(features, durations, strict=True)]
     video = np.zeros((len(clips), length, clips[0].shape[1]), np.float32)
     video_mask = np.zeros((len(clips), length), bool)
     for b, x in enumerate(clips):
@@ -291,7 +309,10 @@ def make_loader(
     """
     items = prepare(paragraphs, needs, training, seed)
     # Reading all features just to learn their lengths would be slow; clips follow the duration.
-    lengths = [sum(map(len, p.sentences)) if needs.fixed_length else p.duration for p in items]
+    same = (
+        needs.fixed_length or needs.clip_seconds is not None
+    )  # videos are padded alike: sentences make the difference
+    lengths = [sum(map(len, p.sentences)) if same else p.duration for p in items]
     return Loader(
         cast(Dataset[Batch], _Items(items, features)),  # what the loader yields is what _collate makes of them
         batch_sampler=BucketSampler(lengths, batch_size, seed, shuffle=training, rank=rank, world_size=world_size),

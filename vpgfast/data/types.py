@@ -115,6 +115,10 @@ class BatchNeeds:
             ``"pick"`` (evenly spaced clips), ``"interpolate"`` (linear).
         fixed_length: bring *every* video to exactly ``max_clips`` (shorter ones by linear interpolation),
             instead of padding.
+        clip_seconds: bring every video to clips of this many seconds, at least ``min_clips`` and at most ``max_clips``
+            of them (see :mod:`vpgfast.data.fixed_clips`), padded to ``max_clips``; ``resample`` and ``fixed_length``
+            say nothing then.
+        min_clips: see ``clip_seconds``.
         chars: whether to fill ``Batch.chars``.
         max_words: longer sentences are cut to this.
         punctuation: whether punctuation marks are words, see :func:`vpgfast.data.text.tokenize`.
@@ -136,6 +140,8 @@ class BatchNeeds:
     max_clips: int = 64
     resample: Literal["pool", "pick", "interpolate"] = "pool"
     fixed_length: bool = False
+    clip_seconds: float | None = None
+    min_clips: int = 1
     chars: bool = False
     max_words: int = 50
     punctuation: bool = False

@@ -14,6 +14,7 @@ from vpgfast.api.grounder import EncodedVideo, Grounder
 from vpgfast.api.loading import load_with
 from vpgfast.command import open_log
 from vpgfast.data.features import why_no_array
+from vpgfast.data.fixed_clips import clip_edges
 from vpgfast.errors import FeatureError, UserError
 from vpgfast.files import output_folder, reading
 from vpgfast.ground.query import asked_sentences
@@ -77,6 +78,9 @@ def _say_how_it_is_seen(model: Grounder, video: EncodedVideo, sentences: int) ->
     clips, limit, size = len(video.features), needs.max_clips, window_size(model.model, needs)
     if is_long(model.model, needs, clips):
         log.info("%d clips are seen through %d windows of %d", clips, len(window_starts(clips, size)), size)
+    elif needs.clip_seconds is not None:
+        edges = clip_edges(video.duration, needs.clip_seconds, needs.min_clips, limit)
+        log.info("%d clips become %d of %.1f s", clips, len(edges) - 1, edges[1])
     elif clips > limit:
         log.info("%d clips are brought down to %d: one is %.1f s", clips, limit, video.duration / limit)
     if needs.level == "paragraph" and needs.max_sentences and sentences > needs.max_sentences:

@@ -48,13 +48,15 @@ class MARN(Method):
 
     @staticmethod
     def needs(config: MARNConfig) -> BatchNeeds:
-        """Single sentences without spans, every video brought to T clips."""
+        """Single sentences without spans, every video brought to T clips or to its own of ``clip_seconds``."""
         return BatchNeeds(
             level="sentence",
             labelled_share=0,
             max_clips=config.max_clips,
             resample="pool",
             fixed_length=True,
+            clip_seconds=config.clip_seconds,
+            min_clips=config.scales[0],  # so that a proposal fits into every video
             max_words=config.max_words,
             whole_paragraphs=config.decode == "ordered",
         )
@@ -81,15 +83,17 @@ class MARN(Method):
         return multi_scale_grid(self.config.max_clips, self.config.scales, stride)
 
     def constants(self) -> dict[str, Tensor]:
-        """``spans`` [P, 2] of the proposals, fractions of the duration, and the clip in the ``middle`` of each: its
-        start plus half its length (Eq. 15)."""
+        """``spans`` [P, 2] of the proposals, as fractions of T clips, and the clip in the ``middle`` of each: its start
+        plus half its length (Eq. 15)."""
         spans = self.proposal_grid().spans
         return {"spans": spans / self.config.max_clips, "middle": spans.mean(1).long()}
 
     def forward(self, batch: Batch) -> tuple[Attended, Attended | None]:
         """From a batch of single sentences (M = 1) to what the proposals' and the clips' branch attend to."""
         query = self.read(batch)
-        proposals, *clips = [branch.attend(self.moments(branch, batch), query) for branch in self.branches()]
+        proposals, *clips = [
+            branch.attend(self.moments(branch, batch), query, self.there(branch, batch)) for branch in self.branches()
+        ]
         return proposals, clips[0] if clips else None
 
     def branches(self) -> list[Branch]:
@@ -108,7 +112,28 @@ class MARN(Method):
         """Features of a branch's moments, [B, D, P]."""
         if batch.video.shape[1] != self.config.max_clips:
             raise ValueError(f"MARN takes {self.config.max_clips} clips a video, this batch has {batch.video.shape[1]}")
-        return branch(batch.video.transpose(1, 2), self.representation)
+        return branch(batch.video.transpose(1, 2), self.representation, self.lengths(batch))
+
+    def lengths(self, batch: Batch) -> Tensor | None:
+        """int64 [B], how many clips each video has; ``None``: all have T."""
+        return None if self.config.clip_seconds is None else batch.video_mask.sum(1)
+
+    def there(self, branch: Branch, batch: Batch) -> Tensor | None:
+        """bool [B, P], which of a branch's moments lie within each video; ``None``: all do."""
+        lengths = self.lengths(batch)
+        return None if lengths is None else branch.grid.within(lengths)
+
+    def spans_of(self, batch: Batch) -> Tensor:
+        """Of the proposals in each video, float64 [B, P, 2] in seconds."""
+        durations, lengths = batch.durations, self.lengths(batch)
+        if lengths is None or self.config.clip_seconds is None:
+            return self.spans * durations[:, None, None]
+        # As vpgfast.data.fixed_clips: the last clip ends with the video.
+        seconds = torch.full_like(durations, self.config.clip_seconds)
+        unit = seconds.maximum(durations / self.config.max_clips).minimum(durations / self.config.scales[0])
+        clips = self.proposals.grid.spans.to(durations.device)
+        last = clips >= lengths[:, None, None]
+        return torch.where(last, durations[:, None, None], clips * unit[:, None, None])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``loss`` = ``proposals`` (Eq. 10) + lambda ``clips`` (Eq. 13): the query's mean negative log-likelihood.
@@ -122,11 +147,12 @@ class MARN(Method):
         other = another_video(batch) if config.negative_weight else None
         losses, hinges = {}, {}
         for name, branch in zip(("proposals", "clips"), self.branches(), strict=False):
-            moments = self.moments(branch, batch)
-            own = self.decoder(branch.attend(moments, query).feature, embedded, words, mask)
+            moments, there = self.moments(branch, batch), self.there(branch, batch)
+            own = self.decoder(branch.attend(moments, query, there).feature, embedded, words, mask)
             losses[name] = own.mean()
             if other is not None:
-                feature = branch.attend(moments.roll(other.shift, 0), query).feature
+                its = None if there is None else there.roll(other.shift, 0)
+                feature = branch.attend(moments.roll(other.shift, 0), query, its).feature
                 gap = (config.negative_margin + own - self.decoder(feature, embedded, words, mask)).relu()
                 hinges[name] = (gap * other.different).sum() / other.different.sum().clamp_min(1)
         weights = {"proposals": 1.0, "clips": config.clip_weight}
@@ -146,30 +172,33 @@ class MARN(Method):
     def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
         """Ranked spans of single sentences, and all proposals as candidates."""
         scores = self.scores(batch)
-        candidates = Candidates(self.spans * batch.durations[:, None, None], scores.clamp_min(1e-30).log())
+        candidates = Candidates(self.spans_of(batch), scores.clamp_min(1e-30).log().masked_fill(scores < 0, -torch.inf))
         return self.rank(scores, batch, top_n), candidates
 
     @torch.no_grad()
     def candidates(self, batch: Batch, count: int) -> Candidates:
         """As :class:`Method`: attention, less how badly the sentence is told from what was attended (nats a word)."""
         words, mask, query = batch.words[:, 0], batch.word_mask[:, 0], self.read(batch)
-        feature = self.proposals.attend(self.moments(self.proposals, batch), query).feature
+        branch = self.proposals
+        feature = branch.attend(self.moments(branch, batch), query, self.there(branch, batch)).feature
         badly = self.decoder(feature, self.words(words), words, mask)
         found = self.rank(self.scores(batch), batch, count)
         return Candidates(found.spans[:, 0], found.scores[:, 0].clamp_min(0).log() - badly.unsqueeze(1))
 
     def scores(self, batch: Batch) -> Tensor:
-        """Of all proposals, [B, P], each above 0 (Eq. 15)."""
+        """Of all proposals, [B, P], each 0 or more (Eq. 15); -inf of those that do not lie within the video."""
         proposals, clips = self(batch)
         scores = proposals.weights
         if clips is not None and self.config.clip_scores:
             scores = scores + self.config.epsilon * clips.weights[:, self.middle]
-        return scores
+        there = self.there(self.proposals, batch)
+        return scores if there is None else scores.masked_fill(~there, -torch.inf)
 
     def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction:
         """As :class:`Method`."""
-        scores = torch.rand(len(batch.video), self.spans.shape[-2], generator=generator)
-        return self.rank(scores.to(self.spans.device), batch, top_n)
+        scores = torch.rand(len(batch.video), self.spans.shape[-2], generator=generator).to(self.spans.device)
+        there = self.there(self.proposals, batch)
+        return self.rank(scores if there is None else scores.masked_fill(~there, -torch.inf), batch, top_n)
 
     def rank(self, scores: Tensor, batch: Batch, top_n: int) -> Prediction:
         """The ``top_n`` proposals of the highest scores, after suppression."""
@@ -177,7 +206,7 @@ class MARN(Method):
         kept = temporal_nms(spans, scores, 1.0 if self.config.nms is None else self.config.nms, top_n)
         found = kept >= 0
         kept = kept.clamp_min(0)
-        chosen = spans.gather(1, kept.unsqueeze(-1).expand(-1, -1, 2)) * batch.durations[:, None, None]
+        chosen = self.spans_of(batch).gather(1, kept.unsqueeze(-1).expand(-1, -1, 2))
         return Prediction(
             spans=(chosen * found.unsqueeze(-1)).unsqueeze(1),
             scores=scores.gather(1, kept).masked_fill(~found, -torch.inf).unsqueeze(1),
@@ -202,10 +231,11 @@ class MomentRepresentation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.dim))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch's convolutions
 
-    def forward(self, x: Tensor, grid: ProposalGrid) -> Tensor:
-        """Clips [B, C, T] -> moments [B, D, P]."""
+    def forward(self, x: Tensor, grid: ProposalGrid, lengths: Tensor | None = None) -> Tensor:
+        """Clips [B, C, T] -> moments [B, D, P]; ``lengths`` [B] are those of the videos. What is made of a moment that
+        does not lie within its video means nothing."""
         if self.kind == "conv3d":
-            return proposal_conv(x, grid.proposals.to(x.device), self.weight, self.bias).relu()
+            return proposal_conv(x, grid.proposals.to(x.device), self.weight, self.bias, lengths=lengths).relu()
         if self.kind == "lstm":
             return self._over_lstm(x, grid)
         first, last = grid.proposals.long().to(x.device).unbind(1)
@@ -237,13 +267,14 @@ class Branch(nn.Module):
         self.reduce = nn.Conv1d(feature_dim, channels, config.conv_kernel, padding=config.conv_kernel // 2)
         self.attention = MapAttention(config.dim, config.attention_kernels, grid)
 
-    def forward(self, video: Tensor, representation: MomentRepresentation) -> Tensor:
-        """F_vp of Eq. 1-3: clips [B, d_v, T] -> moments [B, D, P]; ``representation`` is shared by the branches."""
-        return representation(self.reduce(video), self.grid)
+    def forward(self, video: Tensor, representation: MomentRepresentation, lengths: Tensor | None = None) -> Tensor:
+        """F_vp of Eq. 1-3: clips [B, d_v, T] -> moments [B, D, P]; ``representation`` is shared by the branches. Clips
+        behind the ``lengths`` [B] of the videos must be zero, as before clip 0."""
+        return representation(self.reduce(video), self.grid, lengths)
 
-    def attend(self, moments: Tensor, query: Tensor) -> Attended:
-        """Moments [B, D, P] and queries [B, D] -> what each query attends to."""
-        weights = self.attention(moments, query)
+    def attend(self, moments: Tensor, query: Tensor, there: Tensor | None = None) -> Attended:
+        """Moments [B, D, P] and queries [B, D] -> what each query attends to of the moments ``there`` [B, P]."""
+        weights = self.attention(moments, query, there)
         # Over the moments' own features: those fused with the query would let the decoder read it there (sec. 3.2).
         return Attended(weights, (moments @ weights.to(moments.dtype).unsqueeze(2)).squeeze(2))  # Eq. 8
 
@@ -253,7 +284,7 @@ class MapAttention(nn.Module):
 
     The 1 x 1 convolution of [F_vp; tiled F_q] is W_p F_vp + W_q F_q: nothing is tiled. The last convolution has one
     output channel, so the products of its k x k taps with every moment come first, and the map holds k * k channels
-    instead of D. Cells that no moment has read as zero.
+    instead of D. Cells that no moment has read as zero, as do those of moments that end behind their video.
     """
 
     def __init__(self, dim: int, kernels: list[int], grid: ProposalGrid) -> None:
@@ -265,12 +296,16 @@ class MapAttention(nn.Module):
         # A bias would only shift all scores alike.
         self.last = nn.Conv2d(dim, 1, kernels[-1], padding=kernels[-1] // 2, bias=False)
 
-    def forward(self, moments: Tensor, query: Tensor) -> Tensor:
-        """[B, D, P] and [B, D] -> [B, P] in float32 or wider, summing to 1."""
+    def forward(self, moments: Tensor, query: Tensor, there: Tensor | None = None) -> Tensor:
+        """[B, D, P] and [B, D] -> [B, P] in float32 or wider, summing to 1 over the moments that are ``there``."""
         fused = (self.of_moment(moments) + self.of_query(query).unsqueeze(2)).relu()
+        absent = None if there is None else ~there.unsqueeze(1)
+        fused = fused if absent is None else fused.masked_fill(absent, 0)
         for conv in self.hidden:
             fused = self.grid.to_list(conv(self.grid.to_map(fused)).relu())
-        return at_least_float32(self._last(fused)).softmax(1)
+            fused = fused if absent is None else fused.masked_fill(absent, 0)
+        scores = at_least_float32(self._last(fused))
+        return (scores if there is None else scores.masked_fill(~there, -torch.inf)).softmax(1)
 
     def _last(self, fused: Tensor) -> Tensor:
         weight, size = self.last.weight, self.last.weight.shape[-1]

@@ -84,12 +84,15 @@ class BoundaryMatching(ModuleWithConstants):
             bound = 1 / math.sqrt(max(1, self.weight[0].numel()))
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T] to [B, out_channels, max_duration, T] or, in layout ``"start_end"``, [B, out_channels, T, T]."""
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, C, T] to [B, out_channels, max_duration, T] or, in layout ``"start_end"``, [B, out_channels, T, T].
+
+        ``lengths`` (integer [B]) says how many clips of each video are real: nothing behind them is read.
+        """
         if x.dim() != 3 or x.shape[2] != self.T:
             raise ValueError(f"x has shape {list(x.shape)}; it must be [B, {self.weight.shape[1]}, {self.T}]")
         proposals = extend_spans(self.clips, self.boundary_ratio)
-        out = proposal_conv(x, proposals.flatten(0, 1), self.weight, self.bias, self.samples_per_bin)
+        out = proposal_conv(x, proposals.flatten(0, 1), self.weight, self.bias, self.samples_per_bin, lengths)
         return out.unflatten(2, self.clips.shape[:2])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

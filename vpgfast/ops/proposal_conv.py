@@ -13,7 +13,12 @@ from .sample_proposals import check_proposals, plain_samples, plain_samples_back
 
 
 def proposal_conv(
-    x: Tensor, proposals: Tensor, weight: Tensor, bias: Tensor | None = None, samples_per_bin: int = 1
+    x: Tensor,
+    proposals: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    samples_per_bin: int = 1,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """``sample_proposals`` and, over the samples of each proposal, BMN's convolution with kernel (N, 1, 1).
 
@@ -33,6 +38,8 @@ def proposal_conv(
         weight: [D, C, N], dtype of ``x``; a Conv3d's [D, C, N, 1, 1] without its last two dimensions.
         bias: [D], dtype of ``x``.
         samples_per_bin: points of which each of the N samples is the mean, 1 or more.
+        lengths: integer [B], how many clips of each video are real: behind them nothing is read, as behind clip T-1,
+            whatever stands there; ``None``: all are.
 
     Returns:
         [B, D, P], dtype of ``x``; differentiable by ``x``, ``weight`` and ``bias``.
@@ -45,6 +52,8 @@ def proposal_conv(
     check_floating("x", x)
     check_shape("x", x, ("B", "C", "T"))
     check_shape("weight", weight, ("D", x.shape[1], "N"))
+    if lengths is not None:
+        x = x.masked_fill(_behind(lengths, x), 0)
     proposals = check_proposals(x, proposals, weight.shape[2], samples_per_bin)
     parts = {"weight": weight}
     if bias is not None:
@@ -58,6 +67,15 @@ def proposal_conv(
         out = torch.matmul(weight.flatten(1), samples.flatten(1, 2))
         return out if bias is None else out + bias[:, None].to(out.dtype)
     return torch.ops.vpgfast.proposal_conv(x, proposals, weight, bias, samples_per_bin)
+
+
+def _behind(lengths: Tensor, x: Tensor) -> Tensor:
+    """bool [B, 1, T]: the clips of ``x`` [B, C, T] that are not real."""
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"lengths has dtype {lengths.dtype}; it must be an integer one")
+    check_shape("lengths", lengths, (x.shape[0],))
+    check_same_device("lengths", lengths, "x", x)
+    return torch.arange(x.shape[2], device=x.device) >= lengths[:, None, None]
 
 
 def _reference(x: Tensor, proposals: Tensor, weight: Tensor, bias: Tensor | None, samples_per_bin: int) -> Tensor:

@@ -49,6 +49,10 @@ class ProposalGrid:
         mask[self.cells[:, 0], self.cells[:, 1]] = True
         return mask
 
+    def within(self, lengths: Tensor) -> Tensor:
+        """bool [B, P]: which moments lie within videos of ``lengths`` [B] clips, on their device."""
+        return self.spans[:, 1].to(lengths.device) <= lengths.unsqueeze(1)
+
     def to_map(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """One value a moment to the dense map: [..., P] to [..., rows, columns], ``fill`` in invalid cells."""
         if values.shape[-1:] != (len(self),):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,10 @@ class MARNConfig(MethodConfig):
     """Settings of MARN; the defaults are the paper's for Charades-STA.
 
     Attributes:
-        max_clips: T, the number of clips that every video is brought to.
+        max_clips: T, the number of clips that every video is brought to, or the largest one with ``clip_seconds``.
+        clip_seconds: length of a clip in seconds: a video has as many clips as it lasts (at least as many as the
+            shortest proposal, at most T, see :mod:`vpgfast.data.fixed_clips`), and proposals that end behind it are
+            left out. The paper: 2 on ActivityNet; 1 on Charades by its figures. null: all videos are stretched to T.
         scales: lengths of the proposals in clips, rising.
         scale_stride: "one" clip from one proposal of a length to the next, or a "quarter" of the length.
         reduction: r, by which the first convolution divides the width of the features.
@@ -45,6 +49,7 @@ class MARNConfig(MethodConfig):
     method = "marn"
 
     max_clips: int = 32
+    clip_seconds: float | None = None
     scales: list[int] = field(default_factory=lambda: [6, 7, 8, 9, 10, 12])
     scale_stride: Literal["one", "quarter"] = "one"
     reduction: int = 8
@@ -71,6 +76,7 @@ class MARNConfig(MethodConfig):
             f"be rising numbers of clips from 1, the first at most max_clips = {self.max_clips}",
             lambda scales: scales and scales == sorted(set(scales)) and 1 <= scales[0] <= self.max_clips,
         )
+        self.require("clip_seconds", "be above 0, or null", lambda value: value is None or 0 < value < math.inf)
         self.require("conv_kernel", "be odd", lambda kernel: kernel >= 1 and kernel % 2 == 1)
         self.require(
             "attention_kernels",
