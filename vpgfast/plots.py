@@ -16,15 +16,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from vpgfast.data.types import Details, Paragraph
+from vpgfast.data.types import Paragraph
 from vpgfast.files import readable, write_file
 from vpgfast.metrics.spans import RankedSpans, interval_iou
 
 TRUE, PREDICTED, TRACK, INK, FAINT = "#2a7f86", "#e07b39", "#eef0f2", "#22272b", "#6b747c"
-LABELS = {"begin": "#7fb7e6", "inside": PREDICTED, "end": "#a05195"}
 _WIDTH = 10.0  # inches
 _MOST_ROWS = 8  # sentences of a video that are drawn: some (TACoS) have a hundred
 _MOST_VIDEOS = 10  # of a search's
@@ -67,84 +66,6 @@ def draw_spans(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path,
                 _bar(axis, place + 0.7, 0.16, predicted[0], predicted[1], PREDICTED)
             _label(axis, place + 0.68, f"IoU {iou:.2f}", FAINT)
     _legend(figure, {"true": TRUE, "predicted": PREDICTED})
-    save_figure(figure, path)
-
-
-def draw_moment_maps(details: Sequence[Details], path: Path, title: str) -> None:
-    """Of each sentence, the score of every moment from its start (down) to its end (to the right), darker is higher;
-    the true moments are outlined, and the best-ranked one. At most four sentences of an item are drawn."""
-    most, size = 4, 2.3  # inches of a map
-    rows = [(item, item.maps[:most]) for item in details if item.maps is not None]
-    height = len(rows) * (size + 0.85) + 0.5
-    figure = Figure(figsize=(_WIDTH, height), dpi=min(100, 60_000 / height), facecolor="white")
-    figure.text(0.03, 1 - 0.22 / height, readable(title), color=INK, fontsize=12, va="center", parse_math=False)
-    for place, (item, maps) in enumerate(rows):
-        seconds, top = item.paragraph.duration, 1 - (0.5 + place * (size + 0.85)) / height
-        true_spans = item.paragraph.true_spans
-        name = f"{readable(item.paragraph.video_id)}, {seconds:g} s"
-        figure.text(0.03, top - 0.14 / height, name, fontsize=9.5, fontweight="bold", color=INK, parse_math=False)
-        for m, scores in enumerate(maps):
-            left = (0.45 + m * (size + 0.1)) / _WIDTH
-            axis = figure.add_axes((left, top - (size + 0.4) / height, (size - 0.15) / _WIDTH, (size - 0.15) / height))
-            axis.imshow(scores, cmap="Greys", extent=(0, seconds, seconds, 0))
-            text = textwrap.shorten(readable(item.paragraph.sentences[m]), 34, placeholder=" ...")
-            axis.set_title(text, loc="left", fontsize=8, color=INK, pad=3, parse_math=False)
-            true = np.empty((0, 2)) if true_spans is None else true_spans[m]
-            cell = seconds / len(scores)
-            for colour, spans in ((TRUE, true), (PREDICTED, item.predicted[m, None])):
-                for start, end in spans:
-                    corner = (end - cell, start)
-                    axis.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=colour, linewidth=1.6))
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.yaxis.set_major_locator(MaxNLocator(4))
-            plain_axis(axis)
-            if m:
-                axis.set_yticklabels([])
-    _legend(figure, {"true": TRUE, "predicted": PREDICTED})
-    save_figure(figure, path)
-
-
-def draw_labels(details: Sequence[Details], path: Path, title: str) -> None:
-    """Of each sentence the true spans, and below the label of every clip: a moment's begin, inside or end."""
-    panels = [(item, list(range(len(item.labels)))[:_MOST_ROWS]) for item in details if item.labels is not None]
-    figure, axes = _panels([len(rows) for _, rows in panels], title, row_height=0.5, above=0.3, right=0.75)
-    for axis, (item, rows) in zip(axes, panels, strict=True):
-        duration, true_spans = item.paragraph.duration, item.paragraph.true_spans
-        assert item.labels is not None
-        _time_line(axis, item.paragraph.video_id, duration, len(rows))
-        for m in rows:
-            _sentence(axis, m, item.paragraph.sentences[m])
-            _bar(axis, m + 0.5, 0.16, 0, duration, TRACK)
-            for start, end in () if true_spans is None else true_spans[m]:
-                _bar(axis, m + 0.5, 0.16, start, end, TRUE)
-            clip = duration / len(item.labels[m])
-            for t, label in enumerate(item.labels[m]):
-                _bar(axis, m + 0.7, 0.16, t * clip, (t + 1) * clip, (TRACK, *LABELS.values())[label])
-    _legend(figure, {"true": TRUE, **LABELS})
-    save_figure(figure, path)
-
-
-def draw_ious(paragraphs: Sequence[Paragraph], ranked: RankedSpans, path: Path, title: str) -> None:
-    """How many sentences' best-ranked spans have which IoU with the truth, in tenths."""
-    ious = [
-        float(interval_iou(spans[None, 0], true).max()) if np.isfinite(spans[0]).all() else 0.0
-        for paragraph, of_item in zip(paragraphs, ranked, strict=True)
-        for spans, true in zip(of_item, paragraph.true_spans or (), strict=True)
-    ]
-    figure = Figure(figsize=(6, 3.2), dpi=100, facecolor="white", layout="constrained")
-    axis = figure.subplots()
-    axis.hist(
-        ious,
-        [tenth / 10 for tenth in range(11)],
-        weights=np.full(len(ious), 100 / max(len(ious), 1)),
-        color=TRUE,
-        rwidth=0.92,
-    )
-    axis.set_title(readable(title), loc="left", fontsize=10, color=INK, parse_math=False)
-    axis.set_xlabel(f"IoU with the truth; mean {np.mean(ious) if ious else 0:.2f}", fontsize=9, color=INK)
-    axis.set_ylabel("% of sentences", fontsize=9, color=INK)
-    axis.set_xlim(0, 1)
-    plain_axis(axis)
     save_figure(figure, path)
 
 

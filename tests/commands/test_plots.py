@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from vpgfast import plots
-from vpgfast.data.types import Details, Paragraph
+from vpgfast.data.types import Paragraph
 
 
 @pytest.fixture
@@ -51,40 +50,6 @@ def test_true_and_predicted_spans(tmp_path: Path, drawn: list[Figure]) -> None:
     assert bars(figure, plots.TRUE) == [(0, 2), (4, 6), (7, 9), (0, 35)]
     assert bars(figure, plots.PREDICTED) == [(1, 2), (4, 7), (0, 1)]
     assert (tmp_path / "s.png").stat().st_size > 5000
-
-
-def test_maps_of_moments(tmp_path: Path, drawn: list[Figure]) -> None:
-    """A panel a sentence, at most four; the cells of the true moments and of the best-ranked one are outlined."""
-    spans = np.array([[0.0, 2.0], [4.0, 10.0], [6.0, 8.0], [0.0, 10.0], [2.0, 4.0]])
-    item = Paragraph("a$", 10.0, ("one", "two", "three", "four", "five"), spans)
-    scores = np.where(np.triu(np.ones((5, 5), bool)), np.linspace(0, 1, 25).reshape(5, 5), np.nan)
-    plots.draw_moment_maps([Details(item, spans[::-1], np.stack([scores] * 5))], tmp_path / "m.png", "$title")
-    (figure,) = drawn
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["one", "two", "three", "four"]
-    cells = [[patch.get_xy() for patch in axis.patches] for axis in figure.axes]
-    assert cells == [  # two seconds a cell: right of its end less two, below its start
-        [(0, 0), (2, 2)], [(8, 4), (8, 0)], [(6, 6), (6, 6)], [(8, 0), (8, 4)],
-    ]  # fmt: skip
-    assert (tmp_path / "m.png").stat().st_size > 5000
-
-
-def test_labels_of_clips(tmp_path: Path, drawn: list[Figure]) -> None:
-    item = Paragraph("a", 8.0, ("one",), np.array([[2.0, 6.0]]))
-    plots.draw_labels([Details(item, item.spans, labels=np.array([[0, 1, 2, 3]]))], tmp_path / "l.png", "title")
-    (figure,) = drawn
-    assert bars(figure, plots.TRUE) == [(2, 6)]
-    assert [bars(figure, colour) for colour in plots.LABELS.values()] == [[(2, 4)], [(4, 6)], [(6, 8)]]
-
-
-def test_histogram_of_ious(tmp_path: Path, drawn: list[Figure]) -> None:
-    """A sentence without an answer counts as 0; of several true moments the best counts."""
-    item = Paragraph("a", 10.0, ("b", "c", "d"), np.array([[0.0, 4.0], [0.0, 4.0], [1.0, 2.0]]))
-    item = replace(item, all_spans=(np.array([[0.0, 4.0], [5.0, 9.0]]), *item.spans[1:, None]))
-    ranked = [np.array([[[5.0, 9.0]], [[0.0, 2.6]], [[np.nan, np.nan]]])]
-    plots.draw_ious([item], ranked, tmp_path / "i.png", "title")
-    heights = [round(patch.get_height(), 2) for patch in drawn[0].axes[0].patches]
-    assert heights == [33.33, 0, 0, 0, 0, 0, 33.33, 0, 0, 33.33]
-    assert drawn[0].axes[0].get_xlabel() == "IoU with the truth; mean 0.55"
 
 
 def test_a_video_of_a_hundred_sentences_keeps_the_picture_small(tmp_path: Path, drawn: list[Figure]) -> None:

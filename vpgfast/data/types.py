@@ -250,20 +250,3 @@ class Prediction:
     curves: Tensor | None = None
     maps: Tensor | None = None
     labels: Tensor | None = None
-
-
-@dataclass
-class Details:
-    """What a method says of an item beyond its spans, for pictures.
-
-    Attributes:
-        paragraph: the item.
-        predicted: the best span of each sentence, seconds [M, 2].
-        maps: the scores of all moments, [M, S, S], see :class:`Prediction`.
-        labels: of the clips, int [M, T], see :class:`Prediction`.
-    """
-
-    paragraph: Paragraph
-    predicted: np.ndarray
-    maps: np.ndarray | None = None
-    labels: np.ndarray | None = None

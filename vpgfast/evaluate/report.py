@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vpgfast.config import TrainConfig
 from vpgfast.data.corpus import Corpus, annotation_file, tested_and_validated
+from vpgfast.data.types import Paragraph
 from vpgfast.errors import CheckpointError
 from vpgfast.evaluate import selection
-from vpgfast.evaluate.split import Answers, Evaluation, sample_evenly
+from vpgfast.evaluate.split import Answers, Evaluation
 from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
 from vpgfast.metrics.corpus import CorpusResult
-from vpgfast.plots import draw_ious, draw_labels, draw_moment_maps, draw_spans
+from vpgfast.metrics.spans import RankedSpans
+from vpgfast.plots import draw_spans
 
-PICTURE, IOU_PICTURE, MAPS_PICTURE, LABELS_PICTURE = "spans.png", "ious.png", "moments.png", "labels.png"
+PICTURE = "spans.png"
 
 
 def report(
@@ -53,17 +57,9 @@ def _write(
             highlights = score_answers(answers, annotation_file(config.data, split), output / SUBMISSION_FILE)
     problem = None
     if config.pictures:
-        videos = {paragraph.video_id for paragraph in sample_evenly(answers.paragraphs, config.pictures)}
-        pairs = zip(answers.paragraphs, answers.ranked, strict=True)
-        chosen = [(paragraph, spans) for paragraph, spans in pairs if paragraph.video_id in videos]
-        title = f"{config.method} on {corpus.name}, {split}"
+        chosen = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
         try:
-            draw_spans([p for p, _ in chosen], [spans for _, spans in chosen], output / PICTURE, title)
-            draw_ious(answers.paragraphs, answers.ranked, output / IOU_PICTURE, title)
-            if any(details.maps is not None for details in evaluation.details):
-                draw_moment_maps(evaluation.details, output / MAPS_PICTURE, title)
-            if any(details.labels is not None for details in evaluation.details):
-                draw_labels(evaluation.details, output / LABELS_PICTURE, title)
+            draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
         except CheckpointError as error:  # the numbers are worth more than a picture that can't be written
             problem = error
     shared = tested_and_validated(corpus.splits)
@@ -123,3 +119,13 @@ def table_from(content: Mapping[str, Any], config: TrainConfig) -> str:
         CorpusResult(**found) if found else None,
     )
     return evaluation.table(content["method"], table_title(content["corpus"], content["split"], config))
+
+
+def sample_evenly(
+    paragraphs: Sequence[Paragraph], ranked: RankedSpans, videos: int
+) -> tuple[list[Paragraph], list[np.ndarray]]:
+    """The items of a few videos from all over a split, with what was predicted for them."""
+    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
+    chosen = set(names[:: max(1, len(names) // videos)][:videos])
+    pairs = [(p, r) for p, r in zip(paragraphs, ranked, strict=True) if p.video_id in chosen]
+    return [p for p, _ in pairs], [r for _, r in pairs]

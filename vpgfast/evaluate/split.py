@@ -13,10 +13,10 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from vpgfast.config import TrainConfig
-from vpgfast.data.batches import Loader, make_batch, make_loader, prepare
+from vpgfast.data.batches import Loader, make_loader
 from vpgfast.data.corpus import Corpus
 from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, BatchNeeds, Details, Paragraph, Prediction
+from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
 from vpgfast.errors import ConfigError
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
@@ -79,7 +79,6 @@ class Evaluation:
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         answers: what was predicted for each item.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
-        details: of a few videos from all over the split, what the method says of them beyond its spans.
     """
 
     metrics: dict[str, float]
@@ -87,7 +86,6 @@ class Evaluation:
     control: dict[str, float] | None
     answers: Answers
     retrieval: CorpusResult | None = None
-    details: list[Details] = field(default_factory=list)
 
     def table(self, method: str, title: str) -> str:
         """The method's row beside the others; below it, how well it finds videos."""
@@ -190,26 +188,6 @@ def _together(fabric: Fabric, mine: Sequence[tuple[int, Answers]], loader: Loade
 
 
 @torch.no_grad()
-def details_of(
-    fabric: Fabric, model: Any, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str
-) -> list[Details]:
-    """Of the videos that are pictured (``config.pictures``), in the first process; none of a method without any."""
-    if fabric.global_rank or not config.pictures:
-        return []
-    method, found = getattr(model, "module", model), []
-    needs = method.needs(config.model)
-    for item in prepare(sample_evenly(corpus.splits[split], config.pictures), needs, training=False):
-        batch = make_batch([item], [corpus.features[item.video_id]], vectors, needs, training=False)
-        with fabric.autocast():
-            prediction = method.predict(batch.to(fabric.device), 1)
-        if prediction.maps is None and prediction.labels is None:
-            return []
-        more = [None if x is None else x[0].cpu().numpy() for x in (prediction.maps, prediction.labels)]
-        found.append(Details(item, prediction.spans[0, :, 0].double().cpu().numpy(), *more))
-    return found
-
-
-@torch.no_grad()
 def random_candidates(fabric: Fabric, model: Any, loader: Loader, config: TrainConfig) -> dict[str, float] | None:
     """What a method's own list of spans earns in a random order, suppressed as it does: the mean of a few orders.
 
@@ -273,12 +251,4 @@ def evaluate_split(
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)
         if finds_videos(config.method)
         else None,
-        details=details_of(fabric, model, config, corpus, vectors, split),
     )
-
-
-def sample_evenly(paragraphs: Sequence[Paragraph], videos: int) -> list[Paragraph]:
-    """The items of a few videos from all over a split."""
-    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
-    chosen = set(names[:: max(1, len(names) // videos)][:videos])
-    return [paragraph for paragraph in paragraphs if paragraph.video_id in chosen]
