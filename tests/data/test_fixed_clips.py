@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,7 +52,7 @@ def test_clips_cover_the_video_and_are_means(
     assert clips.dtype == np.float32
     # Overlaps by loops: each clip is the mean of the features in it, by how much of each is.
     bounds = np.linspace(0, duration, frames + 1)
-    for clip, (low, high) in zip(clips, zip(edges[:-1], edges[1:], strict=True), strict=True):
+    for clip, (low, high) in zip(clips, pairwise(edges), strict=True):
         share = np.maximum(np.minimum(bounds[1:], high) - np.maximum(bounds[:-1], low), 0) / (high - low)
         np.testing.assert_allclose(clip, share @ features, atol=2e-5)
 

@@ -249,6 +249,23 @@ def test_clips_of_a_fixed_length(kind: str, kernels: list[int], negative_weight:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("seconds", [None, 1.0])
+def test_attention_in_predictions_is_the_map(seconds: float | None) -> None:
+    """Of lengths and first clips; each proposal in its cell, nothing in the others."""
+    config = small(clip_seconds=seconds)
+    model, batch = make_model(config), fixed_batch(config, DURATIONS)
+    attention, weights = model.predict(batch, 3).attention, model(batch)[0].weights
+    assert attention is not None
+    assert attention.shape == (5, 1, 4, T)
+    grid, lengths = model.proposals.grid, batch.video_mask.sum(1)
+    for b in range(5):
+        there = grid.spans[:, 1] <= lengths[b]
+        rows, columns = grid.cells[there].unbind(1)
+        torch.testing.assert_close(attention[b, 0, rows, columns], weights[b, there])
+        assert attention[b].isfinite().sum() == there.sum()
+        torch.testing.assert_close(attention[b].nansum(), torch.ones((), dtype=torch.float64))
+
+
 def test_negatives_of_videos_of_their_own_length() -> None:
     """The other video brings its own proposals along."""
     config = small(clip_seconds=1.0, negative_weight=1.0)

@@ -239,6 +239,8 @@ class Prediction:
             (its ``spans`` mean nothing).
         curves: float [B, M, T], how well each clip fits each sentence, of a method that reads spans off that;
             zero where padded.
+        attention: float [B, M, S, T], how much each proposal is attended to for each sentence, by its length (S of
+            them, rising) and its first clip, of MARN; NaN where there is no proposal.
         maps: float [B, M, S, S], of a method that scores moments: of the one from segment i to segment j of S equal
             ones of the video at (i, j); NaN where there is none.
         labels: int64 [B, M, T], of a method that labels clips: outside a moment (0), its begin (1), inside (2), end
@@ -248,5 +250,6 @@ class Prediction:
     spans: Tensor
     scores: Tensor
     curves: Tensor | None = None
+    attention: Tensor | None = None
     maps: Tensor | None = None
     labels: Tensor | None = None

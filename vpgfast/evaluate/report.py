@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vpgfast.config import TrainConfig
 from vpgfast.data.corpus import Corpus, annotation_file, tested_and_validated
-from vpgfast.data.types import Paragraph
 from vpgfast.errors import CheckpointError
 from vpgfast.evaluate import selection
-from vpgfast.evaluate.split import Answers, Evaluation
+from vpgfast.evaluate.split import Answers, Evaluation, sample_evenly
 from vpgfast.evaluate.submission import SUBMISSION_FILE, score_answers, table_of, write_answers
 from vpgfast.files import METRICS_FILE, write_file
 from vpgfast.metrics.corpus import CorpusResult
-from vpgfast.metrics.spans import RankedSpans
+from vpgfast.metrics.spans import best_ious
 from vpgfast.plots import draw_spans
+from vpgfast.plots_inside import draw_attention, draw_ious, draw_labels, draw_moments, iou_counts
 
 PICTURE = "spans.png"
+LABELS, ATTENTION, MOMENTS, IOUS = "labels.png", "attention.png", "moments.png", "ious.png"
 
 
 def report(
@@ -42,7 +41,8 @@ def report(
     if highlights is not None:
         print("\n" + table_of(highlights["brief"], f"{config.method}, by QVHighlights' own evaluation, in %"))
     if config.pictures:
-        print(f"true and predicted spans: {output / PICTURE}")
+        names = [name for name in (PICTURE, IOUS, LABELS, ATTENTION, MOMENTS) if (output / name).is_file()]
+        print(f"pictures: {', '.join(str(output / name) for name in names)}")
     print(f"metrics: {output / METRICS_FILE}")
 
 
@@ -59,7 +59,15 @@ def _write(
     if config.pictures:
         chosen = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
         try:
-            draw_spans(*chosen, output / PICTURE, f"{config.method} on {corpus.name}, {split}")
+            title = f"{config.method} on {corpus.name}, {split}"
+            draw_spans(*chosen, output / PICTURE, title)
+            draw_ious({config.method: best_ious(answers.ranked, answers.paragraphs)}, output / IOUS, title)
+            if any(inside.labels is not None for inside in evaluation.insides):
+                draw_labels(evaluation.insides, output / LABELS, title)
+            if any(inside.attention is not None for inside in evaluation.insides):
+                draw_attention(evaluation.insides, output / ATTENTION, title)
+            if any(inside.maps is not None for inside in evaluation.insides):
+                draw_moments(evaluation.insides, output / MOMENTS, title)
         except CheckpointError as error:  # the numbers are worth more than a picture that can't be written
             problem = error
     shared = tested_and_validated(corpus.splits)
@@ -101,6 +109,8 @@ def write_metrics(
         "metrics": evaluation.metrics,
         "baselines": evaluation.baselines,
         "control": evaluation.control,
+        # How many sentences' best spans have an IoU in [0, 0.1), [0.1, 0.2), ..., [0.9, 1].
+        "iou_counts": iou_counts(best_ious(evaluation.answers.ranked, evaluation.answers.paragraphs)),
         # What chose the epoch, whether that looked at spans, and how many test videos it saw.
         "selection": {"by": config.select_by, "sees_spans": selection.sees_spans(config), "test_videos": shared},
     }
@@ -119,13 +129,3 @@ def table_from(content: Mapping[str, Any], config: TrainConfig) -> str:
         CorpusResult(**found) if found else None,
     )
     return evaluation.table(content["method"], table_title(content["corpus"], content["split"], config))
-
-
-def sample_evenly(
-    paragraphs: Sequence[Paragraph], ranked: RankedSpans, videos: int
-) -> tuple[list[Paragraph], list[np.ndarray]]:
-    """The items of a few videos from all over a split, with what was predicted for them."""
-    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
-    chosen = set(names[:: max(1, len(names) // videos)][:videos])
-    pairs = [(p, r) for p, r in zip(paragraphs, ranked, strict=True) if p.video_id in chosen]
-    return [p for p, _ in pairs], [r for _, r in pairs]

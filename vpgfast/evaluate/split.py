@@ -18,11 +18,12 @@ from vpgfast.data.corpus import Corpus
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch, BatchNeeds, Paragraph, Prediction
 from vpgfast.errors import ConfigError
+from vpgfast.evaluate.inside import Inside, look_inside
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
 from vpgfast.metrics.baselines import EVALUATION_SEED, baselines, swap_sentences
 from vpgfast.metrics.corpus import CorpusResult
-from vpgfast.metrics.spans import evaluate_spans, ranked_spans
+from vpgfast.metrics.spans import RankedSpans, evaluate_spans, ranked_spans
 from vpgfast.metrics.table import format_table
 from vpgfast.models.embed import finds_videos
 from vpgfast.models.registry import get_method
@@ -78,6 +79,7 @@ class Evaluation:
             "random candidates" of a method that chooses among a list, see :func:`random_candidates`.
         control: the same names, with every video's sentences replaced by another video's; ``None`` for a single video.
         answers: what was predicted for each item.
+        insides: what the method shows of a few videos (:mod:`vpgfast.evaluate.inside`); empty where it shows nothing.
         retrieval: how well videos are found among all of the split; ``None`` for a method that can't.
     """
 
@@ -86,6 +88,7 @@ class Evaluation:
     control: dict[str, float] | None
     answers: Answers
     retrieval: CorpusResult | None = None
+    insides: list[Inside] = field(default_factory=list)
 
     def table(self, method: str, title: str) -> str:
         """The method's row beside the others; below it, how well it finds videos."""
@@ -243,6 +246,10 @@ def evaluate_split(
     rows = baselines(corpus.splits["train"], paragraphs, rules, EVALUATION_SEED)
     loader = split_loader(fabric, config, corpus, paragraphs, vectors, needs, training=False)
     by_chance = random_candidates(fabric, model, loader, config)
+    insides: list[Inside] = []
+    if config.pictures and fabric.global_rank == 0:
+        shown, _ = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
+        insides = look_inside(getattr(model, "module", model), config, corpus, vectors, shown)
     return Evaluation(
         metrics=evaluate_spans(answers.ranked, answers.paragraphs, rules),
         baselines=rows if by_chance is None else rows | {"random candidates": by_chance},
@@ -251,4 +258,15 @@ def evaluate_split(
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)
         if finds_videos(config.method)
         else None,
+        insides=insides,
     )
+
+
+def sample_evenly(
+    paragraphs: Sequence[Paragraph], ranked: RankedSpans, videos: int
+) -> tuple[list[Paragraph], list[np.ndarray]]:
+    """The items of a few videos from all over a split, with what was predicted for them."""
+    names = list(dict.fromkeys(paragraph.video_id for paragraph in paragraphs))
+    chosen = set(names[:: max(1, len(names) // videos)][:videos])
+    pairs = [(p, r) for p, r in zip(paragraphs, ranked, strict=True) if p.video_id in chosen]
+    return [p for p, _ in pairs], [r for _, r in pairs]

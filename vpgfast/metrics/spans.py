@@ -115,6 +115,14 @@ def evaluate_spans(ranked: RankedSpans, paragraphs: Sequence[Paragraph], rules: 
     return summarize(score(ranked, paragraphs, rules), rules)
 
 
+def best_ious(ranked: RankedSpans, paragraphs: Sequence[Paragraph]) -> np.ndarray:
+    """IoU of each sentence's first span with the true one that it overlaps most: float64 [sentences], those of mIoU
+    without clips, segments or annotators of :class:`MetricRules`; 0 where nothing was predicted."""
+    first = stack_spans([spans[:1] for paragraph in ranked for spans in paragraph])
+    truths = stack_spans([spans for paragraph in paragraphs for spans in _truths(paragraph, MetricRules())])
+    return interval_iou(first, truths)[:, 0].max(axis=-1)
+
+
 def interval_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of intervals [..., N, 2] and [..., M, 2] -> float64 [..., N, M].
 

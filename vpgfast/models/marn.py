@@ -11,6 +11,7 @@ of all that follows; W words; V words of the vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -167,7 +168,11 @@ class MARN(Method):
         """The ``top_n`` proposals of the highest attention that do not overlap a better one too much (Eq. 15)."""
         if self.config.decode == "ordered":
             return predict_in_order(batch, lambda part: self.answer(part, top_n), self.config.nms)
-        return self.rank(self.scores(batch), batch, top_n)
+        proposals, clips = self(batch)
+        found = self.rank(self.refine(proposals, clips, batch), batch, top_n)
+        there = self.there(self.proposals, batch)
+        weights = proposals.weights if there is None else proposals.weights.masked_fill(~there, torch.nan)
+        return replace(found, attention=self.proposals.grid.to_map(weights, torch.nan).unsqueeze(1))
 
     def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
         """Ranked spans of single sentences, and all proposals as candidates."""
@@ -188,6 +193,10 @@ class MARN(Method):
     def scores(self, batch: Batch) -> Tensor:
         """Of all proposals, [B, P], each 0 or more (Eq. 15); -inf of those that do not lie within the video."""
         proposals, clips = self(batch)
+        return self.refine(proposals, clips, batch)
+
+    def refine(self, proposals: Attended, clips: Attended | None, batch: Batch) -> Tensor:
+        """The scores that both branches' attention makes."""
         scores = proposals.weights
         if clips is not None and self.config.clip_scores:
             scores = scores + self.config.epsilon * clips.weights[:, self.middle]

@@ -63,6 +63,11 @@ class Method(ModuleWithConstants, ABC):
         """
         return None
 
+    def true_labels(self, batch: Batch) -> Tensor | None:
+        """What :attr:`vpgfast.data.types.Prediction.labels` should be, int64 [B, M, T]; ``None``: it has none, or the
+        batch holds no spans."""
+        return None
+
     def candidates(self, batch: Batch, count: int) -> Candidates | None:
         """The ``count`` best spans of single sentences, [B, P, 2] in seconds, P <= ``count``, with scores that can be
         compared between parts of one video, as logarithms; ``None``: it has no such scores.

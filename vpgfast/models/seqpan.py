@@ -149,6 +149,11 @@ class SeqPAN(Method):
             total = total + self.config.presence_weight * losses["presence"]
         return {"loss": total, **losses}
 
+    def true_labels(self, batch: Batch) -> Tensor | None:
+        """As :class:`Method`: the labels of Eq. 11 of single sentences."""
+        known = self.matching is not None and batch.spans is not None and batch.spans.shape[1] == 1
+        return make_targets(batch, self.config).labels.unsqueeze(1) if known else None
+
     def presence_loss(self, batch: Batch, level: Tensor) -> Tensor:
         """Cross-entropy of "the sentence happens here" in its own video and in another one of the batch (not in the
         paper). ``level`` [B] is its logit, so that scores before the softmax mean the same in every video."""

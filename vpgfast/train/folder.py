@@ -55,7 +55,8 @@ def remove_run(output: Path) -> None:
 
     The settings go last: what a kill leaves is still known to be of that run, and is not taken for one of the next.
     """
-    for name in (METRICS_FILE, STATE_FILE, MODEL_FILE, "log.txt", "spans.png", "training.png"):
+    pictures = ("spans.png", "ious.png", "labels.png", "attention.png", "moments.png", "training.png")
+    for name in (METRICS_FILE, STATE_FILE, MODEL_FILE, "log.txt", *pictures):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     (output / CONFIG_FILE).unlink(missing_ok=True)
