@@ -67,7 +67,7 @@ def test_run_folder(run: Path) -> None:
     files = {path.name for path in run.iterdir()}
     assert files >= {MODEL_FILE, STATE_FILE, "config.yaml", "log.txt", "metrics.json", "spans.png", "training.png"}
     assert not [name for name in files if name.endswith(".tmp")]
-    for name in ("spans.png", "training.png"):
+    for name in ("spans.png", "ious.png", "training.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
     log = (run / "log.txt").read_text()
     assert "epoch 3/3" in log
@@ -76,8 +76,20 @@ def test_run_folder(run: Path) -> None:
 
 def test_metrics_file(run: Path) -> None:
     content = json.loads((run / "metrics.json").read_text())
-    names = ["method", "corpus", "split", "seed", "seconds", "metrics", "baselines", "control", "selection"]
+    names = [
+        "method",
+        "corpus",
+        "split",
+        "seed",
+        "seconds",
+        "metrics",
+        "baselines",
+        "control",
+        "iou_counts",
+        "selection",
+    ]
     assert list(content) == names
+    assert len(content["iou_counts"]) == 10
     assert (content["method"], content["corpus"], content["split"], content["seed"]) == (
         "tiny",
         "moving_shapes",

@@ -320,3 +320,20 @@ def test_nouns_and_verbs_of_a_whole_training_split(shared):
     common = [vectors.words[row] for row in np.argsort(-vectors.content_counts)[:100]]
     assert {"man", "woman", "people", "camera", "water", "playing", "standing", "walks", "holding"} <= set(common)
     assert not {"the", "a", "and", "in", "his", "then", "white", "two", "slowly"} & set(common)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "folder", "splits", "without", "with_marks"),
+    [
+        ("charades_sta", "charades_sta", ("train", "test"), 6.22, 7.22),
+        ("activitynet", "activitynet_captions", ("train", "val_1"), 13.57, 14.78),
+        ("tacos", "tacos", ("train", "val", "test"), 8.50, 9.42),
+    ],
+)
+def test_words_a_query_as_seqpan_counts_them(shared, corpus, folder, splits, without, with_marks):
+    """Its Table 7 counts punctuation marks."""
+    paragraphs = [p for split in splits for p in load_annotations(corpus, split, shared / folder, "paragraph")]
+    sentences = [sentence for p in paragraphs for sentence in p.sentences]
+    for punctuation, expected in ((False, without), (True, with_marks)):
+        words = [len(tokenize(sentence, punctuation)) for sentence in sentences]
+        assert sum(words) / len(words) == pytest.approx(expected, abs=0.005)

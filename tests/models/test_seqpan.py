@@ -448,8 +448,12 @@ def test_predicted_labels(matching):
         assert labels is None
         return
     for b, clips in enumerate(batch.video_mask.sum(1).tolist()):
-        found = plain(batch, b)[2].argmax(1) * (1 if matching == "sq" else INSIDE)
-        assert labels[b, 0].tolist() == [*found.tolist(), *[0] * (12 - clips)]
+        expected = plain(batch, b)[2].argmax(1) * (INSIDE if matching == "fb" else 1)
+        assert labels[b, 0].tolist() == [*expected.tolist(), *[0] * (12 - clips)]
+    true = model.true_labels(batch)
+    assert true.shape == labels.shape
+    assert set(true.unique().tolist()) == ({OUTSIDE, INSIDE} if matching == "fb" else {OUTSIDE, BEGIN, INSIDE, END})
+    assert model.true_labels(replace(batch, spans=None)) is None
 
 
 def test_older_checkpoints_as_released_keep_the_layers_they_have():

@@ -152,7 +152,11 @@ class SeqPAN(Method):
     def true_labels(self, batch: Batch) -> Tensor | None:
         """As :class:`Method`: the labels of Eq. 11 of single sentences."""
         known = self.matching is not None and batch.spans is not None and batch.spans.shape[1] == 1
-        return make_targets(batch, self.config).labels.unsqueeze(1) if known else None
+        return self.regions(make_targets(batch, self.config).labels) if known else None
+
+    def regions(self, labels: Tensor) -> Tensor:
+        """Labels [B, T] of the network as those of a prediction [B, 1, T]: what "fb" calls foreground is inside."""
+        return (labels * INSIDE if self.config.matching == "fb" else labels).unsqueeze(1)
 
     def presence_loss(self, batch: Batch, level: Tensor) -> Tensor:
         """Cross-entropy of "the sentence happens here" in its own video and in another one of the batch (not in the
@@ -191,14 +195,11 @@ class SeqPAN(Method):
         """The ``top_n`` spans of the highest joint probability."""
         start, end, log_probability = best_clips(scores.start, scores.end, batch.video_mask, top_n)
         spans = clips_to_spans(start, end, batch.video_mask, self.config.clip_times) * batch.durations[:, None, None]
-        found, labels = log_probability > -torch.inf, None
-        if scores.labels is not None:
-            labels = scores.labels.argmax(-1) * batch.video_mask
-            labels = (labels if self.config.matching == "sq" else INSIDE * labels).unsqueeze(1)
+        found = log_probability > -torch.inf
         return Prediction(
             spans=(spans * found.unsqueeze(-1)).unsqueeze(1),
             scores=log_probability.exp().masked_fill(~found, -torch.inf).unsqueeze(1),
-            labels=labels,
+            labels=None if scores.labels is None else self.regions(scores.labels.argmax(-1) * batch.video_mask),
         )
 
 
