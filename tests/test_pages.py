@@ -73,7 +73,7 @@ def test_each_measured_figure_is_stored(page: Path) -> None:
             assert [figure for figure in figures if figure not in allowed] == [], paragraph
 
 
-@pytest.mark.parametrize("name", ["seqpan", "siamgtr", "dmr_jrg", "wsra"])
+@pytest.mark.parametrize("name", ["seqpan", "marn", "siamgtr", "dmr_jrg", "wsra"])
 def test_pages_of_methods_have_four_parts(name: str) -> None:
     parts = re.findall(r"^## (.+)$", (DOCS / "methods" / f"{name}.md").read_text(), re.MULTILINE)
     assert parts == [
