@@ -309,9 +309,8 @@ def make_loader(
     """
     items = prepare(paragraphs, needs, training, seed)
     # Reading all features just to learn their lengths would be slow; clips follow the duration.
-    same = (
-        needs.fixed_length or needs.clip_seconds is not None
-    )  # videos are padded alike: sentences make the difference
+    # Where all videos are padded alike, sentences make the difference.
+    same = needs.fixed_length or needs.clip_seconds is not None
     lengths = [sum(map(len, p.sentences)) if same else p.duration for p in items]
     return Loader(
         cast(Dataset[Batch], _Items(items, features)),  # what the loader yields is what _collate makes of them
