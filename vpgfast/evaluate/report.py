@@ -41,8 +41,9 @@ def report(
     if highlights is not None:
         print("\n" + table_of(highlights["brief"], f"{config.method}, by QVHighlights' own evaluation, in %"))
     if config.pictures:
-        names = [name for name in (PICTURE, IOUS, LABELS, ATTENTION, MOMENTS) if (output / name).is_file()]
-        print(f"pictures: {', '.join(str(output / name) for name in names)}")
+        print(f"true and predicted spans: {output / PICTURE}")
+        others = [output / name for name in (IOUS, LABELS, ATTENTION, MOMENTS) if (output / name).is_file()]
+        print(f"how good they are, and how they were found: {', '.join(map(str, others))}")
     print(f"metrics: {output / METRICS_FILE}")
 
 
