@@ -40,6 +40,8 @@ def main() -> None:
         }
         for table in content["tables"]:
             table["judged_by"], table["min_effect"], claims = asked(table, files)
+            if table["title"] in files:
+                table["metrics"] = list(files[table["title"]].metrics)
             runs = {row["name"]: {run["seed"]: run["metrics"] for run in row["runs"]} for row in table["rows"]}
             paper = {row["name"]: row["paper"] for row in table["rows"]}
             table["claims"] = [

@@ -177,8 +177,11 @@ def table_text(table: Mapping[str, Any], seeds: int) -> str:
     is a run repeated, says that for every metric. Below joint metrics stands what the uniform split earns in the videos
     that the row found. A row that lacks seeds says how many it has.
     """
-    # What the paper gives, and what claims are judged by; a run without any of these columns has a dash there.
+    # What the paper gives, and what claims are judged by; a run without any of these has a dash there, and a column
+    # that neither a run nor the paper has is left out.
     names = list(dict.fromkeys([*table["metrics"], *table["judged_by"]]))
+    there = [run["metrics"] for row in table["rows"] for run in row["runs"]] + [row["paper"] for row in table["rows"]]
+    names = [name for name in names if any(name in values for values in there)] or names
     controls = [run["control"] for row in table["rows"] for run in row["runs"] if run["control"]]
     judge = next((name for name in (*table["judged_by"], "mIoU") if any(name in c for c in controls)), "mIoU")
     lines: list[tuple[str, list[str]]] = []
