@@ -42,6 +42,9 @@ def main() -> None:
             table["judged_by"], table["min_effect"], claims = asked(table, files)
             if table["title"] in files:
                 table["metrics"] = list(files[table["title"]].metrics)
+                labels = {row.name: row.label for row in files[table["title"]].rows}
+                for row in table["rows"]:
+                    row["label"] = labels.get(row["name"], row["label"])
             runs = {row["name"]: {run["seed"]: run["metrics"] for run in row["runs"]} for row in table["rows"]}
             paper = {row["name"]: row["paper"] for row in table["rows"]}
             table["claims"] = [

@@ -11,23 +11,11 @@ from vpgfast.encoders.identity import Identity
 from vpgfast.errors import FeatureError
 
 
-class SelectedColumns:
-    """Some elements of another reader's clip features.
+class _View:
+    """Some of another reader's features: the same videos."""
 
-    Args:
-        features: the other reader.
-        columns: int [dim], which elements.
-        what: they are, for ``source``.
-    """
-
-    def __init__(self, features: FeatureReader, columns: np.ndarray, what: str) -> None:
-        self.features, self.columns = features, columns
-        self.dim = len(columns)
-        self.source = f"{features.source}, {what}"
-        self.encoder: Identity | None = None
-
-    def __getitem__(self, video_id: str) -> np.ndarray:
-        return self.features[video_id][:, self.columns]
+    def __init__(self, features: FeatureReader, dim: int, source: str, encoder: Identity | None) -> None:
+        self.features, self.dim, self.source, self.encoder = features, dim, source, encoder
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.features
@@ -37,6 +25,39 @@ class SelectedColumns:
 
     def duration(self, video_id: str) -> float | None:
         return self.features.duration(video_id)
+
+
+class SelectedColumns(_View):
+    """Some elements of another reader's clip features.
+
+    Args:
+        features: the other reader.
+        columns: int [dim], which elements.
+        what: they are, for ``source``.
+    """
+
+    def __init__(self, features: FeatureReader, columns: np.ndarray, what: str) -> None:
+        super().__init__(features, len(columns), f"{features.source}, {what}", None)
+        self.columns = columns
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        return self.features[video_id][:, self.columns]
+
+
+class FirstClips(_View):
+    """Another reader's features without what lies behind a video's last clip.
+
+    Args:
+        features: the other reader.
+        counts: of a video's clips; of one that isn't here, all.
+    """
+
+    def __init__(self, features: FeatureReader, counts: Mapping[str, int]) -> None:
+        super().__init__(features, features.dim, features.source, features.encoder)
+        self.counts = counts
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        return self.features[video_id][: self.counts.get(video_id)]
 
 
 class JoinedFeatures:
@@ -70,28 +91,3 @@ class JoinedFeatures:
 
     def duration(self, video_id: str) -> float | None:
         return next((found for r in self.readers if (found := r.duration(video_id)) is not None), None)
-
-
-class FirstClips:
-    """Another reader's features without what lies behind a video's last clip.
-
-    Args:
-        features: the other reader.
-        counts: of a video's clips; of one that isn't here, all.
-    """
-
-    def __init__(self, features: FeatureReader, counts: Mapping[str, int]) -> None:
-        self.features, self.counts = features, counts
-        self.dim, self.source, self.encoder = features.dim, features.source, features.encoder
-
-    def __getitem__(self, video_id: str) -> np.ndarray:
-        return self.features[video_id][: self.counts.get(video_id)]
-
-    def __contains__(self, video_id: str) -> bool:
-        return video_id in self.features
-
-    def video_ids(self) -> Iterable[str]:
-        return self.features.video_ids()
-
-    def duration(self, video_id: str) -> float | None:
-        return self.features.duration(video_id)
