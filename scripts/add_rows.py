@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vpgfast.ablate.plan import make_plan
-from vpgfast.ablate.results import summarize_table
+from vpgfast.ablate.results import mark_shared_runs, summarize_table
 from vpgfast.ablate.run import RESULT, versions, write_results
 from vpgfast.ablate.runs import locked, make_corpora, run_all
 from vpgfast.ablate.tables import Table, read_tables
@@ -81,6 +81,7 @@ def main() -> None:
             merge(stored[table.title], summarize_table(table, runs), order[table.title])
         if tables:
             rows = {table.title: [row.name for row in table.rows] for table in tables}
+            mark_shared_runs(content["tables"])
             content["added"] = [*content.get("added", []), {"rows": rows, "versions": versions()}]
             write_results(content, STORE / name)
 

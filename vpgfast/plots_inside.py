@@ -80,12 +80,8 @@ def draw_attention(insides: Sequence[Inside], path: Path, title: str) -> None:
     Maps of 32 lengths and more are averaged over 4 x 4 proposals, as the paper does on ActivityNet.
     """
     rows = _rows(insides)
-    columns = min(3, len(rows))
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(_WIDTH, 2.5 * lines + 0.5), layout="constrained", facecolor="white")
-    figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, (inside, m) in zip(axes, rows, strict=False):
+    figure, axes = _grid(title, len(rows), columns=3)
+    for axis, (inside, m) in zip(axes, rows, strict=True):
         assert inside.attention is not None
         assert inside.lengths is not None
         values, lengths = inside.attention[m], inside.lengths
@@ -109,8 +105,6 @@ def draw_attention(insides: Sequence[Inside], path: Path, title: str) -> None:
         axis.set_xlabel("start, clips", color=FAINT, fontsize=8)
         axis.set_ylabel("length, clips", color=FAINT, fontsize=8)
         _heading(axis, inside, m, 40)
-    for axis in axes[len(rows) :]:
-        axis.set_visible(False)
     save_figure(figure, path)
 
 
@@ -118,12 +112,8 @@ def draw_moments(insides: Sequence[Inside], path: Path, title: str) -> None:
     """The score of every moment from its start (down) to its end (to the right), darker is higher, with the true moment
     and the best span outlined: DMR-JRG's Fig. 10."""
     rows = _rows(insides)
-    columns = min(4, len(rows))
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(_WIDTH, 2.6 * lines + 0.5), layout="constrained", facecolor="white")
-    figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, (inside, m) in zip(axes, rows, strict=False):
+    figure, axes = _grid(title, len(rows), columns=4)
+    for axis, (inside, m) in zip(axes, rows, strict=True):
         assert inside.maps is not None
         duration = inside.paragraph.duration
         cell = duration / len(inside.maps[m])
@@ -134,8 +124,6 @@ def draw_moments(insides: Sequence[Inside], path: Path, title: str) -> None:
         axis.set_xlabel("end, s", color=FAINT, fontsize=8)
         axis.set_ylabel("start, s", color=FAINT, fontsize=8)
         _heading(axis, inside, m, 34)
-    for axis in axes[len(rows) :]:
-        axis.set_visible(False)
     handles = [Patch(color=colour, label=name) for name, colour in (("true", TRUE), ("predicted", PREDICTED))]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     save_figure(figure, path)
@@ -166,6 +154,18 @@ def _figure(title: str, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
     figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
     return figure, figure.subplots()
+
+
+def _grid(title: str, count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels, side by side."""
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(_WIDTH, 2.6 * lines + 0.5), layout="constrained", facecolor="white")
+    figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
+    axes = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
 
 
 def _heading(axis: Axes, inside: Inside, m: int, characters: int = 100) -> None:

@@ -23,6 +23,7 @@ def mark_shared_runs(tables: Sequence[dict[str, Any]]) -> None:
     first: dict[str, tuple[str, str]] = {}
     for table in tables:
         for row in table["rows"]:
+            row.pop("same_run_as", None)  # of an earlier judgement
             if not row["runs"]:
                 continue
             title, name = first.setdefault(json.dumps(row["runs"], sort_keys=True), (table["title"], row["name"]))

@@ -58,15 +58,15 @@ class Alignment(nn.Module):
         where the other sentences of its paragraph leave no room for it; bool [B, M] says which sentences there are."""
         if self.reader is None:
             return similarity
-        evidence = ordered_evidence(to_paragraphs(similarity, sentences), sentences, self.gap)[sentences]
-        return evidence.maximum(similarity.amin(1, keepdim=True))
+        return self._evidence(similarity, sentences).maximum(similarity.amin(1, keepdim=True))
 
     def spans(self, similarity: Tensor, sentences: Tensor) -> Tensor:
         """The stretch of each of N sentences, [N, 2], as :func:`similar_spans`; arguments as of :meth:`located`."""
-        places = None
-        if self.reader is not None:
-            places = ordered_evidence(to_paragraphs(similarity, sentences), sentences, self.gap)[sentences]
-        return similar_spans(similarity, self.share, places)
+        evidence = None if self.reader is None else self._evidence(similarity, sentences)
+        return similar_spans(similarity, self.share, evidence)
+
+    def _evidence(self, similarity: Tensor, sentences: Tensor) -> Tensor:
+        return ordered_evidence(to_paragraphs(similarity, sentences), sentences, self.gap)[sentences]
 
     def of_sentences(self, sentences: Tensor) -> Tensor:
         """[..., D] -> vectors as long as the scale."""

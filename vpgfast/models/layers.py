@@ -388,6 +388,13 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+def in_one_go(words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The words of paragraphs without the padding between their sentences: [B, M, W] and mask -> [B, W'], mask."""
+    words, mask = words.flatten(1), mask.flatten(1)
+    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+    return words.gather(1, order), mask.gather(1, order)
+
+
 def to_paragraphs(x: Tensor, there: Tensor, fill: float = 0.0) -> Tensor:
     """Sentences [N, ...] to their places in paragraphs [B, M, ...], by bool [B, M]; ``fill`` where there is none."""
     return x.new_full((*there.shape, *x.shape[1:]), fill).index_put(there.nonzero().unbind(1), x)

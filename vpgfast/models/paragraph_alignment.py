@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vpgfast.data.text import WordVectors
 from vpgfast.data.types import Batch
-from vpgfast.models.layers import WordEmbedding, at_least_float32, to_paragraphs
+from vpgfast.models.layers import WordEmbedding, at_least_float32, in_one_go, to_paragraphs
 
 _OTHER_ORDERS = 6
 _ORDER_WEIGHT = 0.3
@@ -39,11 +39,8 @@ class ParagraphReader(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Of the N sentences of a batch, [N, D]."""
-        words, mask = batch.words.flatten(1), batch.word_mask.flatten(1)
-        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
-        packed = pack_padded_sequence(
-            self.words(words.gather(1, order)), mask.sum(1).cpu(), batch_first=True, enforce_sorted=False
-        )
+        words, mask = in_one_go(batch.words, batch.word_mask)
+        packed = pack_padded_sequence(self.words(words), mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         last = batch.word_mask.sum(2).cumsum(1) - 1  # of each sentence, among the paragraph's words
         b = batch.sentence_mask.nonzero()[:, 0]

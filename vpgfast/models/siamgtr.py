@@ -144,10 +144,8 @@ class SiamGTR(Method):
         assert found.mass is not None
 
         gap = 1 / sentences.sum(1, keepdim=True).to(predicted.dtype)  # 1 / N
-        places, unit = (
-            found.centroid[-1, :, 1:] / config.max_clips,
-            config.max_clips if config.order_in == "clips" else 1,
-        )
+        places = found.centroid[-1, :, 1:] / config.max_clips
+        unit = config.max_clips if config.order_in == "clips" else 1
         losses["order"] = unit * order_loss(places[:size], gap / 2, pairs)
         if found.anchors is not None:
             centres = found.anchors[-1, :size, 1:, 0].sigmoid()

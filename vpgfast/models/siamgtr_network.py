@@ -21,6 +21,7 @@ from vpgfast.models.layers import (
     at_least_float32,
     attend,
     feed_forward,
+    in_one_go,
     mlp,
     sinusoid,
     to_paragraphs,
@@ -102,9 +103,7 @@ class QueryEncoder(nn.Module):
             return sentences.sum(1) / there.sum(1)
         if self.paragraph == "max":
             return sentences.masked_fill(~there, torch.finfo(sentences.dtype).min).amax(1)
-        words, mask = batch.words.flatten(1), batch.word_mask.flatten(1)
-        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
-        return self.read(words.gather(1, order), mask.gather(1, order))
+        return self.read(*in_one_go(batch.words, batch.word_mask))
 
 
 class VideoEncoder(nn.Module):
