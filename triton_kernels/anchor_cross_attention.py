@@ -21,6 +21,8 @@ from vpgfast.ops import OPS
 from vpgfast.ops.anchor_cross_attention import empty_grad, empty_out
 
 from ._launch import on_device
+from .anchor_cross_attention_backward import _backward_keys, _backward_queries, _backward_stats, _backward_together
+from .attention_blocks import grown, head_rows, inside, interval_of, logits_of, store_head_rows
 
 QUERIES = 16
 CLIPS = 64
@@ -28,60 +30,10 @@ PROGRAMS = 1024
 """That keep every GPU busy: with fewer blocks of queries the clips are shared out."""
 SHARES = 32
 """Of the clips of a head, at most."""
-
-
-@triton.jit
-def _rows(pointer, s0, s1, s2, b, h, first, count, ROWS: tl.constexpr, width: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows ``first`` onward of one head, float32 [ROWS, WIDTH]; zero beyond the tensor."""
-    row, column = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    at = pointer + b * s0 + h * s1 + row.to(tl.int64)[:, None] * s2 + column[None, :]
-    return tl.load(at, mask=(row < count)[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_rows(pointer, s0, s1, s2, b, h, first, count, value, ROWS: tl.constexpr, width: tl.constexpr,
-                WIDTH: tl.constexpr):  # fmt: skip
-    row, column = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    at = pointer + b * s0 + h * s1 + row.to(tl.int64)[:, None] * s2 + column[None, :]
-    tl.store(at, value.to(pointer.dtype.element_ty), mask=(row < count)[:, None] & (column < width)[None, :])
-
-
-@triton.jit
-def _logits(q_content, q_pos, k_content, k_pos, key_mask, b, first, T, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
-            CLIPS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Of a block of queries with a block of clips, -inf where a clip takes no part."""
-    logits = tl.dot(q_content, tl.trans(k_content), input_precision=PRECISION)
-    logits = tl.dot(q_pos, tl.trans(k_pos), logits, input_precision=PRECISION)
-    t = first + tl.arange(0, CLIPS)
-    keep = t < T
-    if HAS_MASK:
-        keep = keep & (tl.load(key_mask + b * T + t, mask=keep, other=0) != 0)
-    return tl.where(keep[None, :], logits * SCALE, float("-inf"))
-
-
-@triton.jit
-def _interval(intervals, b, query, Q, HAS_INTERVALS: tl.constexpr):
-    """First and last clip position of a block of queries; none inside beyond the last query."""
-    start, end = tl.zeros_like(query).to(tl.float64), tl.zeros_like(query).to(tl.float64) - 1
-    if HAS_INTERVALS:
-        at = intervals + (b * Q + query) * 2
-        start, end = tl.load(at, mask=query < Q, other=0), tl.load(at + 1, mask=query < Q, other=-1)
-    return start, end
-
-
-@triton.jit
-def _inside(start, end, first, CLIPS: tl.constexpr):
-    """Whether a clip lies in a query's interval, [queries, CLIPS]."""
-    t = (first + tl.arange(0, CLIPS)).to(tl.float64)
-    return (start[:, None] <= t[None, :]) & (t[None, :] <= end[:, None])
-
-
-@triton.jit
-def _grown(largest, logits):
-    """The new largest logit of each query, what older sums shrink by, and exp(logits) in its units."""
-    new = tl.maximum(largest, tl.max(logits, 1))
-    shift = tl.where(new == float("-inf"), 0.0, new)
-    return new, tl.exp(largest - shift), tl.exp(logits - shift[:, None])
+TOGETHER = 512
+"""Clips of a head with one block of queries, up to which one program computes all its gradients."""
+FEWEST_TOGETHER = 64
+"""Heads of all videos from which on that keeps a GPU busy."""
 
 
 @triton.jit(do_not_specialize=["H", "Q", "T", "share"])
@@ -97,26 +49,26 @@ def _forward(q_content, q_pos, k_content, k_pos, v, key_mask, intervals, sums_of
     first = tl.program_id(1) * QUERIES
     b, h = head // H, head % H
     query = first + tl.arange(0, QUERIES)
-    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
-    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
-    start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+    qc = head_rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+    qp = head_rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+    start, end = interval_of(intervals, b, query, Q, HAS_INTERVALS)
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
     total, position = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
     within = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, F], tl.float32)
     for t in range(part * share, tl.minimum(T, (part + 1) * share), CLIPS):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
-        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
-        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
-        largest, rescale, p = _grown(largest, logits)
+        kc = head_rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+        kp = head_rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+        value = head_rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
+        logits = logits_of(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+        largest, rescale, p = grown(largest, logits)
         total = total * rescale + tl.sum(p, 1)
         clip = (t + tl.arange(0, CLIPS)).to(tl.float32)
         position = position * rescale + tl.sum(p * clip[None, :], 1)
         if HAS_INTERVALS:
-            within = within * rescale + tl.sum(tl.where(_inside(start, end, t, CLIPS), p, 0.0), 1)
+            within = within * rescale + tl.sum(tl.where(inside(start, end, t, CLIPS), p, 0.0), 1)
         sums = tl.dot(p, value, sums * rescale[:, None], input_precision=PRECISION)
-    _store_rows(sums_of + part * heads * Q * f, s0, s1, s2, b, h, first, Q, sums, QUERIES, f, F)
+    store_head_rows(sums_of + part * heads * Q * f, s0, s1, s2, b, h, first, Q, sums, QUERIES, f, F)
     at = stats_of + (part * heads + head) * Q + query
     each = tl.num_programs(2) * heads * Q
     tl.store(at, largest, mask=query < Q)
@@ -135,7 +87,7 @@ def _combine(sums_of, stats_of, intervals, out, statistics, log_sum, s0, s1, s2,
     b, h = head // H, head % H
     query, part = first + tl.arange(0, QUERIES), tl.arange(0, SHARES)
     if HAS_INTERVALS:
-        start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
+        start, end = interval_of(intervals, b, query, Q, HAS_INTERVALS)
         tl.device_assert((query >= Q) | ~(end < start), "vpgfast: an interval's end must not lie before its start")
     valid = (part < shares)[:, None] & (query < Q)[None, :]
     at = stats_of + (part[:, None] * heads + head) * Q + query[None, :]
@@ -157,9 +109,9 @@ def _combine(sums_of, stats_of, intervals, out, statistics, log_sum, s0, s1, s2,
     sums = tl.zeros([QUERIES, F], tl.float32)
     for k in range(0, shares):
         own = tl.load(stats_of + (k * heads + head) * Q + query, mask=query < Q, other=float("-inf"))
-        share = _rows(sums_of + k * heads * Q * f, s0, s1, s2, b, h, first, Q, QUERIES, f, F)
+        share = head_rows(sums_of + k * heads * Q * f, s0, s1, s2, b, h, first, Q, QUERIES, f, F)
         sums += share * tl.exp(own - shift)[:, None]
-    _store_rows(out, o0, o1, o2, b, h, first, Q, sums * inverse[:, None], QUERIES, f, F)
+    store_head_rows(out, o0, o1, o2, b, h, first, Q, sums * inverse[:, None], QUERIES, f, F)
 
 
 @triton.jit(do_not_specialize=["H", "Q", "T"])
@@ -172,170 +124,14 @@ def _weights(q_content, q_pos, k_content, k_pos, key_mask, log_sum, weights,
     first = tl.program_id(1) * QUERIES
     b, h = head // H, head % H
     query, clip = first + tl.arange(0, QUERIES), t + tl.arange(0, CLIPS)
-    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
-    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
-    kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
-    kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
-    logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
+    qc = head_rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
+    qp = head_rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
+    kc = head_rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
+    kp = head_rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
+    logits = logits_of(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
     p = tl.exp(logits - tl.load(log_sum + head * Q + query, mask=query < Q, other=0.0)[:, None])
     at = weights + (head * Q + query[:, None]) * T + clip[None, :]
     tl.store(at, p.to(weights.dtype.element_ty), mask=(query < Q)[:, None] & (clip < T)[None, :])
-
-
-@triton.jit
-def _by_weight(grad_out, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T,
-               HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, CLIPS: tl.constexpr,
-               PRECISION: tl.constexpr):  # fmt: skip
-    """Derivative by the attention of a block of queries to a block of clips."""
-    by = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION)
-    clip = t + tl.arange(0, CLIPS)
-    by += slope[:, None] * clip.to(tl.float32)[None, :]
-    if HAS_INTERVALS:
-        by += tl.where(_inside(start, end, t, CLIPS), step[:, None], 0.0)
-    if HAS_WEIGHTS:
-        at = grad_weights + ((b * H + h) * Q + query[:, None]) * T + clip[None, :]
-        by += tl.load(at, mask=(query < Q)[:, None] & (clip < T)[None, :], other=0.0).to(tl.float32)
-    return by
-
-
-@triton.jit
-def _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS: tl.constexpr):
-    """What the statistics' gradients add to that of one head's attention: a clip's position, and being inside."""
-    slope = tl.load(grad_centroid + b * Q + query, mask=query < Q, other=0.0) / H
-    step = slope
-    if HAS_INTERVALS:
-        step = tl.load(grad_mass + b * Q + query, mask=query < Q, other=0.0) / H
-    return slope, step
-
-
-@triton.jit(do_not_specialize=["H", "Q", "T", "share"])
-def _backward_stats(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
-                    key_mask, intervals, stats_of,
-                    g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
-                    heads, H, Q, T, share, d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr,
-                    E: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
-                    HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr,
-                    CLIPS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """``stats_of`` [3, shares, B * H, Q] of one share of the clips: the largest logit and, in units of its exp, the sum
-    of the attention and that of the attention times the derivative by it."""
-    head, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    first = tl.program_id(1) * QUERIES
-    b, h = head // H, head % H
-    query = first + tl.arange(0, QUERIES)
-    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
-    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
-    grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, QUERIES, f, F)
-    start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
-    slope, step = _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS)
-    largest = tl.full([QUERIES], float("-inf"), tl.float32)
-    total, weighted = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
-    for t in range(part * share, tl.minimum(T, (part + 1) * share), CLIPS):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
-        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
-        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
-        by = _by_weight(grad, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T, HAS_INTERVALS,
-                        HAS_WEIGHTS, CLIPS, PRECISION)  # fmt: skip
-        largest, rescale, p = _grown(largest, logits)
-        total = total * rescale + tl.sum(p, 1)
-        weighted = weighted * rescale + tl.sum(p * by, 1)
-    at = stats_of + (part * heads + head) * Q + query
-    each = tl.num_programs(2) * heads * Q
-    tl.store(at, largest, mask=query < Q)
-    tl.store(at + each, total, mask=query < Q)
-    tl.store(at + 2 * each, weighted, mask=query < Q)
-
-
-@triton.jit
-def _of_all_shares(stats_of, head, heads, query, Q, shares, SHARES: tl.constexpr):
-    """Log sum exp of a block of queries over all shares, and the mean of the derivative by the attention."""
-    part = tl.arange(0, SHARES)
-    valid = (part < shares)[:, None] & (query < Q)[None, :]
-    at = stats_of + (part[:, None] * heads + head) * Q + query[None, :]
-    each = shares * heads * Q
-    largest = tl.load(at, mask=valid, other=float("-inf"))
-    most = tl.max(largest, 0)
-    weight = tl.exp(largest - tl.where(most == float("-inf"), 0.0, most)[None, :])
-    total = tl.sum(weight * tl.load(at + each, mask=valid, other=0.0), 0)
-    weighted = tl.sum(weight * tl.load(at + 2 * each, mask=valid, other=0.0), 0)
-    empty = total == 0.0
-    some = tl.where(empty, 1.0, total)
-    # Where no clip takes part every logit is -inf: any finite number makes their attention 0.
-    return tl.where(empty, 0.0, most + tl.log(some)), weighted / some
-
-
-@triton.jit(do_not_specialize=["H", "Q", "T", "share"])
-def _backward_queries(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
-                      key_mask, intervals, stats_of, sums_of,
-                      g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
-                      heads, H, Q, T, share, d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr,
-                      E: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr,
-                      HAS_INTERVALS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr,
-                      CLIPS: tl.constexpr, PRECISION: tl.constexpr, SHARES: tl.constexpr):  # fmt: skip
-    """What one share of the clips adds to the gradients of the queries: ``sums_of`` [shares, B * H, Q, d + e]."""
-    head, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    first = tl.program_id(1) * QUERIES
-    b, h = head // H, head % H
-    query = first + tl.arange(0, QUERIES)
-    qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
-    qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
-    grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, QUERIES, f, F)
-    start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
-    slope, step = _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS)
-    log_sum, mean = _of_all_shares(stats_of, head, heads, query, Q, tl.num_programs(2), SHARES)
-    by_content, by_pos = tl.zeros([QUERIES, D], tl.float32), tl.zeros([QUERIES, E], tl.float32)
-    for t in range(part * share, tl.minimum(T, (part + 1) * share), CLIPS):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
-        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
-        logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
-        by = _by_weight(grad, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T, HAS_INTERVALS,
-                        HAS_WEIGHTS, CLIPS, PRECISION)  # fmt: skip
-        by_logit = tl.exp(logits - log_sum[:, None]) * (by - mean[:, None]) * SCALE
-        by_content = tl.dot(by_logit, kc, by_content, input_precision=PRECISION)
-        by_pos = tl.dot(by_logit, kp, by_pos, input_precision=PRECISION)
-    at = sums_of + (part * heads + head) * Q * (d + e)
-    _store_rows(at, 0, 0, d + e, 0, 0, first, Q, by_content, QUERIES, d, D)
-    _store_rows(at + d, 0, 0, d + e, 0, 0, first, Q, by_pos, QUERIES, e, E)
-
-
-@triton.jit(do_not_specialize=["B", "per_slot", "H", "Q", "T", "shares"])
-def _backward_keys(grad_out, grad_centroid, grad_mass, grad_weights, q_content, q_pos, k_content, k_pos, v,
-                   key_mask, intervals, stats_of, by_k_content, by_k_pos, by_v,
-                   g0, g1, g2, qc0, qc1, qc2, qp0, qp1, qp2, kc0, kc1, kc2, kp0, kp1, kp2, v0, v1, v2,
-                   bkc0, bkc1, bkc2, bkp0, bkp1, bkp2, bv0, bv1, bv2, B, per_slot, heads, H, Q, T, shares,
-                   d: tl.constexpr, e: tl.constexpr, f: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-                   F: tl.constexpr, SCALE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INTERVALS: tl.constexpr,
-                   HAS_WEIGHTS: tl.constexpr, QUERIES: tl.constexpr, CLIPS: tl.constexpr, PRECISION: tl.constexpr,
-                   SHARES: tl.constexpr):  # fmt: skip
-    """Gradients of a block of clips, video by video of a slot; that of the positions is summed over the slot."""
-    t = tl.program_id(0) * CLIPS
-    h, slot = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    by_pos = tl.zeros([CLIPS, E], tl.float32)
-    for b in range(slot * per_slot, tl.minimum(B, (slot + 1) * per_slot)):
-        kc = _rows(k_content, kc0, kc1, kc2, b, h, t, T, CLIPS, d, D)
-        kp = _rows(k_pos, kp0, kp1, kp2, b, h, t, T, CLIPS, e, E)
-        value = _rows(v, v0, v1, v2, b, h, t, T, CLIPS, f, F)
-        by_content, by_value = tl.zeros([CLIPS, D], tl.float32), tl.zeros([CLIPS, F], tl.float32)
-        for first in range(0, Q, QUERIES):
-            query = first + tl.arange(0, QUERIES)
-            qc = _rows(q_content, qc0, qc1, qc2, b, h, first, Q, QUERIES, d, D)
-            qp = _rows(q_pos, qp0, qp1, qp2, b, h, first, Q, QUERIES, e, E)
-            grad = _rows(grad_out, g0, g1, g2, b, h, first, Q, QUERIES, f, F)
-            start, end = _interval(intervals, b, query, Q, HAS_INTERVALS)
-            slope, step = _of_queries(grad_centroid, grad_mass, b, query, H, Q, HAS_INTERVALS)
-            log_sum, mean = _of_all_shares(stats_of, b * H + h, heads, query, Q, shares, SHARES)
-            logits = _logits(qc, qp, kc, kp, key_mask, b, t, T, SCALE, HAS_MASK, CLIPS, PRECISION)
-            p = tl.where((query < Q)[:, None], tl.exp(logits - log_sum[:, None]), 0.0)
-            by = _by_weight(grad, value, slope, step, start, end, grad_weights, b, h, query, t, H, Q, T, HAS_INTERVALS,
-                            HAS_WEIGHTS, CLIPS, PRECISION)  # fmt: skip
-            by_logit = p * (by - mean[:, None]) * SCALE
-            by_value = tl.dot(tl.trans(p), grad, by_value, input_precision=PRECISION)
-            by_content = tl.dot(tl.trans(by_logit), qc, by_content, input_precision=PRECISION)
-            by_pos = tl.dot(tl.trans(by_logit), qp, by_pos, input_precision=PRECISION)
-        _store_rows(by_k_content, bkc0, bkc1, bkc2, b, h, t, T, by_content, CLIPS, d, D)
-        _store_rows(by_v, bv0, bv1, bv2, b, h, t, T, by_value, CLIPS, f, F)
-    _store_rows(by_k_pos, bkp0, bkp1, bkp2, slot, h, t, T, by_pos, CLIPS, e, E)
 
 
 def _whole_rows(tensor: Tensor) -> Tensor:
@@ -451,6 +247,18 @@ def backward(
     by_q_content, by_q_pos, by_k_content, by_k_pos, by_v = (empty_grad(t) for t in tensors)
     inputs = [_whole_rows(t) for t in (grad_out, *tensors)]
     settings = _settings(q_content, q_pos, v, key_mask, intervals) | {"HAS_WEIGHTS": grad_weights.numel() > 0}
+    given = (
+        inputs[0], grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs[1:],
+        _bytes(key_mask), intervals if intervals is None else intervals.contiguous(),
+    )  # fmt: skip
+    if 0 < Q <= QUERIES and 0 < T <= TOGETHER and B * H >= FEWEST_TOGETHER and settings["CLIPS"] == CLIPS:
+        by_video = by_k_pos if k_pos.shape[0] == B else v.new_empty(B, H, T, e, dtype=torch.float32)
+        grads = by_q_content, by_q_pos, by_k_content, by_video, by_v
+        with on_device(v):
+            _backward_together[(B * H,)](*given, *grads, *_strides(*inputs, *grads), H, Q, T, **settings)
+        if by_video is not by_k_pos:
+            by_k_pos.copy_(by_video.sum(0, keepdim=True))
+        return by_q_content, by_q_pos, by_k_content, by_k_pos, by_v
     blocks = B * H, triton.cdiv(Q, QUERIES)
     shares, share = _shares(T, max(1, blocks[0] * blocks[1]), settings["CLIPS"])
     stats = v.new_empty(3, shares, B, H, Q, dtype=torch.float32)
@@ -460,10 +268,7 @@ def backward(
     tiles = triton.cdiv(T, settings["CLIPS"])
     slots = min(B, max(1, triton.cdiv(PROGRAMS, max(1, tiles * H)))) if shared else B
     by_slot = v.new_empty(slots, H, T, e, dtype=torch.float32) if shared else by_k_pos
-    given = (
-        inputs[0], grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs[1:],
-        _bytes(key_mask), intervals if intervals is None else intervals.contiguous(), stats,
-    )  # fmt: skip
+    given = *given, stats
     of_shares = {"SHARES": triton.next_power_of_2(shares)}
     with on_device(v):
         if B * H * Q:

@@ -22,9 +22,9 @@ __device__ __forceinline__ Interval<T> read_interval(const scalar_t* pairs, int6
   return interval;
 }
 
-// Cell (i, j) of a map of T clips, as fractions of the duration.
+// Cell (i, j) of a map of `size` clips, below 2^24, as fractions of the duration.
 template <typename T>
-__device__ __forceinline__ Interval<T> map_cell(int64_t i, int64_t j, int64_t size) {
+__device__ __forceinline__ Interval<T> map_cell(int i, int j, int size) {
   return {static_cast<T>(i) / static_cast<T>(size), static_cast<T>(j + 1) / static_cast<T>(size)};
 }
 

@@ -59,10 +59,10 @@ inline int64_t most_shared() {
   return bytes;
 }
 
-// More than the 48 KiB that a kernel may have without asking.
+// For a kernel that is launched with so many bytes, and has `fixed` of its own: more than 48 KiB have to be asked for.
 template <typename Kernel>
-void allow_shared(Kernel* kernel, int64_t bytes) {
-  if (bytes > int64_t{48} << 10) {
+void allow_shared(Kernel* kernel, int64_t bytes, int64_t fixed = 0) {
+  if (bytes + fixed > int64_t{48} << 10) {
     const cudaError_t error = cudaFuncSetAttribute(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     STD_TORCH_CHECK(error == cudaSuccess, "a kernel was refused ", bytes,

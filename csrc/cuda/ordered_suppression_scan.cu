@@ -21,52 +21,87 @@ __device__ __forceinline__ int64_t sentence_at(const Shape& shape, int64_t b, in
   return b * shape.M + (shape.reverse ? shape.M - 1 - k : k);
 }
 
+// Of a cell counted through all videos; without a division of 64 bits where it can be.
+__device__ __forceinline__ int64_t video_of(int64_t index, const Shape& shape) {
+  return (index | shape.cells) >> 31 == 0 ? static_cast<uint32_t>(index) / static_cast<uint32_t>(shape.cells)
+                                          : index / shape.cells;
+}
+
+constexpr int kAhead = 8;  // sentences of a cell that are loaded at once: a walk that waits for each takes longer
+
+// Of the kAhead sentences from the k-th on, those that there are: use(i, m) for the i-th, at place m.
+template <typename Use>
+__device__ __forceinline__ void for_each_ahead(const Shape& shape, int64_t b, int64_t k, const Use& use) {
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (k + i < shape.M) {
+      use(i, sentence_at(shape, b, k + i));
+    }
+  }
+}
+
 template <typename scalar_t>
-__global__ void scan(const scalar_t* z, const scalar_t* bias, const bool* sentences, scalar_t* out, Shape shape) {
+__global__ void scan(const scalar_t* __restrict__ z, const scalar_t* __restrict__ bias,
+                     const bool* __restrict__ sentences, scalar_t* __restrict__ out, Shape shape) {
   using T = accumulate_t<scalar_t>;
   const T b0 = static_cast<T>(*bias);
   for (int64_t index = first_index(); index < shape.B * shape.cells; index += index_stride()) {
-    const int64_t b = index / shape.cells, cell = index % shape.cells;
+    const int64_t b = video_of(index, shape), cell = index - b * shape.cells;
     T s = 1;
-    for (int64_t k = 0; k < shape.M; ++k) {
-      const int64_t m = sentence_at(shape, b, k), at = m * shape.cells + cell;
-      if (sentences != nullptr && !sentences[m]) {
-        out[at] = static_cast<scalar_t>(0.0f);
-        continue;
-      }
-      const T logit = s * static_cast<T>(z[at]) + b0;
-      const T y = exp(logit < T{0} ? logit : -logit);
-      const T p = (logit < T{0} ? y : T{1}) / (T{1} + y);
-      out[at] = static_cast<scalar_t>(p);
-      s -= p;
+    for (int64_t k = 0; k < shape.M; k += kAhead) {
+      T logits[kAhead];
+      bool counts[kAhead];
+      for_each_ahead(shape, b, k, [&](int i, int64_t m) {
+        counts[i] = sentences == nullptr || sentences[m];
+        logits[i] = static_cast<T>(z[m * shape.cells + cell]);
+      });
+      for_each_ahead(shape, b, k, [&](int i, int64_t m) {
+        const T logit = s * logits[i] + b0;
+        const T y = exp(logit < T{0} ? logit : -logit);
+        const T p = counts[i] ? (logit < T{0} ? y : T{1}) / (T{1} + y) : T{0};
+        out[m * shape.cells + cell] = static_cast<scalar_t>(p);
+        s -= p;
+      });
     }
   }
 }
 
 // Each block leaves the sum of its derivatives by the logits.
 template <typename scalar_t>
-__global__ void scan_backward(const scalar_t* grad, const scalar_t* z, const scalar_t* P, const bool* sentences,
-                              scalar_t* by_z, accumulate_t<scalar_t>* sums, Shape shape) {
+__global__ void scan_backward(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
+                              const scalar_t* __restrict__ P, const bool* __restrict__ sentences,
+                              scalar_t* __restrict__ by_z, accumulate_t<scalar_t>* __restrict__ sums, Shape shape) {
   using T = accumulate_t<scalar_t>;
   T sum = 0;
   for (int64_t index = first_index(); index < shape.B * shape.cells; index += index_stride()) {
-    const int64_t b = index / shape.cells, cell = index % shape.cells;
+    const int64_t b = video_of(index, shape), cell = index - b * shape.cells;
     T s = 1, by_s = 0;
+#pragma unroll(kAhead)
     for (int64_t m = 0; m < shape.M; ++m) {
       s -= static_cast<T>(P[(b * shape.M + m) * shape.cells + cell]);
     }
-    for (int64_t k = shape.M - 1; k >= 0; --k) {
-      const int64_t m = sentence_at(shape, b, k), at = m * shape.cells + cell;
-      if (sentences != nullptr && !sentences[m]) {
-        by_z[at] = static_cast<scalar_t>(0.0f);
-        continue;
-      }
-      const T p = static_cast<T>(P[at]);
-      s += p;
-      const T by_logit = (static_cast<T>(grad[at]) - by_s) * p * (T{1} - p);
-      by_z[at] = static_cast<scalar_t>(by_logit * s);
-      by_s += by_logit * static_cast<T>(z[at]);
-      sum += by_logit;
+    const Shape backward{shape.B, shape.M, shape.cells, !shape.reverse};
+    for (int64_t k = 0; k < shape.M; k += kAhead) {
+      T p[kAhead], incoming[kAhead], value[kAhead];
+      bool counts[kAhead];
+      for_each_ahead(backward, b, k, [&](int i, int64_t m) {
+        const int64_t at = m * shape.cells + cell;
+        counts[i] = sentences == nullptr || sentences[m];
+        p[i] = static_cast<T>(P[at]);
+        incoming[i] = static_cast<T>(grad[at]);
+        value[i] = static_cast<T>(z[at]);
+      });
+      for_each_ahead(backward, b, k, [&](int i, int64_t m) {
+        T by_value = 0;
+        if (counts[i]) {
+          s += p[i];
+          const T by_logit = (incoming[i] - by_s) * p[i] * (T{1} - p[i]);
+          by_value = by_logit * s;
+          by_s += by_logit * value[i];
+          sum += by_logit;
+        }
+        by_z[m * shape.cells + cell] = static_cast<scalar_t>(by_value);
+      });
     }
   }
   sum = block_sum(sum);

@@ -171,7 +171,8 @@ void launch_scatter(const char* op, const Tensor& grad, const Taps<accumulate_t<
   const auto blocks = [&](int wide) { return s.B * groups * ((s.channels + wide * kWarp - 1) / (wide * kWarp)); };
   const auto launch = [&]<int wide>() {
     const int shared = wide * kWarp * (kChunk + 1 + kWarps * (tile + 2)) * static_cast<int>(sizeof(T));
-    allow_shared(&scatter<scalar_t, wide, of_samples>, shared);
+    constexpr int kFixed = kWarps * (sizeof(unsigned) + (kWarp + 1) * sizeof(Hit<T>));
+    allow_shared(&scatter<scalar_t, wide, of_samples>, shared, kFixed);
     scatter<scalar_t, wide, of_samples>
         <<<grid(op, blocks(wide)), kThreads, shared, stream>>>(read<scalar_t>(grad), taps, write<T>(rows), s, tile);
     check_launch(op);

@@ -7,27 +7,66 @@
 namespace vpgfast {
 namespace {
 
-// One thread an output: pair (n, m) of list l, or with M = 0 the element-wise form, interval n of a with interval n of
-// b. Where `total` is below 2^31, index_t has 32 bits: three divisions are most of the work.
-template <bool generalized, typename index_t, typename scalar_t>
-__global__ void iou(const scalar_t* a, const scalar_t* b, scalar_t* out, index_t total, index_t N, index_t M) {
+constexpr int kPack = 4;  // results of a thread, side by side
+
+// Interval n of a with interval n of b.
+template <bool generalized, typename scalar_t>
+__global__ void iou_elementwise(const scalar_t* __restrict__ a, const scalar_t* __restrict__ b,
+                                scalar_t* __restrict__ out, int64_t count) {
   using T = accumulate_t<scalar_t>;
-  for (auto index = static_cast<index_t>(first_index()); index < total; index += static_cast<index_t>(index_stride())) {
-    const index_t row = M == 0 ? index : index / M;
-    const index_t other = M == 0 ? index : row / N * M + index % M;
-    const Interval<T> x = read_interval<T>(a, row), y = read_interval<T>(b, other);
-    out[index] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y.start, y.end));
+  for (int64_t n = first_index(); n < count; n += index_stride()) {
+    const Interval<T> x = read_interval<T>(a, n), y = read_interval<T>(b, n);
+    out[n] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y.start, y.end));
   }
 }
 
-constexpr int kRows = 8;                 // of a, of a block of `iou_rows`
-constexpr int kPack = 4;                 // of b, of a thread
+// Of lists in which b has few intervals: pairs (list, n, m) in their order. Where `total` is below 2^31, index_t has 32
+// bits: divisions are much of the work.
+template <bool generalized, bool aligned, typename index_t, typename scalar_t>
+__global__ void iou_few(const scalar_t* __restrict__ a, const scalar_t* __restrict__ b, scalar_t* __restrict__ out,
+                        index_t total, index_t N, index_t M) {
+  using T = accumulate_t<scalar_t>;
+  const auto packs = static_cast<index_t>((total + kPack - 1) / kPack);
+  for (auto pack = static_cast<index_t>(first_index()); pack < packs; pack += static_cast<index_t>(index_stride())) {
+    const index_t first = pack * kPack;
+    index_t row = first / M, m = first - row * M, list = row / N, n = row - list * N;
+    Pack<scalar_t, kPack> results;
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) {
+      if (aligned || first + k < total) {
+        const Interval<T> x = read_interval<T>(a, row), y = read_interval<T>(b, list * M + m);
+        results.value[k] = static_cast<scalar_t>(interval_iou<generalized>(x.start, x.end, y.start, y.end));
+      }
+      if (++m == M) {
+        m = 0;
+        ++row;
+        if (++n == N) {
+          n = 0;
+          ++list;
+        }
+      }
+    }
+    if constexpr (aligned) {
+      *reinterpret_cast<Pack<scalar_t, kPack>*>(out + first) = results;
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) {
+        if (first + k < total) {
+          out[first + k] = results.value[k];
+        }
+      }
+    }
+  }
+}
+
+constexpr int kRows = 4;                 // of a, of a block of `iou_rows`
 constexpr int64_t kBlocksWanted = 1056;  // that keep a large GPU busy
 
-// As `iou`, of lists in which b has many intervals: a thread keeps its four of them for eight of a, and writes the four
+// Of lists in which b has many intervals: a thread keeps its four of them for four of a, and writes the four
 // results side by side at once where they lie so (aligned).
 template <bool generalized, bool aligned, typename scalar_t>
-__global__ void iou_rows(const scalar_t* a, const scalar_t* b, scalar_t* out, int64_t tiles, int64_t N, int M) {
+__global__ void iou_rows(const scalar_t* __restrict__ a, const scalar_t* __restrict__ b, scalar_t* __restrict__ out,
+                         int64_t tiles, int64_t N, int M) {
   using T = accumulate_t<scalar_t>;
   const int m = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * kPack, held = min(kPack, M - m);
   if (held <= 0) {
@@ -40,9 +79,19 @@ __global__ void iou_rows(const scalar_t* a, const scalar_t* b, scalar_t* out, in
     for (int k = 0; k < kPack; ++k) {
       y[k] = read_interval<T>(b, list * M + m + (k < held ? k : 0));
     }
-    for (int64_t n = n0; n < min(N, n0 + kRows); ++n) {
-      const int64_t row = list * N + n;
-      const Interval<T> x = read_interval<T>(a, row);
+    const int rows = static_cast<int>(min(int64_t{kRows}, N - n0));
+    Interval<T> all[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      all[r] = read_interval<T>(a, list * N + n0 + (r < rows ? r : 0));
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) {
+        break;
+      }
+      const int64_t row = list * N + n0 + r;
+      const Interval<T> x = all[r];
       Pack<scalar_t, kPack> results;
 #pragma unroll
       for (int k = 0; k < kPack; ++k) {
@@ -100,43 +149,88 @@ __global__ void iou_backward_columns(const scalar_t* grad, const scalar_t* a, co
 }
 
 template <typename scalar_t>
-__global__ void add_parts(const accumulate_t<scalar_t>* sums, scalar_t* to, int64_t count, int parts) {
+__global__ void add_parts(const accumulate_t<scalar_t>* sums, scalar_t* to, int64_t count, int64_t parts) {
   for (int64_t k = first_index(); k < count; k += index_stride()) {
     accumulate_t<scalar_t> sum = 0;
-    for (int part = 0; part < parts; ++part) {
+    for (int64_t part = 0; part < parts; ++part) {
       sum += sums[part * count + k];
     }
     to[k] = static_cast<scalar_t>(sum);
   }
 }
 
-// Gradient of interval `row` of `own` against its list's `count` intervals of `other`: one warp a row, its lanes along
-// the list, so that the order of the sum is fixed. grad of pair (row, k) lies at `first + k * stride`.
+// Gradient of a, whose list has `count` intervals of b: one warp an interval, its lanes along the list, so that the
+// order of the sum is fixed.
 template <bool generalized, typename scalar_t>
-__global__ void iou_backward(const scalar_t* grad, const scalar_t* own, const scalar_t* other, scalar_t* grad_own,
-                             int64_t rows, int64_t per_list, int64_t count, bool transposed) {
+__global__ void iou_backward_rows(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ a,
+                                  const scalar_t* __restrict__ b, scalar_t* __restrict__ grad_a, int64_t rows,
+                                  int64_t per_list, int64_t count) {
   using T = accumulate_t<scalar_t>;
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = first_index() / kWarp; row < rows; row += index_stride() / kWarp) {
     const int64_t list = row / per_list;
-    const int64_t first = transposed ? list * per_list * count + row % per_list : row * count;
-    const int64_t stride = transposed ? per_list : 1;
-    const Interval<T> x = read_interval<T>(own, row);
+    const Interval<T> x = read_interval<T>(a, row);
     T sum_start = 0, sum_end = 0;
+#pragma unroll 4
     for (int64_t k = lane; k < count; k += kWarp) {
-      const Interval<T> y = read_interval<T>(other, list * count + k);
+      const Interval<T> y = read_interval<T>(b, list * count + k);
       T by_start, by_end;
       interval_iou_gradient<generalized>(x.start, x.end, y.start, y.end, by_start, by_end);
-      const T g = static_cast<T>(grad[first + k * stride]);
+      const T g = static_cast<T>(grad[row * count + k]);
       sum_start += g * by_start;
       sum_end += g * by_end;
     }
     sum_start = warp_sum(sum_start);
     sum_end = warp_sum(sum_end);
     if (lane == 0) {
-      grad_own[2 * row] = static_cast<scalar_t>(sum_start);
-      grad_own[2 * row + 1] = static_cast<scalar_t>(sum_end);
+      grad_a[2 * row] = static_cast<scalar_t>(sum_start);
+      grad_a[2 * row + 1] = static_cast<scalar_t>(sum_end);
     }
+  }
+}
+
+// Both gradients, where b has few intervals: a thread has one of a, and walks over those of b. The block's threads add
+// up what they have of b's; sums [tiles of a list, L, M, 2], a block's tile being as many of a as it has threads.
+template <bool generalized, typename scalar_t>
+__global__ void iou_backward_few(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ a,
+                                 const scalar_t* __restrict__ b, scalar_t* __restrict__ grad_a,
+                                 accumulate_t<scalar_t>* __restrict__ sums, int64_t L, int64_t N, int M) {
+  using T = accumulate_t<scalar_t>;
+  __shared__ T of_warp[kWarps][kWarp][2];  // M is below kWarp
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const int64_t of_list = (N + blockDim.x - 1) / blockDim.x;
+  for (int64_t tile = blockIdx.x; tile < L * of_list; tile += gridDim.x) {
+    const int64_t list = tile / of_list, n = (tile - list * of_list) * blockDim.x + threadIdx.x, row = list * N + n;
+    const Interval<T> x = read_interval<T>(a, n < N ? row : list * N);
+    T sum_start = 0, sum_end = 0;
+    for (int m = 0; m < M; ++m) {
+      const Interval<T> y = read_interval<T>(b, list * M + m);
+      const T g = n < N ? static_cast<T>(grad[row * M + m]) : T{0};
+      T by_start_a = 0, by_end_a = 0, by_start_b = 0, by_end_b = 0;
+      if (n < N) {
+        interval_iou_gradients<generalized>(x.start, x.end, y.start, y.end, by_start_a, by_end_a, by_start_b, by_end_b);
+      }
+      sum_start += g * by_start_a;
+      sum_end += g * by_end_a;
+      const T of_start = warp_sum(g * by_start_b), of_end = warp_sum(g * by_end_b);
+      if (lane == 0) {
+        of_warp[warp][m][0] = of_start;
+        of_warp[warp][m][1] = of_end;
+      }
+    }
+    if (n < N) {
+      grad_a[2 * row] = static_cast<scalar_t>(sum_start);
+      grad_a[2 * row + 1] = static_cast<scalar_t>(sum_end);
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < 2 * M; k += blockDim.x) {
+      T sum = 0;
+      for (int w = 0; w < warps; ++w) {
+        sum += of_warp[w][k / 2][k % 2];
+      }
+      sums[((tile - list * of_list) * L + list) * M * 2 + k] = sum;
+    }
+    __syncthreads();  // before another tile's shares come
   }
 }
 
@@ -188,11 +282,18 @@ Tensor temporal_iou(const Tensor& a_in, const Tensor& b_in, bool generalized) {
         } else {
           iou_rows<general, false><<<blocks, threads, 0, stream>>>(pa, pb, to, tiles, N, static_cast<int>(M));
         }
-      } else if (total < int64_t{1} << 31) {
-        iou<general, uint32_t><<<blocks_for(total), kThreads, 0, stream>>>(
-            pa, pb, to, static_cast<uint32_t>(total), static_cast<uint32_t>(N), static_cast<uint32_t>(M));
       } else {
-        iou<general, int64_t><<<blocks_for(total), kThreads, 0, stream>>>(pa, pb, to, total, N, M);
+        const bool aligned = total % kPack == 0 && is_aligned(to);
+        const unsigned blocks = blocks_for((total + kPack - 1) / kPack);
+        const auto launch = [&]<bool whole, typename index_t>() {
+          iou_few<general, whole, index_t><<<blocks, kThreads, 0, stream>>>(
+              pa, pb, to, static_cast<index_t>(total), static_cast<index_t>(N), static_cast<index_t>(M));
+        };
+        if (total < int64_t{1} << 31) {
+          aligned ? launch.template operator()<true, uint32_t>() : launch.template operator()<false, uint32_t>();
+        } else {
+          aligned ? launch.template operator()<true, int64_t>() : launch.template operator()<false, int64_t>();
+        }
       }
     });
   }
@@ -214,22 +315,28 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
   dispatch("temporal_iou_backward", a, generalized, [&]<typename scalar_t, bool general>() {
     const cudaStream_t stream = current_stream(a);
     const auto *g = read<scalar_t>(grad), *pa = read<scalar_t>(a), *pb = read<scalar_t>(b);
+    using T = accumulate_t<scalar_t>;
+    const bool many = M >= kWarp;
+    const auto threads = static_cast<unsigned>(std::min<int64_t>(kThreads, (N + kWarp - 1) / kWarp * kWarp));
+    int64_t parts = 0, tiles = 0;
     if (L * N > 0) {
-      iou_backward<general>
-          <<<blocks_for(L * N * kWarp), kThreads, 0, stream>>>(g, pa, pb, write<scalar_t>(grad_a), L * N, N, M, false);
+      tiles = L * (many ? (M + kWarp - 1) / kWarp : (N + threads - 1) / threads);
+      parts = many ? std::clamp<int64_t>(std::min(N / kThreads, kBlocksWanted / tiles), 1, 1024) : tiles / L;
     }
-    if (L * N > 0 && M >= kWarp) {
-      const int64_t tiles = L * ((M + kWarp - 1) / kWarp);
-      const int parts = static_cast<int>(std::clamp<int64_t>(std::min(N / kThreads, kBlocksWanted / tiles), 1, 1024));
-      const Tensor sums = torch::stable::new_empty(a, {parts, L, M, 2}, accumulate_dtype(a));
-      using T = accumulate_t<scalar_t>;
-      const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(tiles, INT_MAX)), static_cast<unsigned>(parts));
-      iou_backward_columns<general><<<blocks, kThreads, 0, stream>>>(g, pa, pb, write<T>(sums), L, N, M);
-      add_parts<scalar_t>
-          <<<blocks_for(2 * L * M), kThreads, 0, stream>>>(read<T>(sums), write<scalar_t>(grad_b), 2 * L * M, parts);
-    } else if (L * M > 0) {
-      iou_backward<general>
-          <<<blocks_for(L * M * kWarp), kThreads, 0, stream>>>(g, pb, pa, write<scalar_t>(grad_b), L * M, M, N, true);
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, INT_MAX));
+    const bool direct = parts == 1 && std::is_same_v<T, scalar_t>;  // nothing to add up, nothing to round
+    const Tensor sums = direct ? grad_b : torch::stable::new_empty(a, {parts, L, M, 2}, accumulate_dtype(a));
+    auto *to_a = write<scalar_t>(grad_a), *to_b = write<scalar_t>(grad_b);
+    if (many && L * N > 0) {
+      iou_backward_rows<general><<<blocks_for(L * N * kWarp), kThreads, 0, stream>>>(g, pa, pb, to_a, L * N, N, M);
+      iou_backward_columns<general>
+          <<<dim3(blocks, static_cast<unsigned>(parts)), kThreads, 0, stream>>>(g, pa, pb, write<T>(sums), L, N, M);
+    } else if (L * N > 0) {
+      iou_backward_few<general>
+          <<<blocks, threads, 0, stream>>>(g, pa, pb, to_a, write<T>(sums), L, N, static_cast<int>(M));
+    }
+    if (L * M > 0 && !direct) {
+      add_parts<scalar_t><<<blocks_for(2 * L * M), kThreads, 0, stream>>>(read<T>(sums), to_b, 2 * L * M, parts);
     }
   });
   return {grad_a, grad_b};
@@ -245,8 +352,8 @@ Tensor temporal_iou_elementwise(const Tensor& a_in, const Tensor& b_in, bool gen
   Tensor out = torch::stable::new_empty(a, {N});
   if (N > 0) {
     dispatch("temporal_iou", a, generalized, [&]<typename scalar_t, bool general>() {
-      iou<general, int64_t><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
-                                                                               write<scalar_t>(out), N, N, int64_t{0});
+      iou_elementwise<general><<<blocks_for(N), kThreads, 0, current_stream(a)>>>(read<scalar_t>(a), read<scalar_t>(b),
+                                                                                  write<scalar_t>(out), N);
     });
   }
   return out;

@@ -10,7 +10,8 @@ constexpr int kRows = 2;  // of a map, that a thread has cells of
 
 // A thread's cells are 16 bytes of a row, stored together where rows begin at multiples of that (kPacked).
 template <typename scalar_t, int kWidth, bool kPacked>
-__global__ void __launch_bounds__(kThreads, 4) iou_map(const scalar_t* spans, scalar_t* out, MapBlocks blocks) {
+__global__ void __launch_bounds__(kThreads, 4)
+    iou_map(const scalar_t* __restrict__ spans, scalar_t* __restrict__ out, MapBlocks blocks) {
   using T = accumulate_t<scalar_t>;
   const int size = blocks.T;
   for (int64_t group = blockIdx.y; group < blocks.groups(); group += gridDim.y) {
@@ -25,6 +26,7 @@ __global__ void __launch_bounds__(kThreads, 4) iou_map(const scalar_t* spans, sc
       for (int c = 0; c < kWidth; ++c) {
         ends[c] = map_cell<T>(0, j + c, size).end;
       }
+#pragma unroll
       for (int k = 0; k < kRows; ++k) {
         const int i = ((static_cast<int>(blockIdx.x) * kRows + k) << blocks.log_y) + blocks.y();
         if (i >= size) {

@@ -66,6 +66,10 @@ void check_launch_limits() {
   }
 }
 
+int64_t most_shared(const void* function) {
+  return shared_limits.contains(function) ? kSharedOptIn : kShared;
+}
+
 cudaError_t set_attribute(const void* function, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
     if (value < 0 || value > kSharedOptIn) {

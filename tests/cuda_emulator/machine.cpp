@@ -339,6 +339,13 @@ void poison_shared(void* data, size_t bytes) {
     }
   }
   shared_regions.push_back({start, bytes});
+  int64_t all = 0;
+  for (const Region& region : shared_regions) {
+    all += static_cast<int64_t>(region.size);
+  }
+  if (all > most_shared(now.launch->function)) {  // a GPU would refuse the launch
+    stop(std::to_string(all) + " bytes of shared memory, of fixed size and asked for at launch, are more than allowed");
+  }
   std::memset(data, settings.poison, bytes);
 }
 

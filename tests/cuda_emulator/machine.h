@@ -72,6 +72,7 @@ void note_traffic(uintptr_t at, size_t size, bool writes, bool atomic, uintptr_t
 void traffic_ends_block();
 void traffic_ends_launch();
 void check_launch_limits();
+int64_t most_shared(const void* function);  // bytes that a block of it may have, of fixed size and not
 
 [[noreturn]] void stop(const std::string& what);
 std::string to_string(const Place&);

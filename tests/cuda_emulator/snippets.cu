@@ -348,6 +348,11 @@ EXPORT shared_memory_limits() {
   use_shared<<<1, 1025, 16>>>(&out, 0);
   return !(right && error_of_launch() == cudaErrorInvalidConfiguration);
 }
+EXPORT fixed_and_asked_for() {
+  int out = 0;
+  use_static<<<1, 1, 49'152>>>(&out, 7);
+  return 0;
+}
 EXPORT within_bounds() {
   int out = 0;
   use_shared<<<1, 1, 16>>>(&out, 15);

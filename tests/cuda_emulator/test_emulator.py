@@ -68,6 +68,7 @@ WRONG = {
     "lanes_not_named": "leaves the thread itself out",
     "lanes_in_two_places": "lanes of one warp meet at .* and ",
     "copy_not_waited_for": "leaves without having waited for its asynchronous copies",
+    "fixed_and_asked_for": r"\d+ bytes of shared memory, .* are more than allowed",
     "vector_load_misaligned": "'float4' at an address that is a multiple of (4|8), not of 16|float4",
 }
 
