@@ -54,6 +54,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def eager_only(request: pytest.FixtureRequest) -> bool:
+    """Whether a whole training step is left uncompiled: that takes minutes, which only ``--full`` has."""
+    return not request.config.getoption("full", False)
+
+
 @pytest.fixture(autouse=True)
 def compiled_anew() -> None:
     """So that a compiled peer does not fall back to eager where earlier tests have used up its recompilations."""

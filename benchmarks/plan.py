@@ -77,30 +77,34 @@ class Clock:
     def __init__(
         self, cases: Sequence[str], seen: Mapping[str, Seen], now: Callable[[], float] = time.monotonic
     ) -> None:
-        self.number, self.seen, self.now = len(cases), seen, now
-        self.expected = expected(cases, seen)
+        self.cases, self.seen, self.now = list(cases), dict(seen), now
         self.left, self.started, self.began = set(cases), 0, now()
 
     def seconds_left(self) -> float | None:
         """None where no case was ever timed."""
-        if not self.expected:
+        seconds = expected(self.cases, self.seen)
+        if not seconds:
             return None
-        left = sum(self.expected[case] for case in self.left)
-        done = sum(self.expected.values()) - left
+        left = sum(seconds[case] for case in self.left)
+        done = sum(seconds.values()) - left
         elapsed = self.now() - self.began if done else 0.0
         return left * (elapsed + SMOOTHING) / (done + SMOOTHING)
 
     def start(self, case: str) -> str:
         self.started += 1
         known, left = self.seen.get(case), self.seconds_left()
-        name = f"{known.op} {known.shape}" if known else case.rpartition("::")[2].removeprefix("test_")
+        name = f"{known.op} {known.shape}" if known else case
         name += " on the GPU" if device_of(case) == "cuda" else ""
         takes = duration(known.seconds) if known else "not timed yet"
         rest = f", about {duration(left)} left" if left is not None else ""
-        return f"[{self.started:{len(str(self.number))}}/{self.number}] {name}: {takes}{rest}"
+        number = len(self.cases)
+        return f"[{self.started:{len(str(number))}}/{number}] {name}: {takes}{rest}"
 
-    def finish(self, case: str) -> None:
+    def finish(self, case: str, took: Seen | None = None) -> None:
+        """``took`` says what was not known of it, for the sake of others that are not."""
         self.left.discard(case)
+        if took:
+            self.seen.setdefault(case, took)
 
 
 def read_seen(*files: Path) -> dict[str, Seen]:

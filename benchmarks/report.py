@@ -356,7 +356,7 @@ def main() -> None:
     folder = parser.parse_args().results
     files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     if not files:
-        raise SystemExit(f"no stored rows in {folder}; run `pytest benchmarks` first")
+        raise SystemExit(f"no stored rows in {folder}; run `pytest benchmarks --full` first")
     sections, cpus = [], []
     for rows in files.values():
         sections += pages(rows)

@@ -105,7 +105,7 @@ class Session:
         takes = "" if left is None else f", about {duration(left)} where they were timed last"
         if self.unfinished is None:
             self.say(f"each op at the first of its shapes: {len(self.cases)} cases{takes}; nothing is stored")
-            self.say("(--full: all shapes, stored; -k NAME: one op)")
+            self.say("(--full: all shapes, whole steps compiled by torch too, stored; -k NAME: one op)")
             return
         self.say(f"all shapes: {len(self.cases)} cases{takes}; rows are stored in {results_folder()}")
         if done := self.unfinished.measured():
@@ -134,11 +134,11 @@ class Session:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self.reports or self.clock is None or report.when != "call":
             return
-        self.clock.finish(report.nodeid)
         rows = rows_of(report)
         self.rows += rows
-        if self.unfinished and rows and report.passed:
-            seen = Seen(rows[0]["op"], rows[0]["shape"], round(report.duration, 1))
+        seen = Seen(rows[0]["op"], rows[0]["shape"], round(report.duration, 1)) if rows else None
+        self.clock.finish(report.nodeid, seen)
+        if self.unfinished and seen and report.passed:
             add_seen(results_folder() / SEEN, report.nodeid, seen)
             self.unfinished.add(report.nodeid)
 

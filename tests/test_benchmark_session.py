@@ -100,7 +100,7 @@ def test_a_plain_run_measures_the_first_shape_of_each_op_and_stores_nothing(
     assert "nothing is stored" in printed
     lines = lines_of(printed)
     assert lines[0] == "[1/3] temporal_iou L=1: 10 s, about 75 s left"
-    assert lines[1].startswith("[2/3] temporal_iou_map: not timed yet, about ")
+    assert lines[1].startswith("[2/3] test_temporal_iou_map.py::test_temporal_iou_map: not timed yet, about ")
     assert lines[2].startswith("[3/3] temporal_nms L=32 N=1104 top_k=5: 40 s, about ")
     table = printed[printed.index("EPYC x2, v4, torch 2.13, 2 threads, commit abc, medians:") :].splitlines()
     nms = "| `temporal_nms`     | L=32 N=1104 top_k=5 | forward | 2 ms         | 15.0x          | 2.5x         |"
@@ -116,10 +116,10 @@ def test_full_measures_all_the_cheapest_first_and_stores_rows_and_seconds(
 ) -> None:
     status, printed = benchmarks("--full")
     assert status == 0
-    names = [line.partition("] ")[2].partition(":")[0] for line in lines_of(printed)]
+    names = [line.partition("] ")[2].partition(": ")[0] for line in lines_of(printed)]
     assert names == [
         *("temporal_iou L=1", "temporal_nms L=32 N=136 top_k=5", "temporal_nms L=32 N=1104 top_k=5"),
-        *("temporal_iou_map", "temporal_nms listed"),
+        *("test_temporal_iou_map.py::test_temporal_iou_map", "temporal_nms listed"),
     ]
     rows = json.loads((tmp_path / "results" / "epyc-x2-v4.json").read_text())
     assert len(rows) == 5 * 3
