@@ -45,7 +45,7 @@ if platform.libc_ver()[0] == "glibc":
 _blocks_from_the_system(2**30)
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS_PER_CASE = {"cpu": 1.0, "cuda": 0.1}
+SECONDS_PER_CASE = {"cpu": 1.0, "cuda": 0.1}  # for each provider and mode; a run without --full has half of it
 ROUNDS = (5, 200)  # fewest and most; three have to do where they take minutes
 SECONDS_OF_MANY_ROUNDS = 120.0
 
