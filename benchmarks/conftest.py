@@ -23,7 +23,7 @@ import torch
 
 from .measure import SECONDS_PER_CASE, Row, instruction_set
 from .plan import locked, write
-from .session import Session, result_file
+from .session import BenchmarkSession, result_file
 
 # What torch.compile has made for one instruction set is wrong, and may crash, under another; its cache does not know.
 CACHE = Path(tempfile.gettempdir()) / f"vpgfast-benchmarks-inductor-{instruction_set()}"
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("full", False):
         SECONDS_PER_CASE["cpu"] = 0.5  # medians of five rounds at least, as ever
-    config.pluginmanager.register(Session(config), "benchmarks-session")
+    config.pluginmanager.register(BenchmarkSession(config), "benchmarks-session")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

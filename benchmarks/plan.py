@@ -147,7 +147,9 @@ class Unfinished:
         self._store({call: cases for call, cases in self._calls().items() if call != self.call})
 
     def _store(self, calls: Mapping[str, list[str]]) -> None:
-        if self.keeps and calls:
+        if not self.keeps:
+            return
+        if calls:
             write(self.path, json.dumps({**self.about, "measured": calls}, indent=1) + "\n")
         else:
             self.path.unlink(missing_ok=True)

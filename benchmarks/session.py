@@ -54,7 +54,7 @@ def unfinished(config: pytest.Config) -> Unfinished:
     return Unfinished(results_folder() / "run" / f"unfinished-{result_file(cpu).name}", about, call)
 
 
-class Session:
+class BenchmarkSession:
     """The hooks of one run."""
 
     def __init__(self, config: pytest.Config) -> None:
@@ -146,7 +146,9 @@ class Session:
         if self.reports and self.unfinished and exitstatus == pytest.ExitCode.OK and self.cases:
             self.unfinished.forget()  # through: the next run is a new one
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None]:
+        yield  # the table comes last: it is what one wants to read
         from .report import MODES, measured_table  # matplotlib takes a second to import
 
         write = terminalreporter.write_line

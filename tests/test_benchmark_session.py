@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan, session
+from benchmarks import plan, report, session
 from benchmarks.plan import Clock, Seen, Unfinished
 
 OPS = ("temporal_nms", "temporal_iou")
@@ -191,8 +191,11 @@ def test_the_next_run_goes_on_from_the_same_code_only(tmp_path: Path) -> None:
     assert Unfinished(file, {**ABOUT, "torch": "2.14"}, "all").measured() == []
     assert Unfinished(file, {**ABOUT, "cpu": "EPYC x2, v3"}, "all").measured() == []
     Unfinished(file, ABOUT, "all").forget()
+    dirty = {**ABOUT, "commit": "abc-dirty"}
+    Unfinished(file, dirty, "all").add("a")  # of that code the next run knows nothing
+    assert Unfinished(file, dirty, "all").measured() == []
     assert Unfinished(file, ABOUT, "some").measured() == ["c"]
-    Unfinished(file, {**ABOUT, "commit": "abc-dirty"}, "all").add("a")  # of that code the next run knows nothing
+    Unfinished(file, ABOUT, "some").forget()
     assert not file.exists()
 
 
@@ -200,3 +203,12 @@ def test_an_op_is_known_by_its_function_or_its_file() -> None:
     assert plan.op_of("benchmarks/test_temporal_nms.py::test_temporal_iou[cpu-1]", OPS) == "temporal_iou"
     assert plan.op_of("benchmarks/test_temporal_nms.py::test_listed[cpu-1]", OPS) == "temporal_nms"
     assert plan.op_of("benchmarks/test_marn.py::test_marn[cpu-1]", OPS) == "marn"
+
+
+def test_the_readmes_shapes_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every op that the README's table has; what a case measures is known from when it was measured."""
+    seen = plan.read_seen(session.RESULTS / session.SEEN)
+    pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", str(session.RESULTS.parent)])
+    chosen = {line for line in capsys.readouterr().out.splitlines() if "::" in line and "[cuda" not in line}
+    shapes = {seen[case].op: seen[case].shape for case in chosen}
+    assert {op: shapes[op] for op in report.HEADLINES} == {op: of[0] for op, of in report.HEADLINES.items()}
