@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SMOOTHING = 30.0  # seconds that count as expected, so that the first cases alone do not say how fast the machine is
+SMOOTHING = 60.0  # seconds that count as expected, so that the first cases alone do not say how fast the machine is
 
 
 @dataclass(frozen=True)

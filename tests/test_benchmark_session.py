@@ -175,7 +175,7 @@ def test_what_is_left_grows_with_a_slow_machine() -> None:
     clock = Clock(list("abcd"), seen, now=lambda: next(at))
     assert clock.seconds_left() == 120
     clock.finish("a")  # 90 s for 30
-    assert clock.seconds_left() == 90 * (90 + 30) / (30 + 30)
+    assert clock.seconds_left() == 90 * (90 + 60) / (30 + 60)
     clock.finish("b")
     assert clock.start("c") == "[1/4] op c: 30 s, about 2 min left"
     assert Clock(["new"], {}).start("new") == "[1/1] new: not timed yet"
