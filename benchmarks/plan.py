@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,14 +32,14 @@ def device_of(case: str) -> str:
     return "cuda" if case.partition("[")[2].startswith("cuda") else "cpu"
 
 
-def op_of(case: str, ops: Sequence[str]) -> str:
+def op_of(case: str, ops: Collection[str]) -> str:
     """The op that a case measures: its function is named after it or, where that is no op, its file."""
     file, _, function = case.partition("[")[0].partition("::")
     named = function.removeprefix("test_")
     return named if named in ops else Path(file).stem.removeprefix("test_")
 
 
-def first_of_each(cases: Sequence[str], ops: Sequence[str]) -> list[str]:
+def first_of_each(cases: Sequence[str], ops: Collection[str]) -> list[str]:
     """Of every op and device the first case in its file, which is the first of its papers' shapes."""
     first: dict[tuple[str, str], str] = {}
     for case in cases:

@@ -48,8 +48,12 @@ def runs_here(case: str) -> bool:
 
 def unfinished(config: pytest.Config) -> Unfinished:
     cpu, cuda = device_name(torch.device("cpu")), torch.cuda.is_available()
-    about = {"commit": commit(), "torch": str(torch.__version__), "cpu": cpu}
-    about["cuda"] = torch.cuda.get_device_name() if cuda else None
+    about = {
+        "commit": commit(),
+        "torch": str(torch.__version__),
+        "cpu": cpu,
+        "cuda": torch.cuda.get_device_name() if cuda else None,
+    }
     call = f"{' '.join(config.args)} -k {config.option.keyword!r} -m {config.option.markexpr!r}"
     return Unfinished(results_folder() / "run" / f"unfinished-{result_file(cpu).name}", about, call)
 
@@ -173,7 +177,7 @@ def keep(config: pytest.Config, items: list[pytest.Item], kept: Sequence[pytest.
 
 
 def rows_of(report: pytest.TestReport) -> list[dict[str, Any]]:
-    return [row for name, rows in report.user_properties if name == "rows" for row in rows]
+    return [row for name, rows in report.user_properties if name == "rows" and isinstance(rows, list) for row in rows]
 
 
 def details(rows: Sequence[Mapping[str, Any]], write: Callable[[str], None]) -> None:
