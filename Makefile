@@ -54,8 +54,10 @@ nightly: .venv/.ready
 	scripts/emulate_cuda.sh asan
 	env -u VPGFAST_EMULATOR_ALL $(BIN)/python tests/cuda_emulator/mutations.py
 
+# Each op at its first shape, in under eight minutes. BENCHMARKS=--full measures everything and stores the rows,
+# BENCHMARKS='-k temporal_nms' one op.
 benchmarks: .venv/.ready
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest benchmarks $(BENCHMARKS)
 
 clean:
 	rm -rf .venv build vpgfast/_C*.so vpgfast/_build_info.json *.egg-info

@@ -1,16 +1,16 @@
-"""Stores the rows that benchmarks measure, each test's as soon as it is done, and prints them as a table at the end.
+"""What the benchmarks share: the device, the recording of rows, and the options of ``pytest benchmarks``.
 
-Rows go to ``benchmarks/results/<device>.json``, one a line, replacing earlier ones of the same op, provider, mode,
-shape and dtype. ``VPGFAST_BENCHMARK_RESULTS`` names another folder.
+With ``--full`` rows go to ``benchmarks/results/<device>.json``, each test's as soon as it is done, one a line,
+replacing earlier ones of the same op, provider, mode, shape and dtype. ``VPGFAST_BENCHMARK_RESULTS`` names another
+folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,32 @@ if os.environ.get("VPGFAST_CPU_CAPABILITY") == "v3":  # then torch and its libra
 
 import torch
 
-from .measure import Row, instruction_set
+from .measure import SECONDS_PER_CASE, Row, instruction_set
+from .plan import locked, write
+from .session import BenchmarkSession, result_file
 
 # What torch.compile has made for one instruction set is wrong, and may crash, under another; its cache does not know.
 CACHE = Path(tempfile.gettempdir()) / f"vpgfast-benchmarks-inductor-{instruction_set()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 KEY = ("op", "provider", "mode", "shape", "dtype")
-_rows: list[dict[str, Any]] = []
-_files: set[Path] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks")
+    group.addoption(
+        "--full",
+        action="store_true",
+        help="measure every shape and store the rows; goes on where a run of the same commit was killed "
+        "(without: the first shape of each op, and nothing is stored)",
+    )
+    group.addoption("--again", action="store_true", help="with --full: measure anew what a killed run has measured")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("full", False):
+        SECONDS_PER_CASE["cpu"] = 0.5  # medians of five rounds at least, as ever
+    config.pluginmanager.register(BenchmarkSession(config), "benchmarks-session")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -39,6 +56,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def eager_only(request: pytest.FixtureRequest) -> bool:
+    """Whether a whole training step is left uncompiled: that takes minutes, which only ``--full`` has."""
+    return not request.config.getoption("full", False)
+
+
 @pytest.fixture(autouse=True)
 def compiled_anew() -> None:
     """So that a compiled peer does not fall back to eager where earlier tests have used up its recompilations."""
@@ -46,62 +69,26 @@ def compiled_anew() -> None:
 
 
 @pytest.fixture
-def record() -> Any:
+def record(request: pytest.FixtureRequest) -> Callable[[list[Row]], None]:
     """Call with a list of :class:`benchmarks.measure.Row`."""
 
     def keep(rows: list[Row]) -> None:
-        measured = [row.as_dict() for row in rows]
-        _rows.extend(measured)
-        _files.update(store(measured))
+        measured = [json.loads(json.dumps(row.as_dict())) for row in rows]
+        if request.config.getoption("full", False):
+            store(measured)
+        request.node.user_properties.append(("rows", measured))  # of its report, which also leaves another process
 
     return keep
 
 
-def results_folder() -> Path:
-    return Path(os.environ.get("VPGFAST_BENCHMARK_RESULTS", Path(__file__).parent / "results"))
-
-
-def store(rows: list[dict[str, Any]]) -> list[Path]:
-    """Merge rows into the result file of their device. Returns the files written."""
-    written = []
+def store(rows: list[dict[str, Any]]) -> None:
+    """Merge rows into the result file of their device."""
     for name in sorted({row["device"] for row in rows}):
-        path = results_folder() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may measure for one file.
-        with open(Path(tempfile.gettempdir()) / f"vpgfast-{path.stem}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        path = result_file(name)
+        with locked(path):
             merged = {
                 tuple(row[k] for k in KEY): row for row in (json.loads(path.read_text()) if path.exists() else [])
             }
             merged |= {tuple(row[k] for k in KEY): row for row in rows if row["device"] == name}
             ordered = [json.dumps(row) for _, row in sorted(merged.items())]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("[\n" + ",\n".join(ordered) + "\n]\n")
-            os.replace(temporary, path)
-        written.append(path)
-    return written
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _rows:
-        return
-    write = terminalreporter.write_line
-    for name in sorted({row["device"] for row in _rows}):
-        write("")
-        write(f"{name}, torch {_rows[0]['torch']}, commit {_rows[0]['commit']}; ratio = best peer / this, both medians")
-        write(
-            f"{'op':24} {'shape':34} {'mode':17} {'provider':22} {'ms':>9} {'ratio':>7} {'of floor':>9} {'peak MiB':>9}"
-        )
-        before = None
-        for row in (row for row in _rows if row["device"] == name):
-            case = (row["op"], row["shape"], row["mode"])
-            shown = case if case != before else ("", "", "")
-            before = case
-            peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"
-            write(
-                f"{shown[0]:24} {shown[1]:34} {shown[2]:17} {row['provider']:22} {row['p50_ms']:9.3f} "
-                f"{row['ratio']:6.1f}x {100 * row['share_of_floor']:8.1f}% "
-                f"{peak:>9}"
-            )
-    for path in sorted(_files):
-        write(f"stored in {path}")
+            write(path, "[\n" + ",\n".join(ordered) + "\n]\n")

@@ -45,14 +45,14 @@ if platform.libc_ver()[0] == "glibc":
 _blocks_from_the_system(2**30)
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS_PER_CASE = {"cpu": 1.0, "cuda": 0.1}
+SECONDS_PER_CASE = {"cpu": 1.0, "cuda": 0.1}  # for each provider and mode; a run without --full has half of it
 ROUNDS = (5, 200)  # fewest and most; three have to do where they take minutes
 SECONDS_OF_MANY_ROUNDS = 120.0
 
 
 @dataclass
 class Row:
-    """One measured number. Times in milliseconds; ``ratio`` is the best peer's median over this one's."""
+    """One measured number. Times in milliseconds; ``ratio`` is the best peer's median over this one's (1: no peer)."""
 
     op: str
     provider: str
@@ -366,7 +366,8 @@ def measure(
             percentiles = {
                 name: torch.tensor(t).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist() for name, t in times.items()
             }
-            best_peer = min(percentiles[provider.name][1] for provider in providers if not provider.is_ours)
+            peers = [percentiles[provider.name][1] for provider in providers if not provider.is_ours]
+            best_peer = min(peers or [percentiles[providers[0].name][1]])
             for provider in providers:
                 p20, p50, p80 = percentiles[provider.name]
                 rows.append(

@@ -92,12 +92,12 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def headline(cases: Sequence[Case]) -> dict[tuple[str, str], Case]:
+def headline(cases: Sequence[Case], headlines: Mapping[str, Sequence[str]] = HEADLINES) -> dict[tuple[str, str], Case]:
     """Each op at its paper's shape, forward and backward where that was measured, else forward."""
     by_key = {(case.op, case.shape, case.mode): case for case in cases}
     found = {
         (op, shape): by_key.get((op, shape, MODES[1])) or by_key.get((op, shape, MODES[0]))
-        for op, shapes in HEADLINES.items()
+        for op, shapes in headlines.items()
         for shape in shapes
     }
     return {key: case for key, case in found.items() if case is not None}
@@ -118,16 +118,16 @@ def best_measured(cpus: Sequence[tuple[str, Sequence[Case]]]) -> tuple[str, dict
     return max(machines.items(), key=lambda one: sum(len(headline(cases)) for cases in one[1].values()))
 
 
-def readme_table(by_set: Mapping[str, Sequence[Case]]) -> str:
-    headlines = {name: headline(cases) for name, cases in sorted(by_set.items())}
-    names = [SETS.get(name, name) for name in headlines]
+def readme_table(by_set: Mapping[str, Sequence[Case]], headlines: Mapping[str, Sequence[str]] = HEADLINES) -> str:
+    by_name = {name: headline(cases, headlines) for name, cases in sorted(by_set.items())}
+    names = [SETS.get(name, name) for name in by_name]
     lines = [
         "| | | |" + "".join(f" {name} | | |" for name in names),
         "|---|---|---|" + "---|---|---|" * len(names),
         "| op | shape | mode |" + " vpgfast | over the field | over PyTorch |" * len(names),
     ]
-    for key in [(op, shape) for op, shapes in HEADLINES.items() for shape in shapes]:
-        cases = [found.get(key) for found in headlines.values()]
+    for key in [(op, shape) for op, shapes in headlines.items() for shape in shapes]:
+        cases = [found.get(key) for found in by_name.values()]
         mode = next((case.mode for case in cases if case), None)
         if mode is not None:
             cells = [f"`{key[0]}`", key[1], mode]
@@ -136,6 +136,30 @@ def readme_table(by_set: Mapping[str, Sequence[Case]]) -> str:
                 cells += shown or ["", "", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def measured_table(rows: Sequence[dict]) -> str:
+    """The README's table of one device's rows as they were just measured: the README's shapes, then all others."""
+    cases, device = cases_of(rows), rows[0]["device"]
+    shapes = {op: list(shapes) for op, shapes in HEADLINES.items()}
+    for case in cases:
+        if case.shape not in shapes.setdefault(case.op, []):
+            shapes[case.op].append(case.shape)
+    return aligned(readme_table({machine_of(device)[1]: cases}, shapes))
+
+
+def aligned(table: str) -> str:
+    """The same table with columns of equal width, to be read as it is."""
+    cells = [line.strip("|").split("|") for line in table.splitlines()]
+    widths = [max(len(row[column].strip()) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.strip().ljust(width, "-" if cell == "---" else " ") for cell, width in zip(row, widths, strict=True)
+        )
+        + " |"
+        for row in cells
+    )
 
 
 def by_instruction_set(by_set: Mapping[str, Sequence[Case]]) -> str:
@@ -332,7 +356,7 @@ def main() -> None:
     folder = parser.parse_args().results
     files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     if not files:
-        raise SystemExit(f"no stored rows in {folder}; run `pytest benchmarks` first")
+        raise SystemExit(f"no stored rows in {folder}; run `pytest benchmarks --full` first")
     sections, cpus = [], []
     for rows in files.values():
         sections += pages(rows)

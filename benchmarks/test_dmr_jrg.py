@@ -32,7 +32,7 @@ from .test_temporal_iou_map import broadcast
 from .test_temporal_map_conv2d import ProductATap
 from .test_temporal_map_max_pool import rows_of_maximum
 
-VOCABULARY, SENTENCES = 8000, 8
+VOCABULARY = 8000
 
 
 def plain_scan(z: Tensor, bias: Tensor, there: Tensor, reverse: bool) -> Tensor:
@@ -118,17 +118,22 @@ class Step(nn.Module):
         return self.ways[way](batch)
 
 
-def make_step(B: int, device: torch.device, **settings: Any) -> tuple[Step, Batch]:
-    """A model of the paper's size with random weights, and a random batch of paragraphs of eight sentences."""
+def make_step(B: int, M: int, device: torch.device, **settings: Any) -> tuple[Step, Batch]:
+    """A model of the paper's size with random weights, and a random batch of paragraphs of M sentences."""
     torch.manual_seed(0)
     config = DMRJRGConfig(dropout=0, **settings)
     model = DMRJRG(config, FEATURE_DIM, random_vectors(VOCABULARY)).to(device)
-    return Step(model), random_batch(B, SENTENCES, config.max_clips, VOCABULARY).to(device)
+    return Step(model), random_batch(B, M, config.max_clips, VOCABULARY).to(device)
 
 
-@pytest.mark.parametrize("B", [4, 16])
-def test_dmr_jrg(B: int, device: torch.device, record) -> None:
-    step, batch = make_step(B, device)
+# B, M sentences, K segments. In the small one a step of the field's form takes seconds, in the others half a minute and
+# more.
+@pytest.mark.parametrize(
+    ("data", "B", "M", "K"),
+    [("Charades-STA", 2, 2, 16), ("ActivityNet", 4, 8, 32), ("ActivityNet", 16, 8, 32)],
+)
+def test_dmr_jrg(data: str, B: int, M: int, K: int, device: torch.device, eager_only: bool, record) -> None:
+    step, batch = make_step(B, M, device, segments=K)
     config, drawn = step.model.config, step.model.draw(batch)
     parameters = [p for p in step.model.parameters() if p.requires_grad]
     names = [name for name, p in step.named_parameters() if p.requires_grad]
@@ -140,17 +145,19 @@ def test_dmr_jrg(B: int, device: torch.device, record) -> None:
 
         return Provider(way, run, is_ours=way == "vpgfast", is_fields=way == "field's form")
 
+    ways = [way for way in step.ways if not (eager_only and way.endswith("compiled"))]
+    if B == 16:  # a step of plain PyTorch takes minutes, and the fastest way needs about 36 GiB
+        ways = ["field's form", "plain", "vpgfast"]
     # TAN's products on the moments alone, by the fastest way known (F(4x4, 5x5): 64 products for 16 cells).
-    K, D, N = config.segments, config.dim, B * SENTENCES
+    D, N = config.dim, B * M
     tiles = F.max_pool2d(torch.ones(1, K, K).triu(), 4).sum()
     forward = config.tan_layers * 2 * 64 * float(tiles) * N * D * D
     maps, weights = 4 * N * D * K * K, 4 * sum(p.numel() for p in parameters)
     record(
         measure(
             "dmr_jrg",
-            f"ActivityNet B={B} M={SENTENCES} K={K} D={D}",
-            # In the large batch a step of plain PyTorch takes minutes, and the fastest way needs about 36 GiB.
-            [provider(way) for way in step.ways if B == 4 or way in ("field's form", "plain", "vpgfast")],
+            f"{data} B={B} M={M} K={K} D={D}",
+            [provider(way) for way in ways],
             [p.detach() for p in parameters],
             # Each layer of TAN writes its map; backward reads it again and writes its gradient.
             floor_bytes={

@@ -62,7 +62,7 @@ def make_step(data: str, B: int, device: torch.device) -> tuple[Step, Batch]:
 
 
 @pytest.mark.parametrize(("data", "B"), [("Charades-STA", 16), ("ActivityNet", 4)])
-@pytest.mark.parametrize("part", ["proposals", "step"])
+@pytest.mark.parametrize("part", ["step", "proposals"])
 def test_marn(data: str, B: int, part: str, device: torch.device, record) -> None:
     step, batch = make_step(data, B, device)
     model, config = step.model, step.model.config

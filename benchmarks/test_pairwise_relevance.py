@@ -23,8 +23,8 @@ def by_query(a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("N", "M", "H"),
     [
-        pytest.param(42 * 6, 42, 512, id="DiDeMo"),
         pytest.param(42 * 32, 42, 512, id="Charades"),
+        pytest.param(42 * 6, 42, 512, id="DiDeMo"),
         pytest.param(4096, 128, 512, id="larger"),
     ],
 )

@@ -45,7 +45,7 @@ def make_step(B: int, device: torch.device) -> tuple[Step, Batch]:
     return Step(model), batch.to(device)
 
 
-def test_seqpan(device: torch.device, record) -> None:
+def test_seqpan(device: torch.device, eager_only: bool, record) -> None:
     B = 16
     step, batch = make_step(B, device)
     trained = {f"model.{name}": p for name, p in step.model.named_parameters()}
@@ -64,7 +64,7 @@ def test_seqpan(device: torch.device, record) -> None:
         measure(
             "seqpan",
             f"Charades-STA B={B} d_v={FEATURE_DIM} T={T} D={D}",
-            [provider(way) for way in ("compiled", "vpgfast")],
+            [provider(way) for way in (("vpgfast",) if eager_only else ("compiled", "vpgfast"))],
             [p.detach() for p in trained.values()],
             floor_bytes={"forward": features + weights, "forward+backward": 2 * (features + weights) + weights},
             floor_flops={"forward": products, "forward+backward": 3 * products},

@@ -71,6 +71,6 @@ tell "${steps[@]}"
 
 export VPGFAST_BENCHMARK_RESULTS=$out
 run benchmarks "${BENCHMARKS_LIMIT:-160}" "$python" -m pytest -m gpu -v --tb=short -p no:cacheprovider \
-  --continue-on-collection-errors "${parallel[@]}" benchmarks
+  --continue-on-collection-errors "${parallel[@]}" benchmarks --full
 tell benchmarks
 exit $status
