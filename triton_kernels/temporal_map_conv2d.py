@@ -238,6 +238,7 @@ def _backward_weight(grad, x, read, written, pairs, grad_kernel, C, D, count, gr
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     sums = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+    grad_at, x_at = grad + column.to(tl.int64) * grad_column, x + channel.to(tl.int64) * x_channel
     listed = tl.load(pairs + tap)
     for first in tl.range(0, listed * groups * VIDEOS, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
@@ -248,12 +249,8 @@ def _backward_weight(grad, x, read, written, pairs, grad_kernel, C, D, count, gr
         source = tl.load(read + tap * count + n, mask=inside, other=0).to(tl.int64)
         g_at = (result * grad_row + group * grad_group) * VIDEOS + video
         a_at = (source * x_row + group * x_group) * VIDEOS + video
-        g = tl.load(
-            grad + g_at[None, :] + column[:, None] * grad_column, mask=inside[None, :] & (column < D)[:, None], other=0
-        )
-        a = tl.load(
-            x + a_at[:, None] + channel[None, :] * x_channel, mask=inside[:, None] & (channel < C)[None, :], other=0
-        )
+        g = tl.load(grad_at[:, None] + g_at[None, :], mask=inside[None, :] & (column < D)[:, None], other=0)
+        a = tl.load(x_at[None, :] + a_at[:, None], mask=inside[:, None] & (channel < C)[None, :], other=0)
         sums = tl.dot(g, a, sums, input_precision=PRECISION)
     place = (tap * D + column).to(tl.int64)[:, None] * C + channel[None, :]
     tl.store(grad_kernel + place, sums.to(grad_kernel.dtype.element_ty),
