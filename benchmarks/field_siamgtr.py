@@ -210,7 +210,7 @@ class FieldSiamGTR:
     def inside(self, start: float, end: float) -> Tensor:
         """Which clips have their middle in an interval, clip by clip, [T]; the nearest one if none has."""
         T = self.model.config.max_clips
-        mask = torch.zeros(T)
+        mask = torch.zeros(T, device=next(self.model.parameters()).device)
         for k in range(T):
             if start <= (k + 0.5) / T <= end:
                 mask[k] = 1
