@@ -20,7 +20,7 @@ from torch import Tensor
 from vpgfast.ops import OPS
 from vpgfast.ops.anchor_cross_attention import empty_grad, empty_out
 
-from ._launch import on_device
+from ._launch import architecture, on_device
 from .anchor_cross_attention_backward import _backward_keys, _backward_queries, _backward_stats, _backward_together
 from .attention_blocks import grown, head_rows, inside, interval_of, logits_of, store_head_rows
 
@@ -251,7 +251,9 @@ def backward(
         inputs[0], grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs[1:],
         _bytes(key_mask), intervals if intervals is None else intervals.contiguous(),
     )  # fmt: skip
-    if 0 < Q <= QUERIES and 0 < T <= TOGETHER and B * H >= FEWEST_TOGETHER and settings["CLIPS"] == CLIPS:
+    few = 0 < Q <= QUERIES and 0 < T <= TOGETHER and settings["CLIPS"] == CLIPS
+    # Compiled for Ampere the kernel holds little in registers.
+    if few and B * H >= FEWEST_TOGETHER and architecture() >= 90:
         by_video = by_k_pos if k_pos.shape[0] == B else v.new_empty(B, H, T, e, dtype=torch.float32)
         grads = by_q_content, by_q_pos, by_k_content, by_video, by_v
         with on_device(v):
