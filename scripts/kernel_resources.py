@@ -104,7 +104,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for (file, kernel), of in sorted(by_kernel.items()):
         shown = of[90]
-        cells = [f"{of[a]['registers']}, {of[a]['stack']}" for a in ARCHITECTURES]
+        cells = [f"{of[a]['registers']}, {of[a]['stack']}" if a in of else "not used" for a in ARCHITECTURES]
         cells += [str(shown["shared"]), *(str(shown.get(what, "")) for what in CODE)]
         lines.append(f"| `{file}` | `{kernel}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
