@@ -331,6 +331,7 @@ def measure(
     floor_flops: dict[str, float] | None = None,
     tolerance: float = 1e-4,
     packed: Callable[..., Tensor] = lambda result: result,
+    whole_step: bool = False,
 ) -> list[Row]:
     """Rows for every provider, in each mode that ``floor_bytes`` names (``forward``, ``forward+backward``).
 
@@ -342,20 +343,24 @@ def measure(
             longer of the two times.
         packed: what of the results is compared, given all of them; it is not timed.
         tolerance: largest difference from the first provider's results, relative to their largest value.
+        whole_step: of a model, whose many layers add up what TF32 rounds: results are compared with it switched off.
 
     Raises:
         AssertionError: a provider's result is wrong; nothing is timed then.
     """
     device, dtype = inputs[0].device, inputs[0].dtype
-    if device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+    tf32 = torch.backends.cudnn.allow_tf32 and not whole_step
+    if device.type == "cuda" and dtype == torch.float32 and tf32:
         tolerance = max(tolerance, 5e-3)  # torch's default: convolutions round to 10 bits
     leaves_of = {
         mode: [t.detach().requires_grad_(mode == "forward+backward" and t.is_floating_point()) for t in inputs]
         for mode in floor_bytes
     }
-    grads = {
-        mode: _check(f"{op} {shape} {mode}", providers, leaves, tolerance, packed) for mode, leaves in leaves_of.items()
-    }
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=tf32):
+        grads = {
+            mode: _check(f"{op} {shape} {mode}", providers, leaves, tolerance, packed)
+            for mode, leaves in leaves_of.items()
+        }
     rows = []
     with alone(device):
         for mode, moved in floor_bytes.items():

@@ -167,5 +167,6 @@ def test_dmr_jrg(data: str, B: int, M: int, K: int, device: torch.device, eager_
             floor_flops={"forward": forward, "forward+backward": 3 * forward},
             # Where a ReLU's input is nearly zero, rounding decides whether its gradient passes: four layers of that.
             tolerance=1e-2,
+            whole_step=True,
         )
     )

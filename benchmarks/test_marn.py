@@ -100,5 +100,6 @@ def test_marn(data: str, B: int, part: str, device: torch.device, record) -> Non
             floor_flops={"forward": forward, "forward+backward": 3 * forward - reduce * (2 if part == "step" else 1)},
             # The attention's gradients nearly cancel: with AVX2 the dense form's are 0.9 % off those in float64.
             tolerance=1e-2,
+            whole_step=True,
         )
     )

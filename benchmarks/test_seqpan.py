@@ -69,5 +69,6 @@ def test_seqpan(device: torch.device, eager_only: bool, record) -> None:
             floor_bytes={"forward": features + weights, "forward+backward": 2 * (features + weights) + weights},
             floor_flops={"forward": products, "forward+backward": 3 * products},
             tolerance=1e-3,
+            whole_step=True,
         )
     )

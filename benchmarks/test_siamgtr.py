@@ -90,5 +90,6 @@ def test_siamgtr(B: int, device: torch.device, eager_only: bool, record) -> None
             # The video encoder's products; backward by the weights and by what lies before, but for the features.
             floor_flops={"forward": forward, "forward+backward": 3 * forward - project},
             tolerance=3e-3,
+            whole_step=True,
         )
     )

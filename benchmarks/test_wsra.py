@@ -90,5 +90,6 @@ def test_wsra(B: int, device: torch.device, eager_only: bool, record) -> None:
             # A hidden unit at 0 is on or off by the last bit of a sum, and gradients of random clips cancel: one such
             # unit shows. In float64 tests/models/test_wsra.py finds all ways equal to eight digits.
             tolerance=3e-3,
+            whole_step=True,
         )
     )

@@ -145,7 +145,7 @@ def test_to_a_gpu_and_back(name: str) -> None:
     arguments = inputs(name, module)
     expected = answers(module, arguments)
     module.cuda()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = answers(module, tuple(x.to("cuda") for x in arguments))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4, equal_nan=True)
