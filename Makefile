@@ -52,6 +52,7 @@ nightly: .venv/.ready
 	scripts/emulate_cuda.sh plain
 	scripts/emulate_cuda.sh races
 	scripts/emulate_cuda.sh asan
+	$(BIN)/python scripts/kernel_traffic.py --check
 	env -u VPGFAST_EMULATOR_ALL $(BIN)/python tests/cuda_emulator/mutations.py
 
 # Each op at its first shape, in under eight minutes. BENCHMARKS=--full measures everything and stores the rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -27,6 +28,15 @@ def test_stored_tables_are_those_of_the_files(page: Path) -> None:
     """`python scripts/stored_tables.py` writes them again."""
     text = page.read_text()
     assert rewritten(text) == text
+
+
+@pytest.mark.parametrize("script", ["kernel_traffic", "kernel_resources"])
+def test_tables_of_kernels_are_those_of_the_files(script: str) -> None:
+    if script == "kernel_resources":
+        pytest.importorskip("triton")
+    module = importlib.import_module(script)
+    table = module.table(json.loads(module.STORED.read_text()))
+    assert f"{module.BEGIN}\n\n{table}\n\n{module.END}" in module.PAGE.read_text()
 
 
 def numbers(stored: Any) -> Iterator[float]:
