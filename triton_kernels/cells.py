@@ -96,9 +96,13 @@ def _transpose(source, rows_of, columns_of, gate, scale, number, target, rows, c
     GATED: 0 where ``gate``, laid out as the source, is not above 0. SCALED: times scale[column].
     NUMBERED: no more rows than ``number`` times ``inner``.
     """
-    batch = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    # One axis of programs: the others of a grid end at 65,535.
+    column_tiles = tl.cdiv(columns, SIZE)
+    tiles = tl.cdiv(rows, SIZE) * column_tiles
+    tile = tl.program_id(0) % tiles
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    row = tile // column_tiles * SIZE + tl.arange(0, SIZE)
+    column = tile % column_tiles * SIZE + tl.arange(0, SIZE)
     if NUMBERED:
         rows = tl.load(number) * inner
     wanted, here, place = column < columns, row < rows, column
@@ -131,7 +135,7 @@ def transposed(
     target = source.new_empty(shape)
     if target.numel():
         options = rows_of, columns_of, gate, scale, number
-        grid = triton.cdiv(rows, TILE), triton.cdiv(columns, TILE), batches
+        grid = (triton.cdiv(rows, TILE) * triton.cdiv(columns, TILE) * batches,)
         with on_device(source):
             _transpose[grid](
                 source, *(source if t is None else t for t in options), target, rows, columns, inner, from_batch,
