@@ -55,9 +55,9 @@ HOPPER = {
     "tf32": (Blocks(128, 256, 8, 6, 1), Blocks(128, 256, 8, 6, 1)),
     "tf32x3": (Blocks(64, 128, 4, 6, 2), Blocks(64, 64, 4, 6, 2)),
 }
-"""Of the convolution and of the weight's gradient, by precision: what was fastest on an H100 at the largest shape tried,
-and what fits into the registers where three products stand in for one. At small shapes 128 x 128 was up to a tenth
-faster (benchmarks/results/cuda)."""
+"""Of the convolution and of the weight's gradient, by precision: what was fastest on an H100 at the largest shape
+tried, and what fits into the registers where three products stand in for one. At small shapes 128 x 128 was up to an
+eighth faster (benchmarks/results/cuda)."""
 AMPERE = {
     "tf32": (Blocks(128, 128, 8, 6, 1), Blocks(128, 128, 8, 6, 1)),
     "tf32x3": (Blocks(64, 64, 4, 6, 2), Blocks(64, 64, 4, 6, 2)),
