@@ -58,6 +58,8 @@ def sdpa(q_content: Tensor, q_pos: Tensor, k_content: Tensor, k_pos: Tensor, v: 
 
 SHAPES = [
     pytest.param((32, 8, 5, 256, 32), id="SiamGTR"),
+    # What our SiamGTR calls: each head of a query is a query to the memory as it is, and no key is projected.
+    pytest.param((32, 1, 40, 256, 256), id="SiamGTR-wide"),
     pytest.param((16, 8, 5, 512, 32), id="SiamGTR-TACoS"),
     pytest.param((8, 8, 100, 256, 32), id="DETR-queries"),
     pytest.param((2, 8, 16, 8192, 32), id="long"),

@@ -20,6 +20,7 @@ from test_video import shown, times
 from video_files import clip, numbered, numbers, quarters, tone, turn, write
 
 from vpgfast.errors import VideoError
+from vpgfast.find.clips import cut
 from vpgfast.video import Picture, Video, source
 
 
@@ -624,3 +625,14 @@ def test_read_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "open_file", failing)
     with pytest.raises(VideoError, match=r"v\.mkv: can't be read after \d+ frames \(Input/output error\)"):
         list(video.frames(2.0))
+
+
+def test_tags_that_are_not_utf8(tmp_path):
+    """Old cameras write Latin-1."""
+    path = clip(tmp_path / "v.mkv", 60)
+    data = path.read_bytes()
+    assert data.count(b"Lavf") > 1
+    path.write_bytes(data.replace(b"Lavf", b"L\xe9vf"))
+    assert numbers(Video(path).frames(1.0)) == list(range(0, 60, 10))
+    cut(path, 0.0, 2.0, tmp_path / "c.mkv")
+    assert numbers(Video(tmp_path / "c.mkv").frames(1.0))[:2] == [0, 10]

@@ -4,7 +4,10 @@ A program takes a block of queries of one head and a share of the clips. Shares 
 there are several: that keeps a GPU busy with few heads and many clips. Nothing depends on the order in which programs
 run. Numbers of 16 bits are widened to float32 and multiplied as TF32, which holds them exactly; float32 is multiplied
 as TF32 where torch's own products may be (``torch.backends.cuda.matmul.allow_tf32``), else in three TF32 products that
-together keep float32's digits. float64, and heads too wide for a GPU's shared memory, run on the reference.
+together keep float32's digits.
+
+float64 runs on the reference, and so do wide heads (SiamGTR's, which are as wide as the memory): beside their rows the
+attention matrix is small, and what is left are large matrix products, at which cuBLAS is best.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from .attention_blocks import grown, head_rows, inside, interval_of, logits_of, 
 
 QUERIES = 16
 CLIPS = 64
+WIDEST = 256
+"""Channels of content, position and value in all. Kernels for 768 spilled their registers."""
 PROGRAMS = 1024
 """That keep every GPU busy: with fewer blocks of queries the clips are shared out."""
 SHARES = 32
@@ -148,8 +153,8 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 
 
 def _runs_here(v: Tensor, *widths: int) -> bool:
-    """Whether there is a kernel: not for float64, nor for rows of more than about 1024 channels."""
-    return v.dtype != torch.float64 and sum(max(16, triton.next_power_of_2(width)) for width in widths) <= 1024
+    """Whether there is a kernel: not for float64, nor for wide heads."""
+    return v.dtype != torch.float64 and sum(max(16, triton.next_power_of_2(width)) for width in widths) <= WIDEST
 
 
 def _settings(
@@ -164,7 +169,7 @@ def _settings(
         "HAS_MASK": key_mask is not None,
         "HAS_INTERVALS": intervals is not None,
         "QUERIES": QUERIES,
-        "CLIPS": CLIPS if D + E + F <= 256 else 16,
+        "CLIPS": CLIPS,
         "PRECISION": "tf32" if tf32 else "tf32x3",
     }  # fmt: skip
 
@@ -251,7 +256,7 @@ def backward(
         inputs[0], grad_centroid.contiguous(), grad_mass.contiguous(), grad_weights.contiguous(), *inputs[1:],
         _bytes(key_mask), intervals if intervals is None else intervals.contiguous(),
     )  # fmt: skip
-    few = 0 < Q <= QUERIES and 0 < T <= TOGETHER and settings["CLIPS"] == CLIPS
+    few = 0 < Q <= QUERIES and 0 < T <= TOGETHER
     # Compiled for Ampere the kernel holds little in registers.
     if few and B * H >= FEWEST_TOGETHER and architecture() >= 90:
         by_video = by_k_pos if k_pos.shape[0] == B else v.new_empty(B, H, T, e, dtype=torch.float32)

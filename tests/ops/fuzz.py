@@ -305,7 +305,8 @@ def anchor_cross_attention(draw: Draw) -> Case:
         parts += [part for part in (stats.mass, stats.weights) if part is not None]
         return torch.cat([part.flatten().to(inputs[4].dtype) for part in parts])
 
-    return Case(function, inputs, {"of_scale": 1e-5})
+    # Tensor cores round the attention to 10 bits before it is multiplied with v.
+    return Case(function, inputs, {"of_scale": 2**-10 if dtype == torch.float16 else 1e-5})
 
 
 @case

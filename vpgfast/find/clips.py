@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 
 from vpgfast.errors import VideoError
+from vpgfast.video.source import ANY_TAG
 
 _EXACT = 0.1
 """Seconds by which a cut may begin early without a word about it."""
@@ -25,7 +26,7 @@ def cut(video: Path, start: float, end: float, target: Path) -> float:
     """
     temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
     try:
-        with av.open(str(video.absolute())) as source, av.open(str(temporary.absolute()), "w") as output:
+        with av.open(str(video.absolute()), **ANY_TAG) as source, av.open(str(temporary.absolute()), "w") as output:
             origin = (source.start_time or 0) / av.time_base
             picture = source.streams.best("video") or source.streams.video[0]
             copied = [s for s in source.streams if s is picture or s.type == "audio"]
@@ -33,7 +34,7 @@ def cut(video: Path, start: float, end: float, target: Path) -> float:
             source.seek(round((start + origin) * av.time_base), backward=True)
             first: float | None = None
             for packet in source.demux(copied):
-                if packet.dts is None or packet.pts is None or packet.time_base is None:
+                if packet.dts is None or packet.pts is None or not packet.time_base:
                     continue
                 time = float(packet.pts * packet.time_base) - origin
                 if packet.stream is picture and first is None:

@@ -19,6 +19,8 @@ _USUAL_RATE = 25.0
 _IMAGE_CODECS = ("mjpeg", "png", "bmp", "tiff", "webp", "gif", "jpeg2000")  # of covers that are not marked as such
 _TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")  # FFmpeg draws any file that is called .txt
 _BUFFER = 2**18  # bytes read at a time
+ANY_TAG: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+"""For ``av.open``, so that no tag that is not UTF-8 makes a file unreadable; PyAV 19 takes them all by itself."""
 
 
 def printable(path: Path) -> str:
@@ -49,8 +51,8 @@ class Source:
         try:
             if is_animated_webp(file):
                 file = webp_as_film(file)
-            self.container = av.open(file, container_options={"protocol_whitelist": "none"}, metadata_errors="replace",
-                                     buffer_size=_BUFFER)  # fmt: skip
+            options = {"protocol_whitelist": "none"}
+            self.container = av.open(file, container_options=options, buffer_size=_BUFFER, **ANY_TAG)
         except ImportError:
             self._file.close()
             raise VideoError(
@@ -100,7 +102,9 @@ class Source:
     @property
     def aspect(self) -> Fraction | None:
         """Width of a stored pixel over its height, by the container, else by the codec, where it may change."""
-        return self.stream.codec_context.sample_aspect_ratio if self._follows_codec else self._own_aspect
+        aspect = self.stream.codec_context.sample_aspect_ratio if self._follows_codec else self._own_aspect
+        # PyAV 19 has numbers of its own, and says 0 / 1 where it is not known.
+        return Fraction(aspect.numerator, aspect.denominator) if aspect else None
 
     def turn(self, frame: av.VideoFrame) -> Turn:
         """How a frame is to be turned to be shown."""

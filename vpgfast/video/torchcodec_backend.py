@@ -63,7 +63,7 @@ class Scan:
 
     def __init__(self, source: Source) -> None:
         base = source.stream.time_base
-        if source.guessed_rate or base is None or source.start is None or source.container.format.name == "avi":
+        if source.guessed_rate or not base or source.start is None or source.container.format.name == "avi":
             raise NotForTorchcodec("the format has no presentation stamps")
         if source.broadcast:
             raise NotForTorchcodec("clocks and picture sizes may change in its format")
