@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that a machine with an NVIDIA GPU should check, in one go of under ten minutes:
-# build, doctor, GPU tests, compute-sanitizer on the CUDA kernels, benchmarks.
+# build, doctor, GPU tests, compute-sanitizer on the CUDA kernels, training of every method, where the time of its
+# steps goes, benchmarks.
 #
 #   bash scripts/gpu_check.sh [OUTPUT_FOLDER]     (default: gpu_check)
 #
 # Uses the Python that PYTHON names (default python3), which must have a CUDA build of torch, setuptools 77 or newer,
-# pytest, numpy, tqdm and h5py; needs no network. With pytest-xdist, tests run and benchmarks compile on all cores;
+# pytest and the package's other dependencies; needs no network. With pytest-xdist, tests run and benchmarks compile on all cores;
 # whoever measures has the GPU for itself. PREBUILT=1 takes the libraries that lie in vpgfast/. OUTPUT_FOLDER receives
 # what each step printed (<step>.txt) and the measured rows (<device>.json). Exit status 0 if everything passed.
 set -uo pipefail
@@ -66,10 +67,25 @@ else
   echo "== sanitizer: compute-sanitizer not found, not run"
   status=1
 fi
+# Every method, as it is trained: once as it is, once in 16 bits.
+train_all() { # python, folder
+  for method in seqpan wsra marn siamgtr dmr_jrg; do
+    for precision in 32-true bf16-mixed; do
+      echo "== $method $precision"
+      "$1" -m vpgfast.train --config "configs/$method/moving_shapes.yaml" --epochs 1 --precision "$precision" \
+        --output "$2/$method-$precision" --overwrite || return 1
+    done
+  done
+}
+export -f train_all
+steps+=(trains)
+run trains "${TESTS_LIMIT:-150}" bash -c 'train_all "$@"' bash "$python" "$out/trained" &
 wait
 tell "${steps[@]}"
 
 export VPGFAST_BENCHMARK_RESULTS=$out
+run steps 60 "$python" -m benchmarks.step_profile
+tell steps
 run benchmarks "${BENCHMARKS_LIMIT:-160}" "$python" -m pytest -m gpu -v --tb=short -p no:cacheprovider \
   --continue-on-collection-errors "${parallel[@]}" benchmarks --full
 tell benchmarks
