@@ -169,7 +169,9 @@ def _settings(
         "HAS_MASK": key_mask is not None,
         "HAS_INTERVALS": intervals is not None,
         "QUERIES": QUERIES,
-        "CLIPS": CLIPS,
+        # Of heads wider than 32 channels larger blocks do not fit into the registers.
+        "CLIPS": CLIPS if D + E + F <= 96 else CLIPS // 2,
+        "num_warps": 4 if D + E + F <= 96 else 8,
         "PRECISION": "tf32" if tf32 else "tf32x3",
     }  # fmt: skip
 

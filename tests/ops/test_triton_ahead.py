@@ -14,6 +14,8 @@ from vpgfast.ops import OPS
 
 MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
 
+MOST_STACK = 2048  # bytes a thread; one that holds its blocks there, not in registers, has many more
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -31,3 +33,4 @@ def test_kernels_compile(architecture: int) -> None:
     for kernel in kernels:
         assert kernel["shared"] <= MOST_SHARED[architecture], kernel
         assert kernel["registers"] * kernel["threads"] <= 65536, kernel
+        assert kernel["stack"] <= MOST_STACK, kernel

@@ -70,8 +70,10 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
         return torch.zeros(B, N, H * width, dtype=dtype).view(B, N, H, width).transpose(1, 2)
 
     odd = dtype != torch.float32  # one dtype will do
-    shapes = (32, 8, 5, 256, 32, 32, 32), (2, 8, 16, 8192, 32, 32, 32), (3, 2, 19, 130, 20, 4, 33)
-    for B, H, Q, T, d, e, f in (shapes[0], shapes[2] if odd else shapes[1]):
+    shapes = (32, 8, 5, 256, 32, 32, 32), (3, 2, 19, 130, 20, 4, 33)
+    if not odd:
+        shapes = shapes[0], (2, 8, 16, 8192, 32, 32, 32), (8, 8, 40, 256, 64, 64, 64)
+    for B, H, Q, T, d, e, f in shapes:
         inputs = heads(B, Q, H, d), heads(B, Q, H, e), heads(B, T, H, d), heads(1, T, H, e), heads(B, T, H, f)
         masks = torch.ones(B, T, dtype=torch.bool), torch.zeros(B, Q, 2, dtype=torch.float64)
         yield "anchor_cross_attention", (*inputs, *masks, True)
