@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Iterator
 
 import pytest
@@ -87,6 +89,88 @@ def test_kernels_run_and_not_the_reference(op: str) -> None:
     for seed in SEEDS:
         outputs(CASES[op](Draw(seed)))
     assert emulator_get("launches") > before
+
+
+MANY = 2**32 + 1024  # kernels take indices of 32 bits where 31 suffice; what is wrong then shows from 32 on
+END = slice(-256, None)
+NORESERVE = 0x4000  # Linux's; mmap has a name for it from Python 3.13 on
+
+
+def sparse(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    """Zeros that take no memory until they are written."""
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def random_at_the_end(*shape: int) -> torch.Tensor:
+    """Numbers of which the last 1024 are not 0."""
+    tensor = sparse(*shape)
+    end = tensor.view(-1)[-1024:]
+    end.copy_(torch.rand(1024, generator=torch.Generator().manual_seed(0)))
+    return tensor
+
+
+def spans_at_the_end(*shape: int) -> torch.Tensor:
+    spans = random_at_the_end(*shape, 2)
+    spans.view(-1, 2)[-512:] = spans.view(-1, 2)[-512:].sort(-1).values
+    return spans
+
+
+def check_end(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.count_nonzero() > 64
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.fixture
+def only_ends() -> Iterator[None]:
+    """Of every launch a few blocks: what they compute lies at the beginning and at the end of a tensor."""
+    emulator_set("ends", 4)
+    yield
+    emulator_set("ends", 0)
+
+
+def test_iou_of_more_than_2_32_pairs(only_ends: None) -> None:
+    a, b = spans_at_the_end(1, MANY // 16), torch.rand(1, 16, 2).sort(-1).values.half()
+    few = a[:, END].float()
+    found = torch.ops.vpgfast.temporal_iou(a, b, False)
+    check_end(found[0, END], ops.temporal_iou(few[0], b[0].float()).half())
+
+    grad = random_at_the_end(1, MANY // 16, 16)
+    few.requires_grad_()
+    ops.temporal_iou(few[0], b[0].float()).backward(grad[0, END].float())
+    by_a, _ = torch.ops.vpgfast.temporal_iou_backward(grad, a, b, False)
+    check_end(by_a[0, END], few.grad[0].half())
+
+
+def test_scan_of_more_than_2_32_cells(only_ends: None) -> None:
+    z, bias = random_at_the_end(MANY // 1024, 1, 1024), torch.tensor(0.5, dtype=torch.float16)
+    counts = sparse(len(z), 1, dtype=torch.bool)  # of no video but the last
+    counts[-1] = True
+    few = z[-1:].float().requires_grad_()
+    found = torch.ops.vpgfast.ordered_suppression_scan(z, bias, counts, False)
+    expected = ops.ordered_suppression_scan(few, bias.float())
+    check_end(found[-1, 0, END], expected[-1, 0, END].detach().half())
+
+    grad = random_at_the_end(*z.shape)
+    expected.backward(grad[-1:].float())
+    by_z, _ = torch.ops.vpgfast.ordered_suppression_scan_backward(grad, z, bias, found, counts, False)
+    check_end(by_z[-1, 0, END], few.grad[-1, 0, END].half())
+
+
+def test_losses_of_more_than_2_32_maps(only_ends: None) -> None:
+    """Of one cell each. 65,535 blocks of 256 maps go over them 257 times, and the first is left with the last of them."""
+    M = 256
+    videos = 257 * 65535 + 1
+    assert videos * M > 2**32
+    logits, spans = random_at_the_end(videos, M, 1, 1), spans_at_the_end(videos, M)
+    mask = sparse(videos, 1, 1, 1, dtype=torch.bool)  # of no video but the last
+    mask[-1] = True
+    by_loss, count = torch.ones((), dtype=torch.float16), torch.tensor(1)
+    found = torch.ops.vpgfast.temporal_map_bce_backward(by_loss, logits, spans, mask, None, 0.3, 0.7, count)
+    few = logits[-1:].double().requires_grad_()
+    ops.temporal_map_bce(few, spans[-1:].double(), mask[-1:], min_iou=0.3, max_iou=0.7).backward()
+    check_end(found[-1].view(-1), few.grad.view(-1).half() * M)
 
 
 WRONG = {

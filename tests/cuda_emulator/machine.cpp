@@ -300,8 +300,13 @@ void run(const Launch& launch, void (*kernel)(void*), void* arguments, size_t by
     std::vector<int> threads_in_order(now.threads);
     std::iota(threads_in_order.begin(), threads_in_order.end(), 0);
     const dim3 grid = launch.grid;
-    std::vector<uint32_t> blocks(size_t{grid.x} * grid.y * grid.z);
+    const size_t all = size_t{grid.x} * grid.y * grid.z, ends = static_cast<size_t>(settings.ends);
+    const bool only_ends = ends > 0 && all > 2 * ends;
+    std::vector<uint32_t> blocks(only_ends ? 2 * ends : all);
     std::iota(blocks.begin(), blocks.end(), 0u);
+    for (size_t i = ends; only_ends && i < 2 * ends; ++i) {
+      blocks[i] = static_cast<uint32_t>(all - 2 * ends + i);
+    }
     std::shuffle(blocks.begin(), blocks.end(), random_numbers);
     for (const uint32_t b : blocks) {
       indices.block = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
