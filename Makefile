@@ -3,6 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 BIN := .venv/bin
+# Processes that the tests run in; each takes up to 2 GB.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/cuda_emulator/include/*)
 
 .PHONY: demo test lint sanitize emulate-plain emulate-races emulate nightly benchmarks clean
@@ -23,7 +25,7 @@ demo: .venv/.ready
 # The tests come last: their closing line is what one wants to read. What comes before them keeps two cores busy.
 test: lint
 	$(MAKE) --no-print-directory --output-sync -j2 sanitize emulate-plain emulate-races
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -31,8 +33,9 @@ lint: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*) $(EMULATOR)
 
+# A third of the cases with a sanitizer and with races; `make nightly` runs all.
 sanitize: .venv/.ready
-	scripts/sanitize.sh
+	VPGFAST_SAMPLE=3 scripts/sanitize.sh
 
 # The CUDA kernels on the CPU. Two orders, two poisons; with races the tests that hold the most memory are left out.
 emulate: emulate-plain emulate-races
@@ -41,7 +44,7 @@ emulate-plain: .venv/.ready
 	OMP_NUM_THREADS=1 scripts/emulate_cuda.sh plain
 
 emulate-races: .venv/.ready
-	OMP_NUM_THREADS=1 VPGFAST_FUZZ_CASES=20 scripts/emulate_cuda.sh races
+	OMP_NUM_THREADS=1 VPGFAST_FUZZ_CASES=20 VPGFAST_SAMPLE=3 scripts/emulate_cuda.sh races
 
 # The ops for every instruction set that is here; the emulator in every mode, and what the tests notice of faults that
 # are planted: hours.
@@ -49,6 +52,7 @@ nightly: export VPGFAST_EMULATOR_ALL = 1
 nightly: export VPGFAST_FUZZ_CASES = 160
 nightly: .venv/.ready
 	scripts/every_instruction_set.sh tests/ops -m "not gpu"
+	scripts/sanitize.sh
 	scripts/emulate_cuda.sh plain
 	scripts/emulate_cuda.sh races
 	scripts/emulate_cuda.sh asan

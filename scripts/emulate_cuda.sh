@@ -7,7 +7,7 @@
 # races: the same, and every access to memory is looked at; other poison. asan: AddressSanitizer and
 # UndefinedBehaviorSanitizer. The library is built into a copy of the working tree, so .venv and its libraries stay as
 # they are. VPGFAST_EMULATOR_SEED repeats an order, VPGFAST_EMULATOR_POISON=0x3c sets the poison's byte,
-# VPGFAST_EMULATOR_ALL=1 runs the long tests too.
+# VPGFAST_EMULATOR_ALL=1 runs the long tests too, VPGFAST_SAMPLE=3 a third of the cases (tests/sampling.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/sanitizers.sh
@@ -39,6 +39,6 @@ is_ours "$python"
 
 echo "== testing with VPGFAST_EMULATOR_SEED=$VPGFAST_EMULATOR_SEED VPGFAST_EMULATOR_POISON=$VPGFAST_EMULATOR_POISON"
 # Not captured and with no handler of Python's own, so that a report is seen. What is left out: selection.py.
-PYTHONPATH=tests "$python" -m pytest tests/cuda_emulator/check_kernels.py tests/ops tests/nn -p cuda_emulator.selection \
+PYTHONPATH=tests "$python" -m pytest tests/cuda_emulator/check_kernels.py tests/ops tests/nn -p cuda_emulator.selection -p sampling \
   -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not gpu" "$@"
 echo "== no errors"

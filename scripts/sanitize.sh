@@ -3,7 +3,7 @@
 #
 # They are built in a copy of the working tree, so .venv and its libraries stay as they are. The first error ends the run
 # with a report and a status that is not zero.
-# Arguments go to pytest: scripts/sanitize.sh -k temporal_iou
+# Arguments go to pytest: scripts/sanitize.sh -k temporal_iou. VPGFAST_SAMPLE=3 runs a third of the cases (tests/sampling.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/sanitizers.sh
@@ -36,5 +36,5 @@ is_ours "$python"
 echo "== testing"
 skipped="triton or compile or registration or memory or export or environment or without_any_library"
 # Not captured and with no handler of Python's own, so that a report is seen.
-"$python" -m pytest tests/ops -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not gpu" -k "not ($skipped)" "$@"
+PYTHONPATH=tests "$python" -m pytest tests/ops -p sampling -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not gpu" -k "not ($skipped)" "$@"
 echo "== no errors"

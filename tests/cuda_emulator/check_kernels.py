@@ -159,7 +159,7 @@ def test_scan_of_more_than_2_32_cells(only_ends: None) -> None:
 
 
 def test_losses_of_more_than_2_32_maps(only_ends: None) -> None:
-    """Of one cell each. 65,535 blocks of 256 maps go over them 257 times, and the first is left with the last of them."""
+    """Of one cell each. 65,535 blocks of 256 maps go over them 257 times; the first is left with the last of them."""
     M = 256
     videos = 257 * 65535 + 1
     assert videos * M > 2**32
