@@ -57,6 +57,7 @@ def test_what_is_written(videos: Path, tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     assert printed.out == f"{output}: 4 videos, 4 of them new, width 144\n"
     assert "1 files that are not named like videos are left out (.txt 1)" in printed.err
+    assert "1 hidden files are left out, such as" in printed.err
     assert not parts_folder(output).exists()
     reader, encoder = open_features(output), load_encoder("pixels")
     assert sorted(reader.video_ids()) == sorted(LENGTHS)

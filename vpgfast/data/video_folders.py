@@ -35,7 +35,7 @@ def named_like_flow(path: Path) -> bool:
 
 
 def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) -> list[Path]:
-    """The videos below a folder, sorted; hidden files and folders are left out, other files counted in the log.
+    """The videos below a folder, sorted; hidden files and folders are left out, as are others, and counted in the log.
 
     Links to folders are followed, but not to a folder that holds the link: that would be the same videos for ever.
 
@@ -44,6 +44,7 @@ def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) 
     """
     found: list[Path] = []
     others: Counter[str] = Counter()
+    hidden: list[Path] = []
     above = {str(folder): {os.path.realpath(folder)}}  # of each folder to come: itself and those it lies in, no links
     for place, folders, files in os.walk(folder, onerror=warn_of_folder, followlinks=True):
         here = above.pop(place)
@@ -59,13 +60,13 @@ def video_files(folder: Path, takes: Callable[[Path], bool] = named_like_video) 
         folders[:] = [name for name in inner if name not in whole]
         found += [Path(place, name) for name in whole]
         for name in files:
-            if name.startswith("."):
-                continue
             path = Path(place, name)
             if takes(path):
-                found.append(path)
-            else:
+                (hidden if name.startswith(".") else found).append(path)
+            elif not name.startswith("."):
                 others[path.suffix.lower() or "no suffix"] += 1
+    if hidden:
+        log.info("%s: %d hidden files are left out, such as %s", folder, len(hidden), min(hidden))
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(4))
         log.info("%s: %d files that are not named like videos are left out (%s)", folder, others.total(), kinds)
