@@ -40,12 +40,15 @@ def functions() -> dict[str, list[tuple[int, str]]]:
 
 
 def inner_loops(code: list[tuple[int, str]]) -> list[list[str]]:
-    """What lies between the target of a jump backward and the jump, where there is no other jump between."""
+    """What lies between the target of a jump backward and the jump, where no other jump between stays inside."""
     loops = []
-    for address, line in code:
-        if (jump := JUMP.search(line)) and code[0][0] <= (target := int(jump[1], 16)) < address:
-            loops.append([text for at, text in code if target <= at <= address])
-    return [loop for loop in loops if not any(JUMP.search(line) for line in loop[:-1])]
+    for end, line in code:
+        if (jump := JUMP.search(line)) and code[0][0] <= (start := int(jump[1], 16)) < end:
+            loop = [text for at, text in code if start <= at <= end]
+            others = [int(other[1], 16) for text in loop[:-1] if (other := JUMP.search(text))]
+            if not any(start <= target <= end for target in others):
+                loops.append(loop)
+    return loops
 
 
 # The inner loops of each kernel, by the names of its functions, and the instruction that does their work.

@@ -1,5 +1,6 @@
 """SeqPAN, equation by equation, against an independent numpy network that knows no padding and no batches."""
 
+import inspect
 import math
 import re
 from dataclasses import fields, replace
@@ -979,7 +980,7 @@ def test_needs_and_registry():
 
 def test_every_setting_is_documented():
     for f in fields(SeqPANConfig):
-        assert f"\n        {f.name}: " in SeqPANConfig.__doc__
+        assert f"\n    {f.name}: " in inspect.getdoc(SeqPANConfig)
 
 
 @pytest.mark.parametrize(

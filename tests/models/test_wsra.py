@@ -1,5 +1,6 @@
 """WSRA, equation by equation, against an independent numpy version that knows no padding and no tensors of pairs."""
 
+import inspect
 import math
 from dataclasses import fields, replace
 from pathlib import Path
@@ -680,7 +681,7 @@ def test_needs_and_registry():
 
 def test_every_setting_is_documented():
     for f in fields(WSRAConfig):
-        assert f"\n        {f.name}: " in WSRAConfig.__doc__
+        assert f"\n    {f.name}: " in inspect.getdoc(WSRAConfig)
 
 
 @pytest.mark.parametrize(

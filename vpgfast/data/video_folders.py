@@ -27,6 +27,11 @@ def named_like_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def without_suffix(path: Path) -> str:
+    """A video's name; also of ``..mp4``, which pathlib's own ``with_suffix`` refuses from Python 3.12 on."""
+    return path.as_posix().removesuffix(path.suffix)
+
+
 def named_like_flow(path: Path) -> bool:
     """Whether a path is named as optical flow is: an ``.npy`` file, or a folder of pictures of x and y."""
     if not path.is_dir():
@@ -93,7 +98,7 @@ def named_videos(paths: Iterable[Path], takes: Callable[[Path], bool] = named_li
             raise VideoError(f"{path}: holds no video (known are {' '.join(VIDEO_SUFFIXES)})")
         for file in files:
             whole = file.relative_to(path) if folder else Path(file.name)
-            name = (whole if file.is_dir() else whole.with_suffix("")).as_posix()
+            name = whole.as_posix() if file.is_dir() else without_suffix(whole)
             if name in named and named[name] != file:
                 raise VideoError(f"videos {named[name]} and {file}: two videos of one name, {name!r}; rename one")
             named[name] = file

@@ -14,7 +14,7 @@ from typing import Any
 
 from vpgfast.data.annotations import _io
 from vpgfast.data.text import tokenize
-from vpgfast.data.video_folders import VIDEO_SUFFIXES
+from vpgfast.data.video_folders import VIDEO_SUFFIXES, without_suffix
 from vpgfast.errors import AnnotationError
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _row(
         raise AnnotationError(f"{where}: no video")
     if not tokenize(sentence):
         raise AnnotationError(f"{where}: the sentence {sentence!r} has no word in it")
-    name = Path(video).with_suffix("").as_posix() if Path(video).suffix.lower() in VIDEO_SUFFIXES else video
+    name = without_suffix(Path(video)) if Path(video).suffix.lower() in VIDEO_SUFFIXES else video
     spans = []
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
