@@ -79,7 +79,7 @@ train_all() { # python, folder
 }
 export -f train_all
 steps+=(trains)
-run trains "${TESTS_LIMIT:-150}" bash -c 'train_all "$@"' bash "$python" "$out/trained" &
+run trains "${TRAINS_LIMIT:-200}" bash -c 'train_all "$@"' bash "$python" "$out/trained" &
 wait
 tell "${steps[@]}"
 
