@@ -323,7 +323,7 @@ std::tuple<Tensor, Tensor> temporal_iou_backward(const Tensor& grad_in, const Te
       tiles = L * (many ? (M + kWarp - 1) / kWarp : (N + threads - 1) / threads);
       parts = many ? std::clamp<int64_t>(std::min(N / kThreads, kBlocksWanted / tiles), 1, 1024) : tiles / L;
     }
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, INT_MAX));
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{1} << 20));
     const bool direct = parts == 1 && std::is_same_v<T, scalar_t>;  // nothing to add up, nothing to round
     const Tensor sums = direct ? grad_b : torch::stable::new_empty(a, {parts, L, M, 2}, accumulate_dtype(a));
     auto *to_a = write<scalar_t>(grad_a), *to_b = write<scalar_t>(grad_b);

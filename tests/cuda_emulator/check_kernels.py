@@ -143,6 +143,18 @@ def test_iou_of_more_than_2_32_pairs(only_ends: None) -> None:
     check_end(by_a[0, END], few.grad[0].half())
 
 
+@pytest.mark.parametrize("M", [3, 32])
+def test_iou_of_more_lists_than_blocks(only_ends: None, M: int) -> None:
+    """The first blocks come to a second list."""
+    L = 2**20 + 4
+    a, b, grad = spans_at_the_end(L, 1), spans_at_the_end(L, M), random_at_the_end(L, 1, M)
+    few = [t[-4:].float().requires_grad_() for t in (a, b)]
+    ops.temporal_iou(*few).backward(grad[-4:].float())
+    by_a, by_b = torch.ops.vpgfast.temporal_iou_backward(grad, a, b, False)
+    for found, leaf in ((by_a, few[0]), (by_b, few[1])):
+        torch.testing.assert_close(found[-4:], leaf.grad.half(), rtol=2e-3, atol=1e-4)
+
+
 def test_scan_of_more_than_2_32_cells(only_ends: None) -> None:
     z, bias = random_at_the_end(MANY // 1024, 1, 1024), torch.tensor(0.5, dtype=torch.float16)
     counts = sparse(len(z), 1, dtype=torch.bool)  # of no video but the last
