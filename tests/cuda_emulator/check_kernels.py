@@ -130,7 +130,7 @@ def only_ends() -> Iterator[None]:
     emulator_set("ends", 0)
 
 
-def test_iou_of_more_than_2_32_pairs(only_ends: None) -> None:
+def test_temporal_iou_of_more_than_2_32_pairs(only_ends: None) -> None:
     a, b = spans_at_the_end(1, MANY // 16), torch.rand(1, 16, 2).sort(-1).values.half()
     few = a[:, END].float()
     found = torch.ops.vpgfast.temporal_iou(a, b, False)
@@ -144,7 +144,7 @@ def test_iou_of_more_than_2_32_pairs(only_ends: None) -> None:
 
 
 @pytest.mark.parametrize("M", [3, 32])
-def test_iou_of_more_lists_than_blocks(only_ends: None, M: int) -> None:
+def test_temporal_iou_of_more_lists_than_blocks(only_ends: None, M: int) -> None:
     """The first blocks come to a second list."""
     L = 2**20 + 4
     a, b, grad = spans_at_the_end(L, 1), spans_at_the_end(L, M), random_at_the_end(L, 1, M)
@@ -155,7 +155,7 @@ def test_iou_of_more_lists_than_blocks(only_ends: None, M: int) -> None:
         torch.testing.assert_close(found[-4:], leaf.grad.half(), rtol=2e-3, atol=1e-4)
 
 
-def test_scan_of_more_than_2_32_cells(only_ends: None) -> None:
+def test_ordered_suppression_scan_of_more_than_2_32_cells(only_ends: None) -> None:
     z, bias = random_at_the_end(MANY // 1024, 1, 1024), torch.tensor(0.5, dtype=torch.float16)
     counts = sparse(len(z), 1, dtype=torch.bool)  # of no video but the last
     counts[-1] = True
@@ -170,7 +170,7 @@ def test_scan_of_more_than_2_32_cells(only_ends: None) -> None:
     check_end(by_z[-1, 0, END], few.grad[-1, 0, END].half())
 
 
-def test_losses_of_more_than_2_32_maps(only_ends: None) -> None:
+def test_temporal_map_bce_of_more_than_2_32_maps(only_ends: None) -> None:
     """Of one cell each. 65,535 blocks of 256 maps go over them 257 times; the first is left with the last of them."""
     M = 256
     videos = 257 * 65535 + 1
