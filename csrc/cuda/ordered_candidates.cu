@@ -161,7 +161,7 @@ __global__ void ordered(Job job) {
     if (threadIdx.x == 0) {
       job.total[b] = total;
     }
-    __syncthreads();  // before the values are written again
+    // The values may be written again: whoever has read them has met all others in a reduction since.
   }
 }
 

@@ -102,7 +102,6 @@ __device__ void find_maxima(const Job& job) {
         return Running{{key(q), static_cast<int32_t>(q)}, last};
       },
       [&](int64_t k, const Running& running) { job.suffix[job.T - k] = running.top; });
-  __syncthreads();
 }
 
 // The largest value within a span's reach of position q, itself in the order of the scan.
@@ -138,7 +137,6 @@ __device__ void choose(const Job& job, Place* choice) {
         job.best[p] = chosen.value;
         choice[p] = {chosen.at, chosen.chosen};
       });
-  __syncthreads();
 }
 
 template <typename scalar_t>

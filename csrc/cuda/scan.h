@@ -10,7 +10,7 @@ constexpr int kMostItems = 8;  // consecutive elements that a thread takes at a 
 
 // write(k, op(... op(read(0), read(1)) ..., read(k))) for every k below `count`. `op` is associative, `identity` its
 // left identity. Of several reads of element k all come before its write; nothing else is promised of their order. All
-// threads of the block call it; what was written may be read after a barrier.
+// threads of the block call it, and may read what any of them has written when it returns.
 template <typename T, typename Op, typename Read, typename Write>
 __device__ void block_scan(int64_t count, const T& identity, const Op& op, const Read& read, const Write& write) {
   __shared__ T of_thread[2][kThreads];  // one is read while the other is written
@@ -43,11 +43,11 @@ __device__ void block_scan(int64_t count, const T& identity, const Op& op, const
       write(k, running);
     }
     before_tile = op(before_tile, of_thread[from][active - 1]);
-    __syncthreads();  // before `of_thread` is written again
+    __syncthreads();  // before `of_thread` is written again, and what was written is read
   }
 }
 
-// op over all threads' values, associative and commutative; every thread gets the result.
+// op over all threads' values, associative and commutative; every thread gets the result, when all have called it.
 template <typename T, typename Op>
 __device__ T block_reduce(const T& value, const Op& op) {
   __shared__ T of_thread[kThreads];

@@ -155,6 +155,28 @@ def test_temporal_iou_of_more_lists_than_blocks(only_ends: None, M: int) -> None
         torch.testing.assert_close(found[-4:], leaf.grad.half(), rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dropped", [None, 0.1], ids=["all", "some"])
+def test_ordered_candidates_of_more_paragraphs_than_blocks(dropped: float | None) -> None:
+    """The first blocks come to a second paragraph."""
+    generator = torch.Generator().manual_seed(0)
+    spans = torch.rand(2060, 2, 3, 2, generator=generator).sort(-1).values.double()
+    scores = torch.rand(2060, 2, 3, generator=generator)
+    found = ops.ordered_candidates(spans, scores, skip_penalty=dropped)
+    with ops.backend("reference"):
+        expected = ops.ordered_candidates(spans, scores, skip_penalty=dropped)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_ordered_spans_of_more_paragraphs_than_blocks() -> None:
+    gains = torch.randn(530, 2, 5, generator=torch.Generator().manual_seed(0))
+    found = ops.ordered_spans(gains)
+    with ops.backend("reference"):
+        expected = ops.ordered_spans(gains)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_ordered_suppression_scan_of_more_than_2_32_cells(only_ends: None) -> None:
     z, bias = random_at_the_end(MANY // 1024, 1, 1024), torch.tensor(0.5, dtype=torch.float16)
     counts = sparse(len(z), 1, dtype=torch.bool)  # of no video but the last
