@@ -158,7 +158,10 @@ class Trial:
 def words_for(mutant: Mutant) -> str:
     """The tests of the op that a file is for; in a header, of the first ops that use the function, or the header."""
     if mutant.file.suffix == ".cu":
-        return mutant.file.stem
+        words = mutant.file.stem
+        while not (ROOT / f"tests/ops/test_{words}.py").exists():  # a second file of an op
+            words = words.rpartition("_")[0]
+        return words
     before = blanked(mutant.file.read_text())[: mutant.start]
     functions = re.findall(r"__(?:global|device)__[^;{(]*?(\w+)\(", before)
     sources = {path.stem: path.read_text() for path in sorted(mutant.file.parent.glob("*.cu"))}
