@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kMostSelected = 128;      // of a long list; a step costs a pass over what still stands
 constexpr int64_t kShortList = 256;         // whatever is wanted of it
 constexpr int kTile = 1024;                 // ranks that a block settles, one a thread
+constexpr int64_t kMostListsAtOnce = 512;   // of long lists: more than a GPU can run
 constexpr int64_t kMostScratchLists = 256;  // at a time, where lists do not fit into shared memory
 
 // A place holds a span if its score is above -inf and neither its score nor an end of it is NaN.
@@ -296,7 +297,7 @@ void take_tiles(const Tensor& spans, const Tensor& scores, const Tensor& kept, a
                          static_cast<int*>(news_count.mutable_data_ptr()), write<int64_t>(kept_count)};
   const auto* ranks = read<int64_t>(order);
   auto* to = write<int64_t>(kept);
-  const auto lists = static_cast<unsigned>(std::min<int64_t>(L, 65535));
+  const auto lists = static_cast<unsigned>(std::min<int64_t>(L, kMostListsAtOnce));
   arrange<scalar_t><<<dim3(blocks_for(std::max(N, top_k)), lists), kThreads, 0, stream>>>(
       read<scalar_t>(spans), read<scalar_t>(scores), ranks, ranked, to, L, N, top_k);
   for (int64_t first = 0; first < N; first += kTile) {

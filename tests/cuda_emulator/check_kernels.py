@@ -177,6 +177,19 @@ def test_ordered_spans_of_more_paragraphs_than_blocks() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
+    """The first blocks come to a second list; others hold nothing, for the sake of time."""
+    generator = torch.Generator().manual_seed(0)
+    spans = torch.rand(514, 1100, 2, generator=generator).sort(-1).values
+    scores = torch.full((514, 1100), -torch.inf)
+    scores[:2] = torch.rand(2, 1100, generator=generator)
+    scores[-2:] = torch.rand(2, 1100, generator=generator)
+    found = ops.temporal_nms(spans, scores, 0.9, 1100)
+    with ops.backend("reference"):
+        expected = ops.temporal_nms(spans, scores, 0.9, 1100)
+    torch.testing.assert_close(found, expected)
+
+
 def test_ordered_suppression_scan_of_more_than_2_32_cells(only_ends: None) -> None:
     z, bias = random_at_the_end(MANY // 1024, 1, 1024), torch.tensor(0.5, dtype=torch.float16)
     counts = sparse(len(z), 1, dtype=torch.bool)  # of no video but the last
