@@ -136,7 +136,8 @@ __global__ static void __launch_bounds__(kThreads, sizeof(accumulate_t<scalar_t>
               behind[w * kWarp] = at_behind[w] + hit_now.upper * value[w];
             }
           }
-          __syncwarp();
+          // The hits may be written again: before that all lanes meet in a vote, and what they have used they have
+          // read.
         }
       }
       __syncthreads();

@@ -190,6 +190,21 @@ def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_sample_proposals_where_the_first_thousands_are_elsewhere() -> None:
+    """Blocks that have the video's end pass over the first chunks of proposals, more than they look at at once."""
+    generator = torch.Generator().manual_seed(0)
+    spans = torch.rand(4300, 2, generator=generator).sort(-1).values * 10
+    spans[-100:] += 450
+    x = torch.randn(1, 3, 512, generator=generator).double()
+    grads = []
+    for backend in ("auto", "reference"):
+        leaf = x.clone().requires_grad_()
+        with ops.backend(backend):
+            out = ops.sample_proposals(leaf, spans, 8, 1)
+            grads += torch.autograd.grad(out, leaf, torch.ones_like(out))
+    torch.testing.assert_close(*grads)
+
+
 def test_ordered_suppression_scan_of_more_than_2_32_cells(only_ends: None) -> None:
     z, bias = random_at_the_end(MANY // 1024, 1, 1024), torch.tensor(0.5, dtype=torch.float16)
     counts = sparse(len(z), 1, dtype=torch.bool)  # of no video but the last
