@@ -163,7 +163,7 @@ def words_for(mutant: Mutant) -> str:
             words = words.rpartition("_")[0]
         return words
     before = blanked(mutant.file.read_text())[: mutant.start]
-    functions = re.findall(r"__(?:global|device)__[^;{(]*?(\w+)\(", before)
+    functions = re.findall(r"__(?:global|device)__[^;{]*?\b(?!__launch_bounds__|sizeof)(\w+)\(", before)
     sources = {path.stem: path.read_text() for path in sorted(mutant.file.parent.glob("*.cu"))}
     for name in (rf"\b{functions[-1]}\b" if functions else "$^", re.escape(f'"cuda/{mutant.file.name}"')):
         if users := [stem for stem, text in sources.items() if re.search(name, text)]:
