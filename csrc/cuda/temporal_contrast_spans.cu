@@ -255,7 +255,7 @@ __global__ void contrast_spans(const scalar_t* curves, const bool* usable, const
     if (threadIdx.x == 0) {
       pairs_out[row] = pairs;
     }
-    __syncthreads();  // before the space is written again
+    // The space may be written again: whoever has read it has met all others in the reduction since.
   }
 }
 

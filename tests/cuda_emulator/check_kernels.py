@@ -190,6 +190,15 @@ def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_temporal_contrast_spans_of_more_curves_than_blocks() -> None:
+    curves = torch.randn(1030, 1, 6, generator=torch.Generator().manual_seed(0)).double()
+    found = ops.temporal_contrast_spans(curves)
+    with ops.backend("reference"):
+        expected = ops.temporal_contrast_spans(curves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_sample_proposals_where_the_first_thousands_are_elsewhere() -> None:
     """Blocks that have the video's end pass over the first chunks of proposals, more than they look at at once."""
     generator = torch.Generator().manual_seed(0)
