@@ -190,6 +190,21 @@ def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_temporal_map_max_pool_of_spans_by_chunks_of_clips() -> None:
+    """A video so long that a table of all its clips is too large beside them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 9000, generator=generator)
+    spans = torch.randint(0, 9000, (20, 2), generator=generator).sort(-1).values
+    results = []
+    for backend in ("auto", "reference"):
+        leaf = x.clone().requires_grad_()
+        with ops.backend(backend):
+            out = ops.temporal_map_max_pool(leaf, spans)
+            results.append((out.detach(), *torch.autograd.grad(out.sum(), leaf)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_temporal_contrast_spans_of_more_curves_than_blocks() -> None:
     curves = torch.randn(1030, 1, 6, generator=torch.Generator().manual_seed(0)).double()
     found = ops.temporal_contrast_spans(curves)
