@@ -1,8 +1,8 @@
 """Where the time of a training step goes on a GPU, by method: ``python -m benchmarks.step_profile [METHOD ...]``.
 
-For our step and for the best plain PyTorch without compiling: the step by the clock, for how long the GPU has work, how
-many kernels are launched, the ten longest, and the lines of ours that make the host wait. A GPU that has little to do
-waits for the host, and faster kernels do not help.
+For our step and for plain PyTorch without compiling (of MARN: the field's form): the step by the clock, for how long
+the GPU has work, how many kernels are launched, the ten longest, and the lines of ours that make the host wait. A GPU
+that has little to do waits for the host, and faster kernels do not help.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def describe(method: str, way: str, step: Any, batch: Any) -> None:
     kernels = [event for event in profiled.key_averages() if event.device_type == DeviceType.CUDA]
     busy, launches = sum(k.self_device_time_total for k in kernels) / 1e3, sum(k.count for k in kernels)
     print(f"\n{method}, {way}: forward {forward:.2f} ms, step {whole:.2f} ms")
-    print(f"  {busy:8.3f} ms  {launches:4} kernels")
+    print(f"  the GPU is busy for {busy:.2f} ms, with {launches} kernels; the longest:")
     for kernel in sorted(kernels, key=lambda k: -k.self_device_time_total)[:LONGEST]:
         print(f"  {kernel.self_device_time_total / 1e3:8.3f} ms  {kernel.count:4} x {kernel.key[:100]}")
     for line, times in waits(train).most_common():

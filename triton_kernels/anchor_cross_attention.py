@@ -7,7 +7,7 @@ as TF32 where torch's own products may be (``torch.backends.cuda.matmul.allow_tf
 together keep float32's digits.
 
 float64 runs on the reference, and so do wide heads (SiamGTR's, which are as wide as the memory): beside their rows the
-attention matrix is small, and what is left are large matrix products, at which cuBLAS is best.
+attention matrix is small, and what is left are large matrix products, for cuBLAS.
 """
 
 from __future__ import annotations
@@ -163,15 +163,15 @@ def _settings(
     d, e, f = (t.shape[3] for t in (q_content, q_pos, v))
     D, E, F = (max(16, triton.next_power_of_2(width)) for width in (d, e, f))
     tf32 = v.element_size() == 2 or torch.backends.cuda.matmul.allow_tf32
+    narrow = D + E + F <= 96  # larger blocks of heads wider than 32 channels do not fit into the registers
     return {
         "d": d, "e": e, "f": f, "D": D, "E": E, "F": F,
         "SCALE": 1 / math.sqrt(d + e),
         "HAS_MASK": key_mask is not None,
         "HAS_INTERVALS": intervals is not None,
         "QUERIES": QUERIES,
-        # Of heads wider than 32 channels larger blocks do not fit into the registers.
-        "CLIPS": CLIPS if D + E + F <= 96 else CLIPS // 2,
-        "num_warps": 4 if D + E + F <= 96 else 8,
+        "CLIPS": CLIPS if narrow else CLIPS // 2,
+        "num_warps": 4 if narrow else 8,
         "PRECISION": "tf32" if tf32 else "tf32x3",
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -155,26 +155,26 @@ def test_temporal_iou_of_more_lists_than_blocks(only_ends: None, M: int) -> None
         torch.testing.assert_close(found[-4:], leaf.grad.half(), rtol=2e-3, atol=1e-4)
 
 
+def agrees(call: Callable[[], tuple[torch.Tensor, ...]]) -> None:
+    """The kernel's results are the reference's."""
+    found = call()
+    with ops.backend("reference"):
+        expected = call()
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("dropped", [None, 0.1], ids=["all", "some"])
 def test_ordered_candidates_of_more_paragraphs_than_blocks(dropped: float | None) -> None:
     """The first blocks come to a second paragraph."""
     generator = torch.Generator().manual_seed(0)
     spans = torch.rand(2060, 2, 3, 2, generator=generator).sort(-1).values.double()
     scores = torch.rand(2060, 2, 3, generator=generator)
-    found = ops.ordered_candidates(spans, scores, skip_penalty=dropped)
-    with ops.backend("reference"):
-        expected = ops.ordered_candidates(spans, scores, skip_penalty=dropped)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    agrees(lambda: ops.ordered_candidates(spans, scores, skip_penalty=dropped))
 
 
 def test_ordered_spans_of_more_paragraphs_than_blocks() -> None:
     gains = torch.randn(530, 2, 5, generator=torch.Generator().manual_seed(0))
-    found = ops.ordered_spans(gains)
-    with ops.backend("reference"):
-        expected = ops.ordered_spans(gains)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    agrees(lambda: ops.ordered_spans(gains))
 
 
 def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
@@ -184,10 +184,7 @@ def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
     scores = torch.full((514, 1100), -torch.inf)
     scores[:2] = torch.rand(2, 1100, generator=generator)
     scores[-2:] = torch.rand(2, 1100, generator=generator)
-    found = ops.temporal_nms(spans, scores, 0.9, 1100)
-    with ops.backend("reference"):
-        expected = ops.temporal_nms(spans, scores, 0.9, 1100)
-    torch.testing.assert_close(found, expected)
+    agrees(lambda: (ops.temporal_nms(spans, scores, 0.9, 1100),))
 
 
 def test_temporal_map_max_pool_of_spans_by_chunks_of_clips() -> None:
@@ -207,11 +204,7 @@ def test_temporal_map_max_pool_of_spans_by_chunks_of_clips() -> None:
 
 def test_temporal_contrast_spans_of_more_curves_than_blocks() -> None:
     curves = torch.randn(1030, 1, 6, generator=torch.Generator().manual_seed(0)).double()
-    found = ops.temporal_contrast_spans(curves)
-    with ops.backend("reference"):
-        expected = ops.temporal_contrast_spans(curves)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    agrees(lambda: ops.temporal_contrast_spans(curves))
 
 
 def test_sample_proposals_where_the_first_thousands_are_elsewhere() -> None:
