@@ -65,7 +65,11 @@ def main() -> None:
         now = [table for file in ("ablations.yaml", "additions.yaml") for table in read_tables(folder / file)]
         tables = lacking(now, content["tables"])
         output = arguments.output / name
-        plan = make_plan(tables, [*content["settings"], *settings], content["seeds"], output, str(folder))
+        # As the stored rows' epochs were chosen, whatever the config says since.
+        select = [f"--select_by={way['by']}" for way in content["selection"]]
+        if len(select) > 1:
+            raise SystemExit(f"{name}: its rows' epochs are chosen in several ways; run the ablation anew")
+        plan = make_plan(tables, [*content["settings"], *select, *settings], content["seeds"], output, str(folder))
         with locked(output) as lock:
             unfinished = [run for run in plan.runs if look_into(run.folder, run.config) != "finished"]
             make_corpora(unfinished)

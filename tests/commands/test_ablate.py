@@ -26,6 +26,7 @@ from vpgfast.ablate.results import (
     REVERSED,
     UNDECIDED,
     claim_text,
+    describe,
     judged_text,
     mark_shared_runs,
     markdown,
@@ -483,6 +484,17 @@ def test_markdown_says_whose_figures_they_are(tables_file: Path) -> None:
     assert page.endswith("(a.png)\n")
 
 
+def test_what_chose_the_epochs_is_said() -> None:
+    content = {"method": "tiny", "corpus": "c", "split": "test", "seeds": [0]}
+    content["selection"] = [{"by": "last", "sees_spans": False}]
+    assert describe(content).endswith(" In each run the last epoch counts.")
+    content["selection"] = [{"by": "loss", "sees_spans": False}, {"by": "mIoU", "sees_spans": True}]
+    assert describe(content).endswith(
+        " In each run the epoch is chosen by validation loss, which sees no timestamp or, depending on the row, "
+        "the epoch is chosen by validation mIoU, which sees timestamps."
+    )
+
+
 # --- the command, before any run
 
 
@@ -560,6 +572,7 @@ def test_seeds_of_a_run(data_args: list[str], tmp_path: Path, capsys: pytest.Cap
         assert f"\n{label}" in printed
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert "seeds 3 to 4" in (out / "ablation.md").read_text()
+    assert content["selection"] == [{"by": "last", "sees_spans": False}]
 
 
 class Interrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import tiny_search
 
 from vpgfast import plots, train
+from vpgfast.config import parse_train
 from vpgfast.data import corpus as corpora
 from vpgfast.data.annotations import load_annotations
 from vpgfast.data.types import Paragraph
 from vpgfast.evaluate import selection
-from vpgfast.models.registry import METHODS
+from vpgfast.models.registry import METHODS, get_method
 
 
 def history_of(run: Path) -> tuple[dict, list[str]]:
@@ -102,3 +104,14 @@ def test_the_picture_marks_the_lowest_loss(tmp_path: Path) -> None:
     history = [{"epoch": e, "train loss": 1.0 / e, "val mIoU": 0.1, "val loss": abs(e - 2.0)} for e in (1, 2, 3)]
     plots.draw_curves(history, "loss", tmp_path / "t.png", "")
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
+TRAINED = [path for path in CONFIGS if re.search(r"(?m)^method:", path.read_text())]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_config_that_trains_without_spans_selects_without_them(path: Path) -> None:
+    config = parse_train(["--config", str(path)])
+    if get_method(config.method).needs(config.model).labelled_share == 0:
+        assert not selection.sees_spans(config)

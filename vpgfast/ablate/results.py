@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from vpgfast.ablate.tables import Claim, Table
+from vpgfast.evaluate.selection import LAST
 from vpgfast.metrics.corpus import BAG_OF_WORDS, for_tables
 from vpgfast.metrics.table import align
 
@@ -244,6 +245,13 @@ def claim_text(claim: Mapping[str, Any]) -> str:
     return text
 
 
+def selection_text(by: str, sees_spans: bool) -> str:
+    """Which epoch counts, and whether validation timestamps had a say in it."""
+    if by == LAST:
+        return "the last epoch counts"
+    return f"the epoch is chosen by validation {by}, which sees {'timestamps' if sees_spans else 'no timestamp'}"
+
+
 def describe(content: Mapping[str, Any]) -> str:
     """One paragraph: what was run, and how to read it."""
     seeds = content["seeds"]
@@ -252,6 +260,9 @@ def describe(content: Mapping[str, Any]) -> str:
         "one seed, so no spread and no verdict" if len(seeds) == 1 else "mean ± standard deviation over the seeds, in %"
     )
     text = f"{content['method']} on {content['corpus']}, {content['split']} split, {numbers}: {spread}."
+    ways = [selection_text(way["by"], way["sees_spans"]) for way in content.get("selection", [])]
+    if ways:
+        text += f" In each run {' or, depending on the row, '.join(ways)}."
     for added in content.get("added", []):  # rows that were run later
         names = list(dict.fromkeys(name for rows in added["rows"].values() for name in rows))
         text += f" {'; '.join(names)}: run at commit {added['versions'].get('commit', 'unknown')}."

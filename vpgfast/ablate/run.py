@@ -109,9 +109,16 @@ def collect(
         "seeds": list(seeds),
         "settings": list(settings),
         "seconds": sum(result["seconds"] for result in everything),
+        "selection": selections(everything),
         "versions": versions(),
         "tables": summaries,
     }
+
+
+def selections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By what the runs' epochs were chosen, and whether that sees timestamps; each way once."""
+    ways = {(result["selection"]["by"], result["selection"]["sees_spans"]) for result in results}
+    return [{"by": by, "sees_spans": sees} for by, sees in sorted(ways)]
 
 
 def versions() -> dict[str, str]:
