@@ -21,6 +21,7 @@ constexpr int64_t kSharedOfSmallRows = 24 << 10;  // several blocks of this fit 
 constexpr int64_t kMostRowsPerBlock = 8;          // that share the reading of the spans
 constexpr int64_t kBlocksWanted = 264;            // two for each of an H100's multiprocessors
 constexpr int64_t kFewestSpansPerPart = 1024;     // that pay for making the table
+constexpr int64_t kMostBlocks = int64_t{1} << 20;
 
 struct Table {
   int64_t T;
@@ -193,7 +194,7 @@ void launch_max_of_spans(const Tensor& x, const Tensor& spans, typename Held::en
   }
   allow_shared(max_of_spans<scalar_t, Held>, bytes);
   max_of_spans<scalar_t, Held>
-      <<<dim3(static_cast<unsigned>(std::min<int64_t>(groups, 1 << 30)), static_cast<unsigned>(parts)),
+      <<<dim3(static_cast<unsigned>(std::min(groups, kMostBlocks)), static_cast<unsigned>(parts)),
          dim3(wide, threads / wide), bytes, current_stream(x)>>>(read<scalar_t>(x), read<int64_t>(spans), out, rows,
                                                                  count, table, static_cast<int>(per_block),
                                                                  (count + parts - 1) / parts);
@@ -229,38 +230,38 @@ __global__ void add_by_position(const scalar_t* grad, const position_t* position
   constexpr int kTile = kTileBytes / sizeof(compute);
   __shared__ compute sums[kWarps][kTile];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    for (int64_t tile = static_cast<int64_t>(blockIdx.y) * kTile; tile < T; tile += int64_t{gridDim.y} * kTile) {
-      const int here = static_cast<int>(min(static_cast<int64_t>(kTile), T - tile));
-      for (int t = lane; t < here; t += kWarp) {
-        sums[warp][t] = 0;
+  const int64_t tiles = (T + kTile - 1) / kTile;
+  for (int64_t at_work = blockIdx.x; at_work < rows * tiles; at_work += gridDim.x) {
+    const int64_t row = at_work / tiles, tile = at_work % tiles * kTile;
+    const int here = static_cast<int>(min(static_cast<int64_t>(kTile), T - tile));
+    for (int t = lane; t < here; t += kWarp) {
+      sums[warp][t] = 0;
+    }
+    __syncwarp();
+    for (int64_t first = warp * kWarp; first < count; first += kThreads) {
+      const int64_t p = first + lane;
+      const int64_t at = p < count ? static_cast<int64_t>(positions[row * count + p]) - tile : -1;
+      const bool inside = at >= 0 && at < here;
+      if (!__ballot_sync(0xffffffffu, inside)) {
+        continue;
+      }
+      compute value = inside ? static_cast<compute>(grad[row * count + p]) : compute{0};
+      const unsigned key = inside ? static_cast<unsigned>(at) : ~0u;
+      if (sum_of_peers(key, value) && inside) {
+        sums[warp][key] += value;
       }
       __syncwarp();
-      for (int64_t first = warp * kWarp; first < count; first += kThreads) {
-        const int64_t p = first + lane;
-        const int64_t at = p < count ? static_cast<int64_t>(positions[row * count + p]) - tile : -1;
-        const bool inside = at >= 0 && at < here;
-        if (!__ballot_sync(0xffffffffu, inside)) {
-          continue;
-        }
-        compute value = inside ? static_cast<compute>(grad[row * count + p]) : compute{0};
-        const unsigned key = inside ? static_cast<unsigned>(at) : ~0u;
-        if (sum_of_peers(key, value) && inside) {
-          sums[warp][key] += value;
-        }
-        __syncwarp();
-      }
-      __syncthreads();
-      for (int t = threadIdx.x; t < here; t += kThreads) {
-        compute sum = 0;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          sum += sums[w][t];
-        }
-        grad_x[row * T + tile + t] = static_cast<scalar_t>(sum);
-      }
-      __syncthreads();  // before the next tile's sums
     }
+    __syncthreads();
+    for (int t = threadIdx.x; t < here; t += kThreads) {
+      compute sum = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        sum += sums[w][t];
+      }
+      grad_x[row * T + tile + t] = static_cast<scalar_t>(sum);
+    }
+    __syncthreads();  // before the next tile's sums
   }
 }
 
@@ -315,8 +316,7 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
       launch_max_of_spans<scalar_t, Positions<scalar_t, position_t>>(x, spans, at);
     }
     constexpr int64_t kTile = kTileBytes / sizeof(accumulate_t<scalar_t>);
-    const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(rows, 1 << 30)),
-                      static_cast<unsigned>(std::min<int64_t>((T + kTile - 1) / kTile, 65535)));
+    const auto blocks = static_cast<unsigned>(std::min(rows * ((T + kTile - 1) / kTile), kMostBlocks));
     add_by_position<scalar_t, position_t>
         <<<blocks, kThreads, 0, current_stream(x)>>>(read<scalar_t>(grad), at, write<scalar_t>(grad_x), rows, T, count);
     check_launch(op);

@@ -187,6 +187,20 @@ def test_temporal_nms_of_more_long_lists_than_blocks() -> None:
     agrees(lambda: (ops.temporal_nms(spans, scores, 0.9, 1100),))
 
 
+def test_temporal_map_max_pool_of_spans_of_more_rows_than_blocks(only_ends: None) -> None:
+    """The first blocks come to a second table, and to further tiles of sums."""
+    rows, spans = 8 * (2**20 + 4), torch.tensor([[0, 5], [1, 2], [4, 4], [2, 5]])
+    again = slice(8 * 2**20, 8 * 2**20 + 4)  # of the first blocks of both kernels
+    x, grad = random_at_the_end(1, rows, 6), random_at_the_end(1, rows, len(spans))
+    few = x[:, again].double().requires_grad_()
+    expected = ops.temporal_map_max_pool(few, spans)
+    expected.backward(grad[:, again].double())
+    found = torch.ops.vpgfast.temporal_map_max_pool_spans(x, spans)
+    torch.testing.assert_close(found[:, again], expected.detach().half())
+    by_x = torch.ops.vpgfast.temporal_map_max_pool_spans_backward(grad, x, spans, False)
+    torch.testing.assert_close(by_x[:, again], few.grad.half())
+
+
 def test_temporal_map_max_pool_of_spans_by_chunks_of_clips() -> None:
     """A video so long that a table of all its clips is too large beside them."""
     generator = torch.Generator().manual_seed(0)
