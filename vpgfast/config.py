@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -297,14 +298,16 @@ def _parser(method: str, source: str, prog: str) -> ArgumentParser:
     return parser
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
+@functools.cache
+def _keys(method: str) -> tuple[str, ...]:
     """Every key that a file can set, dotted; sections themselves are none."""
-    return [key for key in flatten(parser.get_defaults().as_dict()) if key not in ("config", *_ACTIONS)]
+    defaults = _parser(method, "", "").get_defaults().as_dict()
+    return tuple(key for key in flatten(defaults) if key not in ("config", *_ACTIONS))
 
 
 def _set_defaults(parser: ArgumentParser, settings: Mapping[str, Any], source: str) -> None:
     """Check settings from a file, and make them the defaults."""
-    keys = _keys(parser)
+    keys = _keys(parser.get_default("method"))
     sections = {".".join(key.split(".")[:i]) for key in keys for i in range(1, key.count(".") + 1)}
     # "model:" with nothing below it is a section without settings, not a setting of nothing.
     flat = {key: value for key, value in flatten(settings).items() if not (key in sections and value is None)}
@@ -316,7 +319,7 @@ def _set_defaults(parser: ArgumentParser, settings: Mapping[str, Any], source: s
         if value is None and not _takes_nothing(key, parser.get_default("method")):
             raise ConfigError(f"{source}: {key} is nothing (null), which it can't be; give a value or leave it out")
     try:
-        parsed = flatten(parser.parse_object(_nest(flat)).as_dict())
+        parsed = flatten(parser.parse_object(_nest(flat), defaults=False).as_dict())
     except ArgumentError as error:
         raise ConfigError(f"{source}: {_one_line(error)}") from None
     parser.set_defaults({key: parsed[key] for key in flat})
@@ -348,12 +351,12 @@ def _parse_args(parser: ArgumentParser, argv: Sequence[str]) -> Any:
     except ArgumentError as error:
         unknown = re.match(r"unrecognized arguments: (?:--)?([^\s=]+)", str(error))
         if unknown:
-            hint = nearest(unknown[1], _keys(parser))
+            hint = nearest(unknown[1], _keys(parser.get_default("method")))
             raise ConfigError(f"unknown argument '--{unknown[1]}'{hint.replace(chr(39), chr(39) + '--', 1)}") from None
         message = _one_line(error)
         section = re.match(r"(\S+): Unable to load config ('[^']*')", message)
         if section:  # --data.annotations FILE, where --data.annotations.train FILE is meant
-            first = next(key for key in _keys(parser) if key.startswith(f"{section[1]}."))
+            first = next(key for key in _keys(parser.get_default("method")) if key.startswith(f"{section[1]}."))
             raise ConfigError(
                 f"the command line: --{section[1]} takes a YAML file of all its settings, which {section[2]} is not; "
                 f"give them one by one, as in --{first}"
