@@ -231,8 +231,8 @@ __global__ void add_by_position(const scalar_t* grad, const position_t* position
   __shared__ compute sums[kWarps][kTile];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t tiles = (T + kTile - 1) / kTile;
-  for (int64_t at_work = blockIdx.x; at_work < rows * tiles; at_work += gridDim.x) {
-    const int64_t row = at_work / tiles, tile = at_work % tiles * kTile;
+  for (int64_t item = blockIdx.x; item < rows * tiles; item += gridDim.x) {
+    const int64_t row = item / tiles, tile = item % tiles * kTile;
     const int here = static_cast<int>(min(static_cast<int64_t>(kTile), T - tile));
     for (int t = lane; t < here; t += kWarp) {
       sums[warp][t] = 0;
