@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vpgfast import plots_inside
+from vpgfast import plots_inside, train
 from vpgfast.data.types import Paragraph
 from vpgfast.evaluate.inside import Inside
 from vpgfast.metrics.spans import best_ious
+from vpgfast.models.method import Method
+from vpgfast.models.registry import get_method
 
 PNG = b"\x89PNG"
 
@@ -68,3 +71,17 @@ def test_maps_of_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     cells = [[patch.get_xy() for patch in axis.patches] for axis in figures[0].axes]
     assert cells == [[(0, 0), (6, 6)], [(8, 4), (8, 4)], [(6, 6), (0, 0)]]
     assert (tmp_path / "m.png").read_bytes().startswith(PNG)
+
+
+SHOWS = {"marn": "attention.png", "seqpan": "labels.png", "dmr_jrg": "moments.png", "wsra": "ious.png"}
+
+
+@pytest.mark.parametrize("method", SHOWS)
+def test_of_paragraphs_in_order(method: str, data_args: list[str], tmp_path: Path) -> None:
+    """Paragraphs as a whole, in 16-bit arithmetic: the run ends, with the picture and the rows beside the method."""
+    config = str(Path(__file__).parents[2] / "configs" / method / "moving_shapes.yaml")
+    args = ["--config", config, "--epochs=1", "--accelerator=cpu", "--precision=bf16-mixed", "--model.decode=ordered"]
+    assert train.main([*args, *data_args, f"--output={tmp_path / 'r'}"]) == 0
+    assert (tmp_path / "r" / SHOWS[method]).read_bytes().startswith(PNG)
+    has_a_list = get_method(method).at_random is not Method.at_random
+    assert ("random candidates" in json.loads((tmp_path / "r" / "metrics.json").read_text())["baselines"]) == has_a_list

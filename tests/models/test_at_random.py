@@ -31,12 +31,16 @@ def vectors() -> WordVectors:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_random_order_of_the_list_with_its_suppression(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = parse_train(["--config", str(CONFIGS / name / "moving_shapes.yaml")])
+@pytest.mark.parametrize("decode", ["independent", "ordered"])
+def test_a_random_order_of_the_list_with_its_suppression(
+    name: str, decode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_train(["--config", str(CONFIGS / name / "moving_shapes.yaml"), f"--model.decode={decode}"])
     method = get_method(name)
     model = method(config.model, 6, vectors()).eval()
     needs = method.needs(config.model)
-    sentences = ("A dog runs.", "It jumps.") if needs.level == "paragraph" else ("A dog runs.",)
+    several = needs.level == "paragraph" or needs.whole_paragraphs
+    sentences = ("A dog runs.", "It jumps.") if several else ("A dog runs.",)
     items = [Paragraph(str(v), 30.0, sentences, np.array([[1.0, 9.0]] * len(sentences))) for v in range(3)]
     features = [np.random.default_rng(v).standard_normal((64, 6), dtype=np.float32) for v in range(3)]
     batch = make_batch(items, features, vectors(), needs, training=False)

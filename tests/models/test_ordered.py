@@ -24,6 +24,7 @@ from vpgfast.models.seqpan import Scores
 from vpgfast.models.siamgtr import moved_spans
 
 WIDTH, CLIPS = 6, 12
+SHOWN = ("curves", "attention", "maps", "labels")
 SMALL: dict[str, dict[str, Any]] = {
     "seqpan": {"dim": 8, "heads": 2, "conv_layers": 1, "conv_kernel": 3, "max_clips": CLIPS, "char_dim": 4},
     "marn": {"max_clips": CLIPS, "scales": [3, 4], "reduction": 1, "dim": 8},
@@ -66,9 +67,17 @@ def test_starts_rise_and_other_ranks_stay(name: str) -> None:
     there = batch.sentence_mask
     if own.spans.shape[1] == 1:  # single sentences, paragraph by paragraph: c's are in the order of the file
         rows = torch.tensor([0, 1, 2, 3, 5, 4])
+        shown = {name: getattr(own, name) for name in SHOWN if getattr(own, name) is not None}
         own = Prediction(
-            to_paragraphs(own.spans[rows, 0], there), to_paragraphs(own.scores[rows, 0], there, -torch.inf)
+            to_paragraphs(own.spans[rows, 0], there),
+            to_paragraphs(own.scores[rows, 0], there, -torch.inf),
+            **{name: to_paragraphs(values[rows, 0], there) for name, values in shown.items()},
         )
+    for what in SHOWN:
+        one, other = getattr(found, what), getattr(own, what)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one[there], other[there], equal_nan=True)
     assert (found.scores[there][:, 0] > -torch.inf).all()
     assert (found.scores[there].diff(dim=1).nan_to_num() <= 0).all()
     for b, paragraph in enumerate(batch.paragraphs):

@@ -42,6 +42,14 @@ class Inside:
     maps: np.ndarray | None = None
 
 
+def _array(values: torch.Tensor | None, count: int | None = None) -> Any:
+    """The first item's, of its first ``count`` clips where it is said; NumPy knows no bfloat16."""
+    if values is None:
+        return None
+    values = values[0, ..., :count]
+    return (values.float() if values.is_floating_point() else values).cpu().numpy()
+
+
 @torch.no_grad()
 def look_inside(
     model: Method, config: TrainConfig, corpus: Corpus, vectors: WordVectors, items: list[Paragraph]
@@ -66,19 +74,15 @@ def look_inside(
         if prediction.labels is None and prediction.attention is None and prediction.maps is None:
             return []
         count = int(batch.video_mask.sum())
-
-        def array(values: torch.Tensor | None, count: int = count) -> Any:
-            return None if values is None else values[0, ..., :count].cpu().numpy()
-
         found.append(
             Inside(
                 item,
                 prediction.spans[0, :, 0].double().cpu().numpy(),
-                array(prediction.labels),
-                array(model.true_labels(batch)),
-                array(prediction.attention),
+                _array(prediction.labels, count),
+                _array(model.true_labels(batch), count),
+                _array(prediction.attention, count),
                 getattr(config.model, "scales", None),
-                None if prediction.maps is None else prediction.maps[0].cpu().numpy(),
+                _array(prediction.maps),
             )
         )
     return found

@@ -249,7 +249,8 @@ def evaluate_split(
     insides: list[Inside] = []
     if config.pictures and fabric.global_rank == 0:
         shown, _ = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
-        insides = look_inside(getattr(model, "module", model), config, corpus, vectors, shown)
+        with fabric.autocast():
+            insides = look_inside(getattr(model, "module", model), config, corpus, vectors, shown)
     return Evaluation(
         metrics=evaluate_spans(answers.ranked, answers.paragraphs, rules),
         baselines=rows if by_chance is None else rows | {"random candidates": by_chance},

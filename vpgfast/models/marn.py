@@ -24,7 +24,7 @@ from vpgfast.models.candidates import Candidates
 from vpgfast.models.configs.marn import MARNConfig
 from vpgfast.models.layers import WordEmbedding, another_video, at_least_float32
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import predict_in_order
+from vpgfast.models.ordered import predict_in_order, predict_one_by_one
 from vpgfast.ops import ProposalGrid, marn_stride, multi_scale_grid, proposal_conv, temporal_map_max_pool, temporal_nms
 
 
@@ -168,17 +168,16 @@ class MARN(Method):
         """The ``top_n`` proposals of the highest attention that do not overlap a better one too much (Eq. 15)."""
         if self.config.decode == "ordered":
             return predict_in_order(batch, lambda part: self.answer(part, top_n), self.config.nms)
-        proposals, clips = self(batch)
-        found = self.rank(self.refine(proposals, clips, batch), batch, top_n)
-        there = self.there(self.proposals, batch)
-        weights = proposals.weights if there is None else proposals.weights.masked_fill(~there, torch.nan)
-        return replace(found, attention=self.proposals.grid.to_map(weights, torch.nan).unsqueeze(1))
+        return self.answer(batch, top_n)[0]
 
     def answer(self, batch: Batch, top_n: int) -> tuple[Prediction, Candidates]:
         """Ranked spans of single sentences, and all proposals as candidates."""
-        scores = self.scores(batch)
+        proposals, clips = self(batch)
+        scores, there = self.refine(proposals, clips, batch), self.there(self.proposals, batch)
+        weights = proposals.weights if there is None else proposals.weights.masked_fill(~there, torch.nan)
+        attention = self.proposals.grid.to_map(weights, torch.nan).unsqueeze(1)
         candidates = Candidates(self.spans_of(batch), scores.clamp_min(1e-30).log().masked_fill(scores < 0, -torch.inf))
-        return self.rank(scores, batch, top_n), candidates
+        return replace(self.rank(scores, batch, top_n), attention=attention), candidates
 
     @torch.no_grad()
     def candidates(self, batch: Batch, count: int) -> Candidates:
@@ -205,9 +204,13 @@ class MARN(Method):
 
     def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction:
         """As :class:`Method`."""
-        scores = torch.rand(len(batch.video), self.spans.shape[-2], generator=generator).to(self.spans.device)
-        there = self.there(self.proposals, batch)
-        return self.rank(scores if there is None else scores.masked_fill(~there, -torch.inf), batch, top_n)
+
+        def answer(part: Batch) -> Prediction:
+            scores = torch.rand(len(part.video), self.spans.shape[-2], generator=generator).to(self.spans.device)
+            there = self.there(self.proposals, part)
+            return self.rank(scores if there is None else scores.masked_fill(~there, -torch.inf), part, top_n)
+
+        return predict_one_by_one(batch, answer)
 
     def rank(self, scores: Tensor, batch: Batch, top_n: int) -> Prediction:
         """The ``top_n`` proposals of the highest scores, after suppression."""

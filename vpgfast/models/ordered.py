@@ -9,7 +9,7 @@ Letters: B paragraphs with their videos; M sentences of a paragraph, N of a batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,11 @@ from vpgfast.ops import ordered_candidates, temporal_iou
 
 _AT_ONCE = 16
 """Sentences that a method for single ones takes at a time, where a batch has fewer paragraphs."""
+_NOTHING = {
+    **{"spans": 0.0, "scores": -torch.inf},
+    **{"curves": 0.0, "attention": torch.nan, "maps": torch.nan, "labels": 0},
+}
+"""What a prediction may hold, and what stands there for no sentence."""
 
 
 def single_sentences(batch: Batch) -> Iterator[Batch]:
@@ -57,13 +62,31 @@ def predict_in_order(
     """
     predictions, candidates = zip(*map(answer, single_sentences(batch)), strict=True)
     there = batch.sentence_mask
-    spans = to_paragraphs(torch.cat([p.spans[:, 0] for p in predictions]), there)
-    scores = to_paragraphs(torch.cat([p.scores[:, 0] for p in predictions]), there, -torch.inf)
     offered = Candidates(
         to_paragraphs(torch.cat([c.spans for c in candidates]), there),
         to_paragraphs(torch.cat([c.scores for c in candidates]), there, -torch.inf),
     )
-    return put_in_order(Prediction(spans, scores), offered, there, nms)
+    return put_in_order(_in_their_places(predictions, there), offered, there, nms)
+
+
+def predict_one_by_one(batch: Batch, answer: Callable[[Batch], Prediction]) -> Prediction:
+    """Ranked spans of whole paragraphs from a method that answers single sentences, in no order.
+
+    Args:
+        batch: of paragraphs, or of single sentences.
+        answer: single sentences (M = 1) -> what the method ranks [n, 1, K].
+    """
+    return _in_their_places([answer(part) for part in single_sentences(batch)], batch.sentence_mask)
+
+
+def _in_their_places(predictions: Sequence[Prediction], there: Tensor) -> Prediction:
+    """Predictions of single sentences [n, 1, ...], one after the other, as one of paragraphs [B, M, ...]."""
+    parts = {
+        name: to_paragraphs(torch.cat([getattr(p, name)[:, 0] for p in predictions]), there, nothing)
+        for name, nothing in _NOTHING.items()
+        if getattr(predictions[0], name) is not None
+    }
+    return Prediction(**parts)
 
 
 def put_in_order(

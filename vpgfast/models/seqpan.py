@@ -150,9 +150,11 @@ class SeqPAN(Method):
         return {"loss": total, **losses}
 
     def true_labels(self, batch: Batch) -> Tensor | None:
-        """As :class:`Method`: the labels of Eq. 11 of single sentences."""
-        known = self.matching is not None and batch.spans is not None and batch.spans.shape[1] == 1
-        return self.regions(make_targets(batch, self.config).labels) if known else None
+        """As :class:`Method`: the labels of Eq. 11."""
+        if self.matching is None or batch.spans is None:
+            return None
+        alone = [replace(batch, spans=spans) for spans in batch.spans.split(1, dim=1)]
+        return torch.cat([self.regions(make_targets(sentence, self.config).labels) for sentence in alone], 1)
 
     def regions(self, labels: Tensor) -> Tensor:
         """Labels [B, T] of the network as those of a prediction [B, 1, T]: what "fb" calls foreground is inside."""

@@ -25,7 +25,7 @@ from vpgfast.models.configs.wsra import WSRAConfig
 from vpgfast.models.language import LanguageModel, MeanOfOutputs
 from vpgfast.models.layers import WordEmbedding, at_least_float32, init_linear, masked_softmax, same_videos
 from vpgfast.models.method import Method
-from vpgfast.models.ordered import predict_in_order
+from vpgfast.models.ordered import predict_in_order, predict_one_by_one
 from vpgfast.ops import boundary_matching_grid, pairwise_relevance, sliding_windows, temporal_nms
 
 
@@ -130,10 +130,14 @@ class WSRA(Method):
 
     def at_random(self, batch: Batch, top_n: int, generator: torch.Generator) -> Prediction:
         """As :class:`Method`."""
-        moments = self.moments(batch)
-        scores = torch.rand(moments.mask.shape, generator=generator).to(moments.mask.device)
-        spans = moments.spans * batch.durations[:, None, None]
-        return self.rank(spans, scores.masked_fill(~moments.mask, -torch.inf), top_n)
+
+        def answer(part: Batch) -> Prediction:
+            moments = self.moments(part)
+            scores = torch.rand(moments.mask.shape, generator=generator).to(moments.mask.device)
+            spans = moments.spans * part.durations[:, None, None]
+            return self.rank(spans, scores.masked_fill(~moments.mask, -torch.inf), top_n)
+
+        return predict_one_by_one(batch, answer)
 
     def rank(self, spans: Tensor, scores: Tensor, top_n: int) -> Prediction:
         """The ``top_n`` moments of the highest scores."""
