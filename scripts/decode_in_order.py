@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpgfast.ablate.results import summarize_table
-from vpgfast.ablate.run import print_results, versions, write_results
+from vpgfast.ablate.run import print_results, selections, versions, write_results
 from vpgfast.ablate.tables import MIN_EFFECT, Claim, Row, Table
 from vpgfast.config import parse_train
 from vpgfast.files import METRICS_FILE
@@ -60,6 +60,7 @@ def main() -> None:
         "seeds": seeds,
         "settings": ["--config", str(arguments.config), *settings],
         "seconds": sum(run["seconds"] for runs in finished.values() for run in runs.values()),
+        "selection": selections([run for runs in finished.values() for run in runs.values()]),
         "versions": versions(),
         "tables": [summarize_table(table_of(base), finished)],
     }
