@@ -163,6 +163,12 @@ def agrees(call: Callable[[], tuple[torch.Tensor, ...]]) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def with_gradient(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    leaf = x.clone().requires_grad_()
+    out = function(leaf)
+    return out.detach(), *torch.autograd.grad(out.sum(), leaf)
+
+
 @pytest.mark.parametrize("dropped", [None, 0.1], ids=["all", "some"])
 def test_ordered_candidates_of_more_paragraphs_than_blocks(dropped: float | None) -> None:
     """The first blocks come to a second paragraph."""
@@ -206,14 +212,7 @@ def test_temporal_map_max_pool_of_spans_by_chunks_of_clips() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, 9000, generator=generator)
     spans = torch.randint(0, 9000, (20, 2), generator=generator).sort(-1).values
-    results = []
-    for backend in ("auto", "reference"):
-        leaf = x.clone().requires_grad_()
-        with ops.backend(backend):
-            out = ops.temporal_map_max_pool(leaf, spans)
-            results.append((out.detach(), *torch.autograd.grad(out.sum(), leaf)))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+    agrees(lambda: with_gradient(lambda leaf: ops.temporal_map_max_pool(leaf, spans), x))
 
 
 def test_temporal_contrast_spans_of_more_curves_than_blocks() -> None:
@@ -227,13 +226,7 @@ def test_sample_proposals_where_the_first_thousands_are_elsewhere() -> None:
     spans = torch.rand(4300, 2, generator=generator).sort(-1).values * 10
     spans[-100:] += 450
     x = torch.randn(1, 3, 512, generator=generator).double()
-    grads = []
-    for backend in ("auto", "reference"):
-        leaf = x.clone().requires_grad_()
-        with ops.backend(backend):
-            out = ops.sample_proposals(leaf, spans, 8, 1)
-            grads += torch.autograd.grad(out, leaf, torch.ones_like(out))
-    torch.testing.assert_close(*grads)
+    agrees(lambda: with_gradient(lambda leaf: ops.sample_proposals(leaf, spans, 8, 1), x))
 
 
 def test_ordered_suppression_scan_of_more_than_2_32_cells(only_ends: None) -> None:
