@@ -41,7 +41,7 @@ from vpgfast.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raise it whenever the same options would give other videos, sentences or features."""
 
 SPLITS = ("train", "val", "test")

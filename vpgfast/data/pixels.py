@@ -150,15 +150,16 @@ def _clip_features(blobs: np.ndarray, grids: np.ndarray, clips: int, fps: float)
     area = blobs[..., 0]
     seen = area > 4 * _MIN_PIXELS
     both = seen.copy()
-    both[1:] &= seen[:-1]
-    both[0] = False
+    both[:-1] &= seen[1:]
+    both[-1] = False
 
+    # A frame stands for the time until the next one, and so does what changes between the two.
     def change(values: np.ndarray) -> np.ndarray:
-        return np.where(both, np.diff(values, axis=0, prepend=values[:1]), 0.0) * fps
+        return np.where(both, np.diff(values, axis=0, append=values[-1:]), 0.0) * fps
 
     side = np.sqrt(area)
     vx, vy, growth, fading = (change(v) for v in (blobs[..., 1], blobs[..., 2], side, blobs[..., 3]))
-    flips = np.diff(seen.astype(np.float64), axis=0, prepend=seen[:1])
+    flips = np.diff(seen.astype(np.float64), axis=0, append=seen[-1:])
     per_frame = np.stack(
         (
             seen,
@@ -179,7 +180,7 @@ def _clip_features(blobs: np.ndarray, grids: np.ndarray, clips: int, fps: float)
         ),
         axis=-1,
     ).reshape(frames, -1)
-    motion = np.abs(np.diff(grids, axis=0, prepend=grids[:1])).reshape(frames, -1)
+    motion = np.abs(np.diff(grids, axis=0, append=grids[-1:])).reshape(frames, -1)
     per_frame = np.concatenate((per_frame, 2 * grids.reshape(frames, -1), 20 * motion), axis=1)
 
     # Clip i is the mean of frames i F / T up to (i + 1) F / T, at least one.

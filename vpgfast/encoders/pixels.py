@@ -7,6 +7,7 @@ move. See :mod:`vpgfast.data.pixels`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,10 @@ class Pixels(Encoder):
         self.features = PixelFeatures(options.size, options.fps, options.clips_per_second, options.motion)
         self.dim = self.features.dim
         self.sampling, self.picture = Sampling(options.fps), self.features.picture
+
+    def settings(self) -> dict[str, Any]:
+        """Also that what changes belongs to the frame before: features that were made otherwise tell other times."""
+        return {**super().settings(), "changes": "until the next frame"}
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         return torch.from_numpy(self.features.measure(clips.flatten(0, 1).cpu().numpy()))[:, None]
