@@ -56,7 +56,7 @@ class Identity:
         mine, others = _flat(self.settings), _flat(other.settings)
         for name in sorted(mine.keys() | others.keys()):
             if mine.get(name) != others.get(name):
-                found.append(f"{name} {mine.get(name)} and {others.get(name)}")
+                found.append(f"{name} {mine.get(name, 'not said')} and {others.get(name, 'not said')}")
         return found
 
 
