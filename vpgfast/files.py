@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -127,7 +128,8 @@ def output_file(path: Path, option: str) -> None:
 def hold(file: IO[Any]) -> bool:
     """Lock an open file for this process, until it is closed; ``False`` where another process holds it.
 
-    A file system that has no locks is told by a warning, and nothing keeps others away.
+    Processes that it forks, such as those that load data, don't hold it. A file system that has no locks is told by a
+    warning, and nothing keeps others away.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +137,19 @@ def hold(file: IO[Any]) -> bool:
         return False
     except OSError as error:
         log.warning("%s: can't be locked (%s); don't let two commands write here at once", file.name, error.strerror)
+    _held.add(file)
     return True
+
+
+_held: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    for file in list(_held):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def write_file(path: Path, data: bytes) -> None:

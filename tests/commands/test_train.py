@@ -29,7 +29,7 @@ from vpgfast.data.text import tokenize
 from vpgfast.files import MODEL_FILE, STATE_FILE
 from vpgfast.metrics.rules import MetricRules, metric_names
 from vpgfast.train import run as training
-from vpgfast.train.folder import first_difference
+from vpgfast.train.folder import first_difference, held
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
@@ -311,6 +311,23 @@ def test_finished_run_is_shown_again_not_trained_again(
     assert "finished run; --overwrite" in printed
     assert "tiny, sentences swapped" in printed
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_two_processes_in_one_folder(train_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second is refused; a child that loads data, and outlives a run that was killed, is in nobody's way."""
+    folder = tmp_path / "r"
+    args = [*train_args, "--output", str(folder)]
+    with held(folder, parse_train(args)):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        assert train.main(args) == 2
+        assert f"{folder}: another process is training there" in capsys.readouterr().err
+        assert not (folder / "config.yaml").exists()
+    assert train.main(args) == 0
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def test_another_run_in_the_folder_is_an_error(

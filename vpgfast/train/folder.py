@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,31 @@ import yaml
 
 from vpgfast.config import TrainConfig, dump_yaml, flatten, to_dict
 from vpgfast.errors import ConfigError
-from vpgfast.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, STATE_FILE, output_folder, write_file
+from vpgfast.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, STATE_FILE, hold, output_folder, write_file
 
 # Settings that change where or how fast a run goes, not what it computes; the device and precision do change it.
 _FREE = ("output", "num_workers", "pictures", "checkpoint_every", "process_minutes", "data.cache")
+
+
+@contextmanager
+def held(output: Path, config: TrainConfig) -> Iterator[None]:
+    """Make a run's folder and keep other processes from training in it.
+
+    Raises:
+        ConfigError: another one does.
+        UserError: the folder can't be made.
+    """
+    if not output.is_dir() and not config.resume:
+        output_folder(output)
+    try:
+        lock = (output / ".lock").open("a")
+    except OSError:  # a finished run can be shown where nothing can be written, and whoever writes will say so
+        yield
+        return
+    with lock:
+        if not hold(lock):
+            raise ConfigError(f"{output}: another process is training there; wait for it, or give another --output")
+        yield
 
 
 def look_into(output: Path, config: TrainConfig) -> str:

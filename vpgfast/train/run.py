@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from vpgfast.models.layers import weight_decay_groups
 from vpgfast.models.registry import get_method
 from vpgfast.plots import draw_curves
 from vpgfast.processes import losses_are_named
-from vpgfast.train.folder import look_into
+from vpgfast.train.folder import held, look_into
 from vpgfast.train.optimizers import BertAdam
 
 log = logging.getLogger(__name__)
@@ -54,16 +55,18 @@ def run(config: TrainConfig) -> None:
     selection.check(config)
     output = config.output_folder()
     fabric = make_fabric(config)
-    found = fabric.broadcast(look_into(output, config) if fabric.global_rank == 0 else "")
-    if found == "finished":
-        print(table_from(json.loads((output / METRICS_FILE).read_text()), config))
-        print(
-            f"{output} holds this finished run; --overwrite trains it again, --output FOLDER puts another one elsewhere"
-        )
-        return
-    open_log(output / "log.txt", quiet=fabric.global_rank > 0)
-    with losses_are_named(fabric.strategy):
-        train(fabric, config, output, resume=found == "unfinished")
+    with held(output, config) if fabric.global_rank == 0 else nullcontext():
+        found = fabric.broadcast(look_into(output, config) if fabric.global_rank == 0 else "")
+        if found == "finished":
+            print(table_from(json.loads((output / METRICS_FILE).read_text()), config))
+            print(
+                f"{output} holds this finished run; --overwrite trains it again, "
+                "--output FOLDER puts another one elsewhere"
+            )
+            return
+        open_log(output / "log.txt", quiet=fabric.global_rank > 0)
+        with losses_are_named(fabric.strategy):
+            train(fabric, config, output, resume=found == "unfinished")
 
 
 def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> None:
