@@ -34,8 +34,8 @@ the papers' settings, for those who have them.
 scale on real text and real timing, and says nothing about real video.
 
 **Runs on moving_shapes of commits before 854cc85** were told what changes between two frames one frame, an eighth of a
-second, late, and found moments late by as much. That is so for all rows of a table; `seeds-wsra-moving_shapes-since_854cc85`
-shows what it cost WSRA.
+second, late, and found moments late by as much. That is so for all rows of a table;
+`seeds-wsra-moving_shapes-since_854cc85` shows what it cost WSRA.
 """
 ABLATIONS_HEAD = """# Over seeds, and the papers' ablations
 
