@@ -20,7 +20,6 @@ from vpgfast.models import dmr_jrg, marn, wsra
 from vpgfast.models.method import Method
 
 from . import test_dmr_jrg, test_marn, test_seqpan, test_siamgtr, test_wsra
-from .field_siamgtr import plain as plain_siamgtr
 from .measure import Provider, measure
 from .test_temporal_nms import iou_matrix
 
@@ -40,19 +39,23 @@ def plain_nms(spans: Tensor, scores: Tensor, threshold: float, top_k: int) -> Te
 
 
 @contextmanager
-def plain() -> Iterator[None]:
-    """In here a method's prediction uses plain PyTorch in the place of our ops."""
+def plain(by_taps: bool) -> Iterator[None]:
+    """In here a method's prediction uses plain PyTorch in the place of our ops.
+
+    Args:
+        by_taps: how DMR-JRG convolves its maps: the cells that count, or whole maps.
+    """
     with ExitStack() as stack:
         stack.enter_context(ops.backend("reference"))
-        stack.enter_context(test_dmr_jrg.plain(by_taps=False))
+        stack.enter_context(test_dmr_jrg.plain(by_taps))
         for module in (wsra, marn, dmr_jrg):
             stack.enter_context(mock.patch.object(module, "temporal_nms", plain_nms))
         yield
 
 
-def in_plain(predict: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+def in_plain(predict: Callable[[Batch], Tensor], by_taps: bool = False) -> Callable[[Batch], Tensor]:
     def run(batch: Batch) -> Tensor:
-        with plain():
+        with plain(by_taps):
             return predict(batch)
 
     return run
@@ -69,12 +72,15 @@ def test_inference(method: str, device: torch.device, eager_only: bool, record) 
     step, batch = CASES[method](device)
     model = step.get_submodule("model").eval()
     assert isinstance(model, Method)
-    other = plain_siamgtr(model) if method == "siamgtr" else model
+    other = step.get_submodule("plain").eval() if method == "siamgtr" else model
+    assert isinstance(other, Method)
     ways = {
         "plain": in_plain(best_spans(other)),
         "plain, compiled": in_plain(torch.compile(best_spans(other))),
         "vpgfast": best_spans(model),
     }
+    if method == "dmr_jrg":
+        ways["plain, cells that count"] = in_plain(best_spans(other), by_taps=True)
     if eager_only:
         del ways["plain, compiled"]
 

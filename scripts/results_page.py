@@ -43,7 +43,7 @@ From `vpgfast ablate` ([what its verdicts mean](commands.md#ablate)).
 """
 
 
-def store(run: Path) -> None:
+def store(run: Path, commit: str) -> None:
     ablation = (run / RESULT).is_file()
     names = KEPT_OF_ABLATIONS if ablation else KEPT
     missing = [name for name in names if not (run / name).is_file()]
@@ -57,8 +57,8 @@ def store(run: Path) -> None:
         shutil.copy(run / name, target / name)
     if ablation:
         return  # it says itself which commit it is of
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    (target / "commit.txt").write_text(head.stdout)
+    git = ["git", "rev-parse", "--short", "--verify", f"{commit}^{{commit}}"]
+    (target / "commit.txt").write_text(subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def section(run: Path) -> str:
@@ -90,8 +90,10 @@ def main() -> None:
     parser.add_argument(
         "run", nargs="*", type=Path, help="folder of a finished run or ablation, first copied into docs/results"
     )
-    for run in parser.parse_args().run:
-        store(run)
+    parser.add_argument("--commit", default="HEAD", help="that the runs ran at (default HEAD)")
+    arguments = parser.parse_args()
+    for run in arguments.run:
+        store(run, arguments.commit)
     runs = sorted(path.parent for path in STORE.glob("*/metrics.json"))
     sections = [section(run) for run in runs]
     if ablations := sorted(path.parent for path in ABLATIONS.glob(f"*/{RESULT}")):

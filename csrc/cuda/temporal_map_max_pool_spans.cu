@@ -21,7 +21,6 @@ constexpr int64_t kSharedOfSmallRows = 24 << 10;  // several blocks of this fit 
 constexpr int64_t kMostRowsPerBlock = 8;          // that share the reading of the spans
 constexpr int64_t kBlocksWanted = 264;            // two for each of an H100's multiprocessors
 constexpr int64_t kFewestSpansPerPart = 1024;     // that pay for making the table
-constexpr int64_t kMostBlocks = int64_t{1} << 20;
 
 struct Table {
   int64_t T;
@@ -194,10 +193,9 @@ void launch_max_of_spans(const Tensor& x, const Tensor& spans, typename Held::en
   }
   allow_shared(max_of_spans<scalar_t, Held>, bytes);
   max_of_spans<scalar_t, Held>
-      <<<dim3(static_cast<unsigned>(std::min(groups, kMostBlocks)), static_cast<unsigned>(parts)),
-         dim3(wide, threads / wide), bytes, current_stream(x)>>>(read<scalar_t>(x), read<int64_t>(spans), out, rows,
-                                                                 count, table, static_cast<int>(per_block),
-                                                                 (count + parts - 1) / parts);
+      <<<dim3(blocks_for(groups * kThreads), static_cast<unsigned>(parts)), dim3(wide, threads / wide), bytes,
+         current_stream(x)>>>(read<scalar_t>(x), read<int64_t>(spans), out, rows, count, table,
+                              static_cast<int>(per_block), (count + parts - 1) / parts);
 }
 
 constexpr int kTileBytes = 4096;  // of sums of a warp
@@ -316,7 +314,7 @@ Tensor temporal_map_max_pool_spans_backward(const Tensor& grad_in, const Tensor&
       launch_max_of_spans<scalar_t, Positions<scalar_t, position_t>>(x, spans, at);
     }
     constexpr int64_t kTile = kTileBytes / sizeof(accumulate_t<scalar_t>);
-    const auto blocks = static_cast<unsigned>(std::min(rows * ((T + kTile - 1) / kTile), kMostBlocks));
+    const unsigned blocks = blocks_for(rows * ((T + kTile - 1) / kTile) * kThreads);
     add_by_position<scalar_t, position_t>
         <<<blocks, kThreads, 0, current_stream(x)>>>(read<scalar_t>(grad), at, write<scalar_t>(grad_x), rows, T, count);
     check_launch(op);

@@ -455,6 +455,10 @@ def test_predicted_labels(matching):
     assert true.shape == labels.shape
     assert set(true.unique().tolist()) == ({OUTSIDE, INSIDE} if matching == "fb" else {OUTSIDE, BEGIN, INSIDE, END})
     assert model.true_labels(replace(batch, spans=None)) is None
+    several = replace(batch, spans=torch.cat([batch.spans, batch.spans / 2], 1))
+    assert torch.equal(
+        model.true_labels(several), torch.cat([true, model.true_labels(replace(batch, spans=batch.spans / 2))], 1)
+    )
 
 
 def test_older_checkpoints_as_released_keep_the_layers_they_have():

@@ -23,8 +23,12 @@ from vpgfast.ops import ordered_candidates, temporal_iou
 _AT_ONCE = 16
 """Sentences that a method for single ones takes at a time, where a batch has fewer paragraphs."""
 _NOTHING = {
-    **{"spans": 0.0, "scores": -torch.inf},
-    **{"curves": 0.0, "attention": torch.nan, "maps": torch.nan, "labels": 0},
+    "spans": 0.0,
+    "scores": -torch.inf,
+    "curves": 0.0,
+    "attention": torch.nan,
+    "maps": torch.nan,
+    "labels": 0,
 }
 """What a prediction may hold, and what stands there for no sentence."""
 

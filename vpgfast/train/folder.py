@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,12 @@ def held(output: Path, config: TrainConfig) -> Iterator[None]:
     """
     if not output.is_dir() and not config.resume:
         output_folder(output)
-    try:
-        lock = (output / ".lock").open("a")
-    except OSError:  # a finished run can be shown where nothing can be written, and whoever writes will say so
-        yield
-        return
-    with lock:
-        if not hold(lock):
-            raise ConfigError(f"{output}: another process is training there; wait for it, or give another --output")
+    with ExitStack() as stack:
+        # A finished run can be shown where nothing can be written, and whoever writes will say so.
+        with suppress(OSError):
+            lock = stack.enter_context((output / ".lock").open("a"))
+            if not hold(lock):
+                raise ConfigError(f"{output}: another process is training there; wait for it, or give another --output")
         yield
 
 
