@@ -325,6 +325,15 @@ def test_two_processes_in_one_folder(train_args: list[str], tmp_path: Path, caps
         assert train.main(args) == 2
         assert f"{folder}: another process is training there" in capsys.readouterr().err
         assert not (folder / "config.yaml").exists()
+        done = subprocess.run(
+            [sys.executable, "-m", "vpgfast.train", *args, "--method=wsra", "--devices=2"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert f"{folder}: another process is training there" in done.stderr
+        assert "Traceback" not in done.stderr
     assert train.main(args) == 0
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -55,7 +55,8 @@ def run(config: TrainConfig) -> None:
     selection.check(config)
     output = config.output_folder()
     fabric = make_fabric(config)
-    with held(output, config) if fabric.global_rank == 0 else nullcontext():
+    alone = held(output, config) if fabric.global_rank == 0 else nullcontext()
+    with losses_are_named(fabric.strategy), alone:
         found = fabric.broadcast(look_into(output, config) if fabric.global_rank == 0 else "")
         if found == "finished":
             print(table_from(json.loads((output / METRICS_FILE).read_text()), config))
@@ -65,8 +66,7 @@ def run(config: TrainConfig) -> None:
             )
             return
         open_log(output / "log.txt", quiet=fabric.global_rank > 0)
-        with losses_are_named(fabric.strategy):
-            train(fabric, config, output, resume=found == "unfinished")
+        train(fabric, config, output, resume=found == "unfinished")
 
 
 def train(fabric: Fabric, config: TrainConfig, output: Path, resume: bool) -> None:
