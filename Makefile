@@ -7,14 +7,14 @@ BIN := .venv/bin
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/cuda_emulator/include/*)
 
-.PHONY: demo test lint sanitize emulate-plain emulate-races emulate nightly benchmarks clean
+.PHONY: demo test lint style types sanitize emulate-plain emulate-races emulate nightly benchmarks clean
 .DEFAULT_GOAL := demo
 
 # Rebuilt when the kernels or the metadata change. torch first, by version: the kernels are built against it.
 .venv/.ready: pyproject.toml setup.py $(wildcard _build/*.py csrc/*/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[triton,tensorboard,test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[triton,tensorboard,test,lint]'
 	# For the tests of one encoder, and apart from the rest: beside a CPU build of torch it breaks transformers.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/torchvision '$(TORCHVISION)'
 	touch $@
@@ -22,35 +22,42 @@ EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/c
 demo: .venv/.ready
 	$(BIN)/python -m vpgfast.train
 
-# The tests come last: their closing line is what one wants to read. What comes before them keeps two cores busy.
-test: lint
-	$(MAKE) --no-print-directory --output-sync -j2 sanitize emulate-plain emulate-races
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# The tests come last: their closing line is what one wants to read. What comes before them ends together when it is
+# started together.
+test: style
+	$(MAKE) --no-print-directory --output-sync -j4 types sanitize emulate-plain emulate-races
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly"
 
-lint: .venv/.ready
+lint: style types
+
+style: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*) $(EMULATOR)
 
-# A third of the cases with a sanitizer and with races; `make nightly` runs all.
+types: .venv/.ready
+	$(BIN)/mypy
+
+# A third of the cases with a sanitizer; `make nightly` runs all.
 sanitize: .venv/.ready
 	VPGFAST_SAMPLE=3 scripts/sanitize.sh
 
-# The CUDA kernels on the CPU. Two orders, two poisons; with races the tests that hold the most memory are left out.
+# The CUDA kernels on the CPU: a third of the cases with races, where the tests that hold the most memory are left out,
+# and the rest without, with another order and poison; `make nightly` runs all in both ways.
 emulate: emulate-plain emulate-races
 
 emulate-plain: .venv/.ready
-	OMP_NUM_THREADS=1 scripts/emulate_cuda.sh plain
+	OMP_NUM_THREADS=1 VPGFAST_SAMPLE=rest-of-3 scripts/emulate_cuda.sh plain
 
 emulate-races: .venv/.ready
 	OMP_NUM_THREADS=1 VPGFAST_FUZZ_CASES=20 VPGFAST_SAMPLE=3 scripts/emulate_cuda.sh races
 
-# The ops for every instruction set that is here; the emulator in every mode, and what the tests notice of faults that
-# are planted: hours.
+# The tests that `make test` leaves out; the ops for every instruction set that is here; the emulator in every mode, and
+# what the tests notice of faults that are planted: hours.
 nightly: export VPGFAST_EMULATOR_ALL = 1
 nightly: export VPGFAST_FUZZ_CASES = 160
 nightly: .venv/.ready
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m nightly
 	scripts/every_instruction_set.sh tests/ops -m "not gpu"
 	scripts/sanitize.sh
 	scripts/emulate_cuda.sh plain

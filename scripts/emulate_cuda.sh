@@ -40,5 +40,5 @@ is_ours "$python"
 echo "== testing with VPGFAST_EMULATOR_SEED=$VPGFAST_EMULATOR_SEED VPGFAST_EMULATOR_POISON=$VPGFAST_EMULATOR_POISON"
 # Not captured and with no handler of Python's own, so that a report is seen. What is left out: selection.py.
 PYTHONPATH=tests "$python" -m pytest tests/cuda_emulator/check_kernels.py tests/ops tests/nn -p cuda_emulator.selection -p sampling \
-  -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not gpu" "$@"
+  -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not nightly and not gpu" "$@"
 echo "== no errors"

@@ -36,5 +36,5 @@ is_ours "$python"
 echo "== testing"
 skipped="triton or compile or registration or memory or export or environment or without_any_library"
 # Not captured and with no handler of Python's own, so that a report is seen.
-PYTHONPATH=tests "$python" -m pytest tests/ops -p sampling -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not gpu" -k "not ($skipped)" "$@"
+PYTHONPATH=tests "$python" -m pytest tests/ops -p sampling -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not nightly and not gpu" -k "not ($skipped)" "$@"
 echo "== no errors"

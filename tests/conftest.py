@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import sampling
 import torch
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -15,6 +16,9 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "triton-interpreted" in item.name and not sampling.in_sample(item, 3):
+            item.add_marker(pytest.mark.nightly)  # the interpreter is slow
     if torch.cuda.is_available():
         return
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; run `pytest -m gpu` on a machine that has one")

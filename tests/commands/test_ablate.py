@@ -240,7 +240,7 @@ def test_shipped_tables_fit_their_method(path: Path) -> None:
         assert len({names[table.title, row.name] for row in table.rows}) == len(table.rows)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("path", SHIPPED, ids=name_of)
 def test_shipped_tables_fit_every_config_of_their_method(path: Path) -> None:
     """None is trained. QVHighlights has no IoU of 0.3, by which papers' claims are judged."""

@@ -25,6 +25,6 @@ def test_a_few_kills() -> None:
     assert [line.split(",")[0] for line in told.splitlines() if line] == [f"{name}: 3 kills" for name in COMMANDS]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_kill_of_ablate() -> None:
     assert "ablate: 2 kills, 0 faults" in crash("--kills=2", "--only", "ablate")

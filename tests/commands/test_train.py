@@ -563,7 +563,7 @@ def ranks(folder: Path, args: list[str], world: int, started: list[int], minutes
     ("started", "said"),
     [
         ([0, 2], "process 1 of 3 has not started within 0.1 minutes"),
-        ([1], "process 0 of 3 did not answer at 127.0.0.1"),
+        pytest.param([1], "process 0 of 3 did not answer at 127.0.0.1", marks=pytest.mark.nightly),
     ],
 )
 def test_a_process_that_never_starts_is_named(
@@ -575,7 +575,7 @@ def test_a_process_that_never_starts_is_named(
         assert process.returncode == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_process_that_stops_answering_is_named(train_args: list[str], tmp_path: Path) -> None:
     """Frozen in the middle of an epoch, as by a machine that is gone."""
     processes = ranks(tmp_path / "r", [*train_args, "--epochs=50"], 2, [0, 1], "0.1")

@@ -128,7 +128,7 @@ class Trial:
         environment |= {"VPGFAST_EMULATOR_SEED": str(self.seed), "VPGFAST_EMULATOR_POISON": poison}
         command = [sys.executable, "-m", "pytest", "tests/cuda_emulator/check_kernels.py", "tests/ops", "tests/nn"]
         command += ["-p", "cuda_emulator.selection", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-q"]
-        command += ["--capture=no", "-m", "not slow and not gpu", "-k", words, *options]
+        command += ["--capture=no", "-m", "not slow and not nightly and not gpu", "-k", words, *options]
         return subprocess.run(
             command, cwd=self.tree, env=environment, capture_output=True, text=True, errors="replace", timeout=seconds
         )

@@ -20,7 +20,7 @@ def available_memory() -> float:
 
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(
         available_memory() < 8, reason=f"needs 8 GiB of memory; {available_memory():.1f} are known to be free"
     ),

@@ -291,7 +291,7 @@ def test_pairs_looked_at(name: str, shortest: int) -> None:
         assert score == pytest.approx(float(curve[0, 0, start:end].mean() - outside.mean()), rel=1e-7, abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["linear", "step", "random walk"])
 def test_long_video_against_every_window(name: str) -> None:
     """100,000 clips and windows of up to 20,000, all of them, length by length."""

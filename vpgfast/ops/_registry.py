@@ -9,6 +9,7 @@ ever asks in Python which implementation to run.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -208,6 +209,7 @@ def implementation(op: Op, device: str, backend: Backend) -> Backend:
     return "cpp" if device == "cpu" else "cuda"
 
 
+@functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
