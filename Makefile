@@ -7,14 +7,17 @@ BIN := .venv/bin
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/cuda_emulator/include/*)
 
+# Compiled modules are kept, whatever the environment says: the tests start some hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint style types sanitize emulate-plain emulate-races emulate nightly benchmarks clean
 .DEFAULT_GOAL := demo
 
 # Rebuilt when the kernels or the metadata change. torch first, by version: the kernels are built against it.
 .venv/.ready: pyproject.toml setup.py $(wildcard _build/*.py csrc/*/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[triton,tensorboard,test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[triton,tensorboard,test,lint]'
 	# For the tests of one encoder, and apart from the rest: beside a CPU build of torch it breaks transformers.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/torchvision '$(TORCHVISION)'
 	touch $@
