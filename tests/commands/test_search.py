@@ -133,6 +133,11 @@ def test_ways_to_ask(index: Path, tmp_path: Path) -> None:
     assert len(found[0]["videos"]) == 5
 
 
+def test_an_accelerator_that_is_not_there(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main(["query", str(index), TEXT, "--accelerator", "abacus"]) == 2
+    assert "accelerator is 'abacus', but torch sees " in error_line(capsys)
+
+
 @pytest.mark.usefixtures("_no_picture")
 def test_every_feature_layout_is_the_same_index(
     search_run: Path, index: Path, features: Path, videos: Path, tmp_path: Path

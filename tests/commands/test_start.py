@@ -97,6 +97,15 @@ def test_ground_imports_what_it_uses(run: Path, tmp_path: Path) -> None:
     assert "torch" in seen
 
 
+def test_search_does_without_what_trains() -> None:
+    """A query is answered in less time than Lightning Fabric and torch's compiler take to import."""
+    program = (
+        "import sys, vpgfast.search.actions;print(*({'lightning_fabric', 'torch._dynamo', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["torch"]
+
+
 @pytest.mark.parametrize("package", ["vpgfast.ops", "vpgfast.nn"])
 def test_ops_import_torch_and_numpy_alone(package: str) -> None:
     """And add little to their time: 0.1 s of CPU today."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vpgfast.checkpoint import Checkpoint, build_model, load_checkpoint, setting
 from vpgfast.config import TrainConfig, flatten
 from vpgfast.data.types import BatchNeeds, Paragraph
 from vpgfast.encoders.base import Encoded, Encoder
-from vpgfast.fabric import make_fabric
+from vpgfast.errors import ConfigError
 from vpgfast.ground.grounding import Grounding, ground
 from vpgfast.models.embed import check_finds_videos, embed_clips, embed_texts
 from vpgfast.models.method import Method
@@ -55,7 +55,7 @@ class Searcher:
         checkpoint = load_checkpoint(path)
         config = settings_of(checkpoint, path, settings)
         check_finds_videos(checkpoint.method)
-        device = make_fabric(replace(config, devices=1, strategy="auto")).device
+        device = _device(config.accelerator)
         model = build_model(checkpoint, config.model, path).to(device)
         return cls(checkpoint, config, model, get_method(config.method).needs(config.model), device, encoder)
 
@@ -103,6 +103,17 @@ class Searcher:
     def ground(self, features: np.ndarray, duration: float, sentences: Sequence[str], spans: int) -> Grounding:
         """When each sentence happens in a video."""
         return ground(self.model, self.config, self.checkpoint.word_vectors, features, duration, sentences, spans)
+
+
+def _device(accelerator: str) -> torch.device:
+    """As Lightning Fabric chooses, whose import alone takes as long as the rest of a query."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "cpu" or (accelerator == "auto" and found is None):
+        return torch.device("cpu")
+    if found is not None and accelerator in ("auto", "gpu", found.type):
+        return found
+    here = f"cpu and {found.type}" if found else "only cpu"
+    raise ConfigError(f"accelerator is {accelerator!r}, but torch sees {here} here; choose with --accelerator")
 
 
 def _as_argument(value: Any) -> str:
