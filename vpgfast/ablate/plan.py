@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Collection, Sequence
@@ -96,6 +97,7 @@ def make_plan(
     runs: list[Run] = []
     names: dict[tuple[str, str], str] = {}
     known: dict[str, str] = {}  # settings -> name
+    parse = functools.cache(parse_train)  # tables of two corpora have the same rows
     base = parse_train(settings).method
     for table in tables:
         for row in table.rows:
@@ -108,7 +110,7 @@ def make_plan(
             shared = _arguments_for(settings, base, method)
             arguments = [*shared, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
             try:
-                config = parse_train(arguments)
+                config = parse(tuple(arguments))
                 _check_metrics(table, row, config, base)
             except ConfigError as error:
                 if wanted is not None and table not in wanted:
