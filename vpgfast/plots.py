@@ -221,7 +221,8 @@ def draw_ablation(content: Mapping[str, Any], path: Path) -> None:
     heights = [2.6 if table["line"] else 0.55 + 0.32 * len(table["rows"]) for table in tables]  # inches, without axis
     total = sum(heights) + 0.75 * len(tables) + 0.9
     figure = Figure(figsize=(_WIDTH, total), layout="constrained", facecolor="white")
-    title = f"{content['method']} on {content['corpus']}, {content['split']}: mean and standard deviation over seeds"
+    shown = "mean and standard deviation over seeds" if len(content["seeds"]) > 1 else f"seed {content['seeds'][0]}"
+    title = f"{content['method']} on {content['corpus']}, {content['split']}: {shown}"
     figure.suptitle(readable(title), color=INK, fontsize=12, x=0.01, ha="left", parse_math=False)
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Any] = {}

@@ -48,11 +48,7 @@ def summarize_table(table: Table, finished: Mapping[str, Mapping[int, Mapping[st
         ]
         settings = {**table.settings, **row.settings}
         rows.append({"name": row.name, "label": row.label, "settings": settings, "paper": row.paper, "runs": runs})
-    # Rows may be judged on other data, by other rules or from other lists; what watching nothing earns is shown where
-    # all have it in common.
-    baselines = [all_baselines(run) for runs in finished.values() for run in runs.values()]
-    first = baselines[0] if baselines else {}
-    common = {name: row for name, row in first.items() if all(other.get(name) == row for other in baselines)}
+    common = common_baselines([run for runs in finished.values() for run in runs.values()])
     return {
         "title": table.title,
         "about": table.about,
@@ -78,6 +74,24 @@ def all_baselines(run: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     among_all = run["retrieval"]["baselines"] if "retrieval" in run else {}
     found = {name: for_tables(among_all[name]) for name in ("chance", BAG_OF_WORDS) if name in among_all}
     return {**run["baselines"], **found}
+
+
+def common_baselines(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What watching nothing earns in all runs alike.
+
+    Runs may be judged on other data, by other rules or from other lists, and then have no baseline in common. A run
+    without any of a baseline's metrics, such as chance's where no video is looked for, has no say in it.
+    """
+    named: dict[str, list[dict[str, float]]] = {}
+    for run in runs:
+        for name, row in all_baselines(run).items():
+            named.setdefault(name, []).append(row)
+    return {
+        name: rows[0]
+        for name, rows in named.items()
+        if all(row == rows[0] for row in rows)
+        and not any(name not in all_baselines(run) and all_metrics(run).keys() & rows[0].keys() for run in runs)
+    }
 
 
 def verdict(differences: Sequence[float], least: float) -> tuple[str, float | None, float | None]:
