@@ -179,14 +179,14 @@ class BuildExtensions(build_ext):
                     built.append(name)
                 except (subprocess.CalledProcessError, OSError) as error:
                     reason = _first_error(error)
-                    if name != "_C_cuda":
+                    if name != "_C_cuda" or build_mode() == "cuda":
                         pool.shutdown(cancel_futures=True)
+                    if name != "_C_cuda":
                         raise BuildError(
                             f"the C++ kernels could not be compiled.\n{reason}\nInstall a C++20 compiler (g++ 11 or "
                             "newer; CXX names another), or do without: VPGFAST_BUILD=none pip install ."
                         ) from None
                     if build_mode() == "cuda":
-                        pool.shutdown(cancel_futures=True)
                         raise BuildError(f"the CUDA kernels could not be compiled.\n{reason}") from None
                     print(f"vpgfast: CUDA kernels not built, the CPU kernels are. Reason: {reason}")
                     not_built[name] = reason

@@ -98,7 +98,7 @@ def test_ground_imports_what_it_uses(run: Path, tmp_path: Path) -> None:
 
 
 def test_search_does_without_what_trains() -> None:
-    """A query is answered in less time than Lightning Fabric and torch's compiler take to import."""
+    """Lightning Fabric and torch's compiler would be 1.4 of the 3.2 s of CPU of its start."""
     program = (
         "import sys, vpgfast.search.actions;print(*({'lightning_fabric', 'torch._dynamo', 'torch'} & set(sys.modules)))"
     )

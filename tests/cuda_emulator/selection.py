@@ -7,6 +7,7 @@ import os
 import re
 
 import pytest
+import sampling
 
 MODE = os.environ["VPGFAST_EMULATED"]
 
@@ -31,6 +32,10 @@ LONG_WITH_RACES = (
     "pairs_looked_at", "long_video", "many_curves", "many_paragraphs", "brute_force", "equals_2d_tan",
     "maps_larger_than_the_caches",
 )  # fmt: skip
+
+# What runs with races leave out, or cut short, the plain ones have whole, whatever their sample.
+if MODE == "plain":
+    sampling.ALWAYS = re.compile("|".join((*LONG_WITH_RACES, r"test_fuzz\.py")))
 
 
 def pytest_report_header() -> str:
