@@ -32,9 +32,10 @@ export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:strict_init_order=1:detect_s
 export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
 is_ours "$python"
 
-# What is compiled by torch, interpreted by Triton or run in a process of its own says nothing about the kernels.
+# What is compiled by torch, interpreted by Triton, run in a process of its own or of the reference alone says nothing
+# about the kernels.
 echo "== testing"
-skipped="triton or compile or registration or memory or export or environment or without_any_library"
+skipped="triton or compile or registration or memory or export or environment or without_any_library or reference]"
 # Not captured and with no handler of Python's own, so that a report is seen.
 PYTHONPATH=tests "$python" -m pytest tests/ops -p sampling -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not nightly and not gpu" -k "not ($skipped)" "$@"
 echo "== no errors"

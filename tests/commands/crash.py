@@ -6,7 +6,8 @@ one of three comes after a random time. Some take only the process that is at it
 command is killed up to three times in a row. After each kill, what was there before must still be whole, and the same
 command again must end where an uninterrupted one does, with the same files and no others.
 
-A process that has imported everything forks one child a run, so a run takes no start-up.
+A process that has imported everything, what commands import when they need it too, forks one child a run, so a run
+takes no start-up.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attrs  # noqa: F401
+import docstring_parser  # noqa: F401
 import h5py
+import lightning_fabric  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
 import numpy as np
 import tiny
 import tiny_search
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
 
 sys.path += [str(Path(__file__).parents[1])]
@@ -474,6 +480,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(ImportError):
+        import torch.utils.tensorboard
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     tiny.register()

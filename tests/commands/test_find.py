@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -30,8 +31,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VPGFAST_CACHE", str(tmp_path_factory.getbasetemp() / "find-cache"))
+def _cache(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    put_class_vectors: Callable[[Path], None],
+) -> None:
+    cache = tmp_path_factory.getbasetemp() / "find-cache"
+    put_class_vectors(cache)
+    monkeypatch.setenv("VPGFAST_CACHE", str(cache))
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "no-models"))
     monkeypatch.delenv("VPGFAST_ENCODER", raising=False)
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -113,8 +114,11 @@ def test_it_remembers_what_it_was_shown(place: Path) -> None:
     assert (place / "run" / "spans.png").stat().st_size > 10_000
 
 
-def test_a_sentence_is_grounded_back(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_is_grounded_back(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put_class_vectors: Callable[[Path], None]
+) -> None:
     """From the video file: it is encoded as the features were, under another name and from another folder."""
+    put_class_vectors(tmp_path / "cache")
     monkeypatch.setenv("VPGFAST_CACHE", str(tmp_path / "cache"))
     video = shutil.copy(place / "videos" / "v_GGSY1Qvo990.mp4", tmp_path / "elsewhere.mp4")
     sentence = "She lifts a barbell to her chest."

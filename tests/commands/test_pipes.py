@@ -64,7 +64,10 @@ def test_head_gets_its_line() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("unbuffered", [(), ("-u",)], ids=["in one piece", "line by line"])
+@pytest.mark.parametrize(
+    "unbuffered",
+    [pytest.param((), id="in one piece"), pytest.param(("-u",), id="line by line", marks=pytest.mark.nightly)],
+)
 def test_results_are_in_the_files(run: Path, tmp_path: Path, unbuffered: tuple[str, ...]) -> None:
     features, out = tmp_path / "clips.npy", tmp_path / "out"
     np.save(features, np.ones((8, 144), np.float32))

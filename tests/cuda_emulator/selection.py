@@ -21,10 +21,10 @@ OTHER_SUBJECTS = (
     # of the reference alone
     r"\[.*\breference\]$",
 )  # fmt: skip
-# One launch runs at a time, on one thread: other numbers of threads say nothing new.
+# One launch runs at a time, on one thread: other numbers of threads say nothing new, and processes nothing of a kernel.
 LONG = (
     "from_four_threads_at_once", "cut_into_videos_and_channels", "more_rows_than_a_chunk_holds", "a_thousand_clips",
-    "test_fuzz.py::test_deterministic",
+    "test_fuzz.py::test_deterministic", "test_life.py::test_two_processes",
 )  # fmt: skip
 # Order and poison are not looked at a second time.
 LONG_WITH_RACES = (

@@ -102,13 +102,20 @@ def test_sentences_are_sentence_transformers(encoder: Objects) -> None:
 
 def test_class_vectors_are_kept(encoder: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VPGFAST_CACHE", str(tmp_path))
-    torch.testing.assert_close(load_encoder("objects").vectors, encoder.vectors, atol=1e-6, rtol=0)  # type: ignore[attr-defined]
+
+    def of_eight_classes() -> Objects:
+        made = load_encoder("objects")
+        assert isinstance(made, Objects)
+        made.names = made.names[:8]
+        return made
+
+    torch.testing.assert_close(of_eight_classes().vectors, encoder.vectors[:8], atol=1e-6, rtol=0)
     (kept,) = tmp_path.glob("objects-*.npz")
-    again = load_encoder("objects")
-    assert torch.equal(again.vectors, load_encoder("objects").vectors)  # type: ignore[attr-defined]
+    again = of_eight_classes()
+    assert torch.equal(again.vectors, of_eight_classes().vectors)
     assert "sentences" not in vars(again), "the language model was loaded for vectors that are kept"
     kept.write_bytes(b"cut short")
-    torch.testing.assert_close(load_encoder("objects").vectors, encoder.vectors, atol=1e-6, rtol=0)  # type: ignore[attr-defined]
+    torch.testing.assert_close(of_eight_classes().vectors, encoder.vectors[:8], atol=1e-6, rtol=0)
 
 
 def test_options(encoder: Objects) -> None:

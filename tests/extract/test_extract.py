@@ -351,6 +351,7 @@ def command(videos: Path, output: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "vpgfast.extract", str(videos), "--encoder", "pixels", "-o", str(output), *more]
 
 
+@pytest.mark.nightly  # tests/commands/test_crash.py has a few of these
 def test_killed_at_any_moment_it_goes_on(videos: Path, tmp_path: Path) -> None:
     """The same command, killed again and again, ends with the bits of a run that nobody killed."""
     for number in range(30):
