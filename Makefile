@@ -10,7 +10,7 @@ EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/c
 # Compiled modules are kept, whatever the environment says: the tests start some hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint style types sanitize emulated emulate-plain emulate-races emulate nightly benchmarks clean
+.PHONY: demo test lint style types compiled sanitize emulate-plain emulate-races emulate nightly benchmarks clean
 .DEFAULT_GOAL := demo
 
 # torch first, by version: the kernels are built against it.
@@ -32,7 +32,7 @@ demo: .venv/.ready
 # The tests come last: their closing line is what one wants to read. What comes before them ends together when it is
 # started together; pip keeps one core busy, and compilers the others.
 test:
-	$(MAKE) --no-print-directory -j2 style emulated
+	$(MAKE) --no-print-directory -j2 style compiled
 	$(MAKE) --no-print-directory --output-sync -j4 types sanitize emulate-plain emulate-races
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly"
 
@@ -46,6 +46,12 @@ style: .venv/.ready
 types: .venv/.ready
 	$(BIN)/mypy
 
+# What sanitize and emulate compile, ahead of what they run: that needs more than torch.
+compiled: .venv/.torch
+	mkdir -p build/cuda_emulator
+	$(BIN)/python tests/cuda_emulator/build.py . plain build/cuda_emulator/all.so
+	scripts/sanitize.sh build
+
 # A third of the cases with a sanitizer, and fewer at random; `make nightly` runs all.
 sanitize: .venv/.ready
 	VPGFAST_FUZZ_CASES=10 VPGFAST_SAMPLE=3 scripts/sanitize.sh
@@ -53,12 +59,6 @@ sanitize: .venv/.ready
 # The CUDA kernels on the CPU: a third of the cases with races, where the tests that hold the most memory are left out,
 # and the rest without, with another order and poison; `make nightly` runs all in both ways.
 emulate: emulate-plain emulate-races
-
-# Compiled ahead of the runs, which need more than torch.
-emulated: .venv/.torch
-	mkdir -p build/cuda_emulator
-	$(BIN)/python tests/cuda_emulator/build.py . plain build/cuda_emulator/plain.so
-	$(BIN)/python tests/cuda_emulator/build.py . races build/cuda_emulator/races.so
 
 emulate-plain: .venv/.ready
 	OMP_NUM_THREADS=1 VPGFAST_SAMPLE=rest-of-3 scripts/emulate_cuda.sh plain

@@ -74,7 +74,7 @@ def counted() -> list[dict[str, Any]]:
             "VPGFAST_EMULATOR_CACHE": str(ROOT / "build" / "cuda_emulator"), "VPGFAST_EMULATOR_TRAFFIC": str(log),
             "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default",
         }  # fmt: skip
-        build = [sys.executable, "tests/cuda_emulator/build.py", ".", "races", "vpgfast/_C.abi3.so"]
+        build = [sys.executable, "tests/cuda_emulator/build.py", ".", "plain", "vpgfast/_C.abi3.so"]
         subprocess.run(build, cwd=copy, env=environment, check=True)
         aligned = Path(folder, "aligned.so")
         compiler = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-shared", "-fPIC", "-x", "c++", "-"]

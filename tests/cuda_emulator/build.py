@@ -1,8 +1,8 @@
 """Builds a library of emulated kernels: ``python build.py TREE MODE LIBRARY``, for every kernel of ``TREE/csrc/cuda``.
 
-Modes: ``plain``; ``races``, where every access to memory is looked at; ``asan``, with AddressSanitizer and
-UndefinedBehaviorSanitizer. Objects are kept in ``VPGFAST_EMULATOR_CACHE`` (default: ``TREE/build/cuda_emulator``), by
-what they were made from.
+Modes: ``plain``, where accesses to memory can be looked at (``VPGFAST_EMULATOR_RACES=1``); ``asan``, with
+AddressSanitizer and UndefinedBehaviorSanitizer. Objects are kept in ``VPGFAST_EMULATOR_CACHE`` (default:
+``TREE/build/cuda_emulator``), by what they were made from.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ ROOT = HERE.parents[1]
 # Misaligned accesses are told of in every mode: a vector load that is not aligned is an error on a GPU alone.
 ALIGNMENT = "-fsanitize=alignment -fno-sanitize-recover=alignment"
 KERNELS = {
-    "plain": f"-O1 {ALIGNMENT}",
-    "races": f"-O1 -g1 -fsanitize=thread {ALIGNMENT}",
+    "plain": f"-O1 -g1 -fsanitize=thread {ALIGNMENT}",
     "asan": "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow "
     "-fno-sanitize=vptr,pointer-overflow -fno-sanitize-recover=all",
 }
-EMULATOR = {"plain": "-O2", "races": "-O2 -DCUDA_EMULATOR_RACES", "asan": "-O1 -g1 -fsanitize=address"}
+EMULATOR = {"plain": "-O2", "asan": "-O1 -g1 -fsanitize=address"}
 # As a GPU multiplies and adds.
 SHARED = (
     "-std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -march=native -ffp-contract=fast -Wall -Wno-unknown-pragmas"

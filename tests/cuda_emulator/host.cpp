@@ -49,7 +49,8 @@ cudaError_t wait_for_device(const char* what) {
 Settings settings{
     static_cast<unsigned>(from_environment("VPGFAST_EMULATOR_SEED", static_cast<int>(std::random_device{}() >> 1))),
     from_environment("VPGFAST_EMULATOR_POISON", 0xff), from_environment("VPGFAST_EMULATOR_PROCESSORS", 108),
-    from_environment("VPGFAST_EMULATOR_CAPTURE", 0) != 0};
+    from_environment("VPGFAST_EMULATOR_CAPTURE", 0) != 0,
+    from_environment("VPGFAST_EMULATOR_RACES", 0) != 0 || std::getenv("VPGFAST_EMULATOR_TRAFFIC") != nullptr};
 
 // The error that a device would refuse the launch with, if it would.
 void check_launch_limits() {

@@ -19,6 +19,7 @@ struct Settings {
   int poison;      // the byte that uninitialised memory holds
   int processors;  // multiprocessors that the device says it has
   bool capture;    // a CUDA graph is being captured: the host may not wait for the device
+  bool accesses;   // what kernels read and write is looked at, for races or traffic
   int ends = 0;  // not 0: only so many blocks at either end of a grid run, and torch's memory is as the system gave it
 };
 extern Settings settings;

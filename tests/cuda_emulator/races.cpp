@@ -1,5 +1,6 @@
 // Races: two threads at one address, one of them writing, that nothing orders. Kernels compiled with -fsanitize=thread
 // call the hooks at the end of this file at each of their accesses to memory; the compiler's own library is not linked.
+// Without VPGFAST_EMULATOR_RACES=1 the hooks do nothing.
 //
 // Launches, blocks' barriers and warps' fences order; blocks of one launch nothing does. Every address remembers enough
 // of who has used it that each unordered pair is found at its second access, whatever order the threads run in.
@@ -247,7 +248,7 @@ void use_cell(Cell& cell, const Access& a, bool writes, bool atomic, uint32_t si
 void use(const void* data, size_t size, bool writes, bool atomic, void* code) {
   const auto at = reinterpret_cast<uintptr_t>(data);
   // Neither what is the thread's own, nor what only the host writes.
-  if (!in_a_kernel() || size == 0 || on_a_fibers_stack(at) ||
+  if (!settings.accesses || !in_a_kernel() || size == 0 || on_a_fibers_stack(at) ||
       at - reinterpret_cast<uintptr_t>(&indices) < sizeof(indices) ||
       at - reinterpret_cast<uintptr_t>(now.arguments) < now.argument_bytes) {
     return;
@@ -283,7 +284,6 @@ void races_end_launch() {
   }
 }
 
-#if defined(CUDA_EMULATOR_RACES)
 void access(const void* at, size_t size, bool writes) {
   use(at, size, writes, false, __builtin_return_address(0));
 }
@@ -294,18 +294,9 @@ void atomic(const void* at, size_t size, void* code) {
 void fence() {
   blocks.fence();
 }
-#else
-void access(const void*, size_t, bool) {
-}
-void atomic(const void*, size_t, void*) {
-}
-void fence() {
-}
-#endif
 
 }  // namespace cuda_emulator
 
-#if defined(CUDA_EMULATOR_RACES)
 extern "C" {
 #define HOOK_(name, size, writes)                                             \
   void name(void* at) {                                                       \
@@ -356,4 +347,3 @@ int32_t __tsan_atomic32_fetch_add(volatile int32_t* at, int32_t value, int) {
   return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
 }
 }
-#endif

@@ -24,13 +24,13 @@ OTHER_SUBJECTS = (
 # One launch runs at a time, on one thread: other numbers of threads say nothing new, and processes nothing of a kernel.
 LONG = (
     "from_four_threads_at_once", "cut_into_videos_and_channels", "more_rows_than_a_chunk_holds", "a_thousand_clips",
-    "test_fuzz.py::test_deterministic", "test_life.py::test_two_processes",
+    "test_fuzz.py::test_deterministic", "test_life.py::test_two_processes", "pairs_looked_at",
 )  # fmt: skip
 # Order and poison are not looked at a second time.
 LONG_WITH_RACES = (
     "deterministic_and_fully_written", "bmn_itself", "documented_bound", "neither_the",
-    "pairs_looked_at", "long_video", "many_curves", "many_paragraphs", "brute_force", "equals_2d_tan",
-    "maps_larger_than_the_caches",
+    "long_video", "many_curves", "many_paragraphs", "brute_force", "equals_2d_tan",
+    "maps_larger_than_the_caches", "gradcheck", "more_than_2_32_pairs",
 )  # fmt: skip
 
 # What runs with races leave out, or cut short, the plain ones have whole, whatever their sample.

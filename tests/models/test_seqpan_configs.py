@@ -21,7 +21,8 @@ RUNS = sorted(path for path in FOLDER.glob("*.yaml") if "\ntables:" not in path.
 def test_every_config_is_read(path):
     config = read(path.stem)
     assert config.method == "seqpan"
-    assert path.stem.startswith(config.data.corpus)
+    corpus = "discourse" if config.data.moving_shapes.discourse else config.data.corpus
+    assert path.stem.startswith(corpus)
 
 
 @pytest.mark.parametrize(("name", "clips"), [("charades_sta", 64), ("activitynet", 100), ("tacos", 256)])
