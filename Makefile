@@ -30,7 +30,7 @@ demo: .venv/.ready
 	$(BIN)/python -m vpgfast.train
 
 # The tests come last: their closing line is what one wants to read. What comes before them ends together when it is
-# started together; pip keeps one core busy, and compilers the others.
+# started together. pip, which keeps one core busy for long, goes before what is compiled beside it.
 test:
 	$(MAKE) --no-print-directory -j2 style compiled
 	$(MAKE) --no-print-directory --output-sync -j4 types sanitize emulate-plain emulate-races
@@ -49,8 +49,8 @@ types: .venv/.ready
 # What sanitize and emulate compile, ahead of what they run: that needs more than torch.
 compiled: .venv/.torch
 	mkdir -p build/cuda_emulator
-	$(BIN)/python tests/cuda_emulator/build.py . plain build/cuda_emulator/all.so
-	scripts/sanitize.sh build
+	nice $(BIN)/python tests/cuda_emulator/build.py . plain build/cuda_emulator/all.so
+	nice scripts/sanitize.sh build
 
 # A third of the cases with a sanitizer, and fewer at random; `make nightly` runs all.
 sanitize: .venv/.ready
