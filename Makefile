@@ -7,7 +7,9 @@ BIN := .venv/bin
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 EMULATOR := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/cuda_emulator/*.cu tests/cuda_emulator/include/*)
 
-# Compiled modules are kept, whatever the environment says: the tests start some hundred processes.
+# pip would compile every module that it installs. What is imported is compiled then, and kept, whatever the environment
+# says: the tests start some hundred processes.
+QUICK := --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint style types compiled sanitize emulate-plain emulate-races emulate nightly benchmarks clean
@@ -16,14 +18,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # torch first, by version: the kernels are built against it.
 .venv/.torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install $(QUICK) '$(TORCH)'
 	touch $@
 
 # Rebuilt when the kernels or the metadata change.
 .venv/.ready: .venv/.torch pyproject.toml setup.py $(wildcard _build/*.py csrc/*/*)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[triton,tensorboard,test,lint]'
+	$(BIN)/pip install $(QUICK) -e '.[triton,tensorboard,test,lint]'
 	# For the tests of one encoder, and apart from the rest: beside a CPU build of torch it breaks transformers.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/torchvision '$(TORCHVISION)'
+	$(BIN)/pip install $(QUICK) --no-deps --target .venv/torchvision '$(TORCHVISION)'
 	touch $@
 
 demo: .venv/.ready
@@ -52,9 +54,9 @@ compiled: .venv/.torch
 	nice $(BIN)/python tests/cuda_emulator/build.py . plain build/cuda_emulator/all.so
 	nice scripts/sanitize.sh build
 
-# A third of the cases with a sanitizer, and fewer at random; `make nightly` runs all.
+# A quarter of the cases with a sanitizer, and fewer at random; `make nightly` runs all.
 sanitize: .venv/.ready
-	VPGFAST_FUZZ_CASES=10 VPGFAST_SAMPLE=3 scripts/sanitize.sh
+	VPGFAST_FUZZ_CASES=10 VPGFAST_SAMPLE=4 scripts/sanitize.sh
 
 # The CUDA kernels on the CPU: a third of the cases with races, where the tests that hold the most memory are left out,
 # and the rest without, with another order and poison; `make nightly` runs all in both ways.

@@ -561,6 +561,7 @@ def test_two_commands_in_one_folder(tmp_path: Path) -> None:
 # --- runs
 
 
+@pytest.mark.nightly  # its parts are in test_interrupted_and_failing_runs, with a smaller method
 def test_seeds_of_a_run(data_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """WSRA over two seeds, each a process of the real train command; what they left is what the table says."""
     config = str(ROOT / "configs" / "wsra" / "moving_shapes.yaml")

@@ -28,7 +28,7 @@ def real(shared) -> DataConfig:
 @pytest.mark.parametrize(
     ("corpus", "train", "val", "test"),
     [
-        ("charades_cd", (4564, 11071), (333, 859), (1440, 3372)),
+        pytest.param("charades_cd", (4564, 11071), (333, 859), (1440, 3372), marks=pytest.mark.nightly),
         pytest.param("activitynet", (10005, 37395), (4917, 17505), (4885, 17031), marks=pytest.mark.nightly),
         ("tacos", (1263, 9790), (505, 4436), (444, 4001)),
     ],
