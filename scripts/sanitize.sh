@@ -46,6 +46,8 @@ is_ours "$python"
 echo "== testing"
 skipped="triton or compile or registration or memory or export or environment or without_any_library or reference]"
 skipped+=" or (test_fuzz and test_deterministic)"
+# A sample leaves out what takes longest.
+[ "${VPGFAST_SAMPLE:-1}" = 1 ] || skipped+=" or more_blocks or pairs_looked_at or documented_bound or many_curves"
 # Not captured and with no handler of Python's own, so that a report is seen.
 PYTHONPATH=tests "$python" -m pytest tests/ops -p sampling -p no:cacheprovider -p no:faulthandler --capture=no -q -m "not slow and not nightly and not gpu" -k "not ($skipped)" "$@"
 echo "== no errors"

@@ -107,6 +107,7 @@ def test_poison_is_the_byte_that_was_asked_for() -> None:
     assert run("plain", "unwritten_is_poison", POISON="0x3c")[0] == 1
 
 
+@pytest.mark.nightly  # as the mode that it is about
 @pytest.mark.parametrize("snippet", ["beyond_dynamic", "beyond_static", "beyond_global"])
 def test_out_of_bounds(snippet: str) -> None:
     assert run("asan", "within_bounds") == (0, "")

@@ -221,7 +221,8 @@ def _keep(found: Found, twice: set[str], word: bytes, vector: np.ndarray) -> Non
 
 def _parse(path: Path, number: int, values: bytes) -> np.ndarray:
     try:
-        vector = np.array(values.split(b" "), dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite then
+            vector = np.array(values.split(b" "), dtype=np.float32)
     except ValueError as error:
         raise UserError(f"word vectors {path}, line {number}: {error}") from None
     if not np.isfinite(vector).all():
