@@ -29,7 +29,8 @@ def test_sentence_map():
     raw = np.stack([(a * v[0] + b * v[1]) / (a + b), v[0], v[2]])
     raw -= raw.mean(axis=0)
     sentences = ["w0 w1", "W0.", "w2"]
-    made = SentenceMap(sentences, VECTORS)(sentences)
+    mapping, made = SentenceMap.of(sentences, VECTORS)
+    np.testing.assert_array_equal(mapping(sentences), made)
     np.testing.assert_allclose(made, raw / raw.std())
     assert made.std() == pytest.approx(1)
     np.testing.assert_allclose(made.mean(axis=0), 0, atol=1e-12)

@@ -60,10 +60,10 @@ class SimulatedFeatures:
             sentences += paragraph.sentences
         if not sentences:
             raise FeatureError("features can't be simulated: there is no sentence")
-        self._map = SentenceMap(sentences, word_vectors)
+        self._map, vectors = SentenceMap.of(sentences, word_vectors)
         self._projection = np.random.default_rng((seed, 1)).standard_normal((word_vectors.dim, self.dim))
         self._projection /= np.sqrt(word_vectors.dim)
-        self._meanings = (self._map(sentences) @ self._projection).astype(np.float32)
+        self._meanings = (vectors @ self._projection).astype(np.float32)
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         if video_id not in self._videos:
@@ -123,29 +123,33 @@ def _stretches(rng: np.random.Generator, clips: int, per_second: float, options:
 
 
 class SentenceMap:
-    """A sentence as the idf-weighted mean of its words' vectors, less the mean over the corpus, of unit spread there.
+    """A sentence as the idf-weighted mean of its words' vectors, less the corpus' mean, of unit spread in the corpus."""
 
-    Args:
-        sentences: of the corpus.
-        word_vectors: their words', width d_w.
-    """
+    def __init__(self, word_vectors: WordVectors, idf: list[float], mean: np.ndarray, spread: float) -> None:
+        self.word_vectors, self.idf, self.mean, self.spread = word_vectors, idf, mean, spread
 
-    def __init__(self, sentences: Sequence[str], word_vectors: WordVectors) -> None:
-        self.word_vectors, self.count = word_vectors, len(sentences)
-        self.occurs = Counter(word for sentence in sentences for word in set(self._words(sentence)))
-        self.mean, self.spread = np.zeros(word_vectors.dim), 1.0
-        vectors = self(sentences)
-        self.mean = vectors.mean(axis=0)
-        self.spread = max((vectors - self.mean).std(), 1e-12)
+    @classmethod
+    def of(cls, sentences: Sequence[str], word_vectors: WordVectors) -> tuple[SentenceMap, np.ndarray]:
+        """Of a corpus with words of width d_w; and its sentences, as the map gives them, float64 [N, d_w]."""
+        found = cls(word_vectors, [], np.zeros(word_vectors.dim), 1.0)
+        words = [found._words(sentence) for sentence in sentences]
+        occurs = Counter(word for each in words for word in set(each))
+        found.idf = [np.log(1 + len(sentences) / max(occurs[word], 1)) for word in range(len(word_vectors.words))]
+        vectors = found._means(words)
+        found.mean = vectors.mean(axis=0)
+        found.spread = max((vectors - found.mean).std(), 1e-12)
+        return found, (vectors - found.mean) / found.spread
+
+    def __call__(self, sentences: Sequence[str]) -> np.ndarray:
+        """float64 [N, d_w]."""
+        return (self._means([self._words(sentence) for sentence in sentences]) - self.mean) / self.spread
 
     def _words(self, sentence: str) -> list[int]:
         return [self.word_vectors.index(word) for word in tokenize(sentence)] or [1]
 
-    def __call__(self, sentences: Sequence[str]) -> np.ndarray:
-        """float64 [N, d_w]."""
-        vectors = np.empty((len(sentences), self.word_vectors.dim))
-        for row, sentence in zip(vectors, sentences, strict=True):
-            words = self._words(sentence)
-            idf = np.array([np.log(1 + self.count / max(self.occurs[word], 1)) for word in words])
-            row[:] = idf @ self.word_vectors.vectors[words] / idf.sum()
-        return (vectors - self.mean) / self.spread
+    def _means(self, words: list[list[int]]) -> np.ndarray:
+        vectors = np.empty((len(words), self.word_vectors.dim))
+        for row, each in zip(vectors, words, strict=True):
+            idf = np.array([self.idf[word] for word in each])
+            row[:] = idf @ self.word_vectors.vectors[each] / idf.sum()
+        return vectors
