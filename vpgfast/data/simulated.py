@@ -123,7 +123,7 @@ def _stretches(rng: np.random.Generator, clips: int, per_second: float, options:
 
 
 class SentenceMap:
-    """A sentence as the idf-weighted mean of its words' vectors, less the corpus' mean, of unit spread in the corpus."""
+    """A sentence as the idf-weighted mean of its words' vectors, less their mean over the corpus, of unit spread."""
 
     def __init__(self, word_vectors: WordVectors, idf: list[float], mean: np.ndarray, spread: float) -> None:
         self.word_vectors, self.idf, self.mean, self.spread = word_vectors, idf, mean, spread
