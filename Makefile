@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Rebuilt when the kernels or the metadata change.
 .venv/.ready: .venv/.torch pyproject.toml setup.py $(wildcard _build/*.py csrc/*/*)
-	$(BIN)/pip install $(QUICK) -e '.[triton,tensorboard,test,lint]'
+	$(BIN)/pip install $(QUICK) '$(TORCH)' -e '.[triton,tensorboard,test,lint]'
 	# For the tests of one encoder, and apart from the rest: beside a CPU build of torch it breaks transformers.
 	$(BIN)/pip install $(QUICK) --no-deps --target .venv/torchvision '$(TORCHVISION)'
 	touch $@
@@ -50,7 +50,6 @@ types: .venv/.ready
 
 # What sanitize and emulate compile, ahead of what they run: that needs more than torch.
 compiled: .venv/.torch
-	mkdir -p build/cuda_emulator
 	nice $(BIN)/python tests/cuda_emulator/build.py . plain build/cuda_emulator/all.so
 	nice scripts/sanitize.sh build
 

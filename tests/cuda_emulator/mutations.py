@@ -112,7 +112,7 @@ class Trial:
             target = self.tree / "csrc/cuda" / name
             if target.read_text() != text:
                 target.write_text(text)
-        build = Build(self.tree, mode.replace("races", "plain"))
+        build = Build(self.tree, mode)
         if changed:  # objects that are of no use later
             build.new_objects = self.tree
         try:
@@ -126,7 +126,6 @@ class Trial:
         poison = "0xff" if mode == "plain" else "0x3c"
         environment = os.environ | {"VPGFAST_EMULATED": mode, "PYTHONPATH": "tests", "VPGFAST_FUZZ_CASES": "25"}
         environment |= {"VPGFAST_EMULATOR_SEED": str(self.seed), "VPGFAST_EMULATOR_POISON": poison}
-        environment["VPGFAST_EMULATOR_RACES"] = str(int(mode == "races"))
         command = [sys.executable, "-m", "pytest", "tests/cuda_emulator/check_kernels.py", "tests/ops", "tests/nn"]
         command += ["-p", "cuda_emulator.selection", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-q"]
         command += ["--capture=no", "-m", "not slow and not nightly and not gpu", "-k", words, *options]

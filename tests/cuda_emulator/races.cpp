@@ -1,6 +1,6 @@
 // Races: two threads at one address, one of them writing, that nothing orders. Kernels compiled with -fsanitize=thread
 // call the hooks at the end of this file at each of their accesses to memory; the compiler's own library is not linked.
-// Without VPGFAST_EMULATOR_RACES=1 the hooks do nothing.
+// The hooks do nothing in other modes than VPGFAST_EMULATED=races.
 //
 // Launches, blocks' barriers and warps' fences order; blocks of one launch nothing does. Every address remembers enough
 // of who has used it that each unordered pair is found at its second access, whatever order the threads run in.
@@ -289,10 +289,14 @@ void access(const void* at, size_t size, bool writes) {
 }
 void atomic(const void* at, size_t size, void* code) {
   use(at, size, true, true, code);
-  blocks.atomic(reinterpret_cast<uintptr_t>(at));
+  if (settings.accesses) {
+    blocks.atomic(reinterpret_cast<uintptr_t>(at));
+  }
 }
 void fence() {
-  blocks.fence();
+  if (settings.accesses) {
+    blocks.fence();
+  }
 }
 
 }  // namespace cuda_emulator

@@ -32,7 +32,7 @@ LONG_WITH_RACES = (
     "long_video", "many_curves", "many_paragraphs", "brute_force", "equals_2d_tan",
     "maps_larger_than_the_caches", "gradcheck", "more_than_2_32_pairs", "long_and_wide",
 )  # fmt: skip
-# What a block leaves behind for its next piece of work is looked at with races, which sample these not (no parameters).
+# What a block leaves behind for its next piece of work is looked at with races; without parameters, so in every sample.
 LONG_WITHOUT_RACES = (r"than_blocks$",)
 
 # What runs with races leave out, or cut short, the plain ones have whole, whatever their sample.

@@ -22,12 +22,12 @@ RUN = "import ctypes, sys; sys.exit(getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2
 @cache
 def library(mode: str, *extra: str) -> tuple[Path, dict[str, str]]:
     """The snippets' library, and what the environment must have for it."""
-    build = Build(ROOT, mode.replace("races", "plain"))
+    build = Build(ROOT, mode)
     objects = [*build.emulator(*extra), build.kernel(HERE / "snippets.cu")]
     made = build.cache / f"snippets-{build.mode}-{build.key(objects)}.so"
     if not made.exists():
         build.link(objects, made)
-    environment = {"LD_LIBRARY_PATH": str(build.torch / "lib"), "VPGFAST_EMULATOR_RACES": str(int(mode == "races"))}
+    environment = {"LD_LIBRARY_PATH": str(build.torch / "lib"), "VPGFAST_EMULATED": mode}
     if mode == "asan":
         found = [
             subprocess.check_output([build.cxx, f"-print-file-name=lib{name}.so"], text=True).strip()

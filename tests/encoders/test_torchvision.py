@@ -34,10 +34,11 @@ def models() -> Iterator[Any]:
 
 NETWORKS = {"s3d": 14, "r3d_18": 16, "mvit_v2_s": 16, "swin3d_t": 32}
 """Some of each kind, and how many frames a clip has."""
+LARGE = ("mvit_v2_s", "swin3d_t")
 
 
 @pytest.mark.parametrize(
-    "name", [*("s3d", "r3d_18"), *(pytest.param(n, marks=pytest.mark.nightly) for n in ("mvit_v2_s", "swin3d_t"))]
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] if name in LARGE else []) for name in NETWORKS]
 )
 def test_rows_are_what_the_classifier_takes(models: Any, tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)

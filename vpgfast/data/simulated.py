@@ -131,25 +131,28 @@ class SentenceMap:
     @classmethod
     def of(cls, sentences: Sequence[str], word_vectors: WordVectors) -> tuple[SentenceMap, np.ndarray]:
         """Of a corpus with words of width d_w; and its sentences, as the map gives them, float64 [N, d_w]."""
-        found = cls(word_vectors, [], np.zeros(word_vectors.dim), 1.0)
-        words = [found._words(sentence) for sentence in sentences]
-        occurs = Counter(word for each in words for word in set(each))
-        found.idf = [np.log(1 + len(sentences) / max(occurs[word], 1)) for word in range(len(word_vectors.words))]
-        vectors = found._means(words)
-        found.mean = vectors.mean(axis=0)
-        found.spread = max((vectors - found.mean).std(), 1e-12)
-        return found, (vectors - found.mean) / found.spread
+        rows = _rows(sentences, word_vectors)
+        occurs = Counter(row for words in rows for row in set(words))
+        idf = [np.log(1 + len(sentences) / max(occurs[row], 1)) for row in range(len(word_vectors.words))]
+        vectors = _means(rows, idf, word_vectors)
+        mean = vectors.mean(axis=0)
+        spread = max((vectors - mean).std(), 1e-12)
+        return cls(word_vectors, idf, mean, spread), (vectors - mean) / spread
 
     def __call__(self, sentences: Sequence[str]) -> np.ndarray:
         """float64 [N, d_w]."""
-        return (self._means([self._words(sentence) for sentence in sentences]) - self.mean) / self.spread
+        vectors = _means(_rows(sentences, self.word_vectors), self.idf, self.word_vectors)
+        return (vectors - self.mean) / self.spread
 
-    def _words(self, sentence: str) -> list[int]:
-        return [self.word_vectors.index(word) for word in tokenize(sentence)] or [1]
 
-    def _means(self, words: list[list[int]]) -> np.ndarray:
-        vectors = np.empty((len(words), self.word_vectors.dim))
-        for row, each in zip(vectors, words, strict=True):
-            idf = np.array([self.idf[word] for word in each])
-            row[:] = idf @ self.word_vectors.vectors[each] / idf.sum()
-        return vectors
+def _rows(sentences: Sequence[str], word_vectors: WordVectors) -> list[list[int]]:
+    """The words of each sentence, as rows of the vectors; at least one."""
+    return [[word_vectors.index(word) for word in tokenize(sentence)] or [1] for sentence in sentences]
+
+
+def _means(rows: list[list[int]], idf: list[float], word_vectors: WordVectors) -> np.ndarray:
+    vectors = np.empty((len(rows), word_vectors.dim))
+    for vector, words in zip(vectors, rows, strict=True):
+        weights = np.array([idf[word] for word in words])
+        vector[:] = weights @ word_vectors.vectors[words] / weights.sum()
+    return vectors
