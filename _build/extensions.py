@@ -58,7 +58,8 @@ CXX_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", "-lineinfo"]
+# -O1 is for what launches the kernels; these themselves nvcc optimises as far as it can whatever is asked for here.
+NVCC_FLAGS = ["-std=c++20", "-O1", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", "-lineinfo"]
 
 
 class BuildError(SystemExit):
@@ -165,9 +166,12 @@ class BuildExtensions(build_ext):
         built: list[str] = []
         not_built: dict[str, str] = {}
         # All files of all extensions together, what takes longest first: no core waits for the last file of each.
+        jobs = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
+        for extension in filter(_is_cuda, self.extensions):
+            extension.sources = self._gather(extension, max(jobs, 4))
         files = [(extension, source) for extension in self.extensions for source in extension.sources]
         files.sort(key=lambda file: (file[1].endswith(".cu"), (ROOT / file[1]).stat().st_size), reverse=True)
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(jobs) as pool:
             headers = {
                 ext.name: pool.submit(self._compile_headers, ext) for ext in self.extensions if not _is_cuda(ext)
             }
@@ -217,6 +221,20 @@ class BuildExtensions(build_ext):
         include = [ROOT / "csrc", self.torch / "include", sysconfig.get_paths()["include"]]
         return [*command, f"-DVPGFAST_MODULE={name}", *(f"-I{path}" for path in include)]
 
+    def _gather(self, extension: Extension, count: int) -> list[str]:
+        """Its sources, with ``count`` files that include the .cu files in place of these: for each file that it is
+        given nvcc reads torch's headers four times, which takes longer than most kernels do."""
+        kernels = sorted((source for source in extension.sources if source.endswith(".cu")), key=_size, reverse=True)
+        units: list[list[str]] = [[] for _ in range(min(count, len(kernels)))]
+        for source in kernels:
+            min(units, key=lambda unit: sum(map(_size, unit))).append(source)
+        folder = Path(self.build_temp, extension.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / f"kernels_{number}.cu" for number in range(len(units))]
+        for path, unit in zip(written, units, strict=True):
+            path.write_text("".join(f'#include "{ROOT / source}"\n' for source in sorted(unit)))
+        return [*(source for source in extension.sources if source not in kernels), *map(str, map(Path.resolve, written))]
+
     def _compile_headers(self, extension: Extension) -> str:
         """A header that stands for torch's, which is compiled ahead: reading them is a third of the C++ build."""
         header = Path(self.build_temp, extension.name, "headers.h")
@@ -242,6 +260,10 @@ class BuildExtensions(build_ext):
         library = Path(self.get_ext_fullpath(extension.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         _run([*linker, "-shared", *objects, f"-L{self.torch / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(library)])
+
+
+def _size(source: str) -> int:
+    return (ROOT / source).stat().st_size
 
 
 def _is_cuda(extension: Extension) -> bool:

@@ -66,7 +66,7 @@ def kernels_of(source: Path, architecture: int) -> list[dict[str, Any]]:
     names = run("c++filt", given="\n".join(name for name, *_ in found)).splitlines()
     rows: dict[str, dict[str, Any]] = {}
     for (mangled, *numbers), name in zip(found, names, strict=True):
-        whole = re.sub(r"\(anonymous namespace\)::|<unnamed>::|vpgfast::|^void ", "", name).split("(")[0]
+        whole = re.sub(r"\(anonymous namespace\)::|<unnamed>::|vpgfast::(\w+_cuda::)?|^void ", "", name).split("(")[0]
         kernel = whole.partition("<")[0]
         row = rows.setdefault(kernel, {"file": source.name, "kernel": kernel, "architecture": architecture})
         of_one = dict(zip(("registers", "stack", "shared"), map(int, numbers), strict=True))

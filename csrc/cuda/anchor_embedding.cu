@@ -8,7 +8,7 @@
 
 #include "cuda/launch.h"
 
-namespace vpgfast {
+namespace vpgfast::anchor_embedding_cuda {
 namespace {
 
 constexpr int kFactors = 64;
@@ -203,4 +203,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("anchor_embedding_backward", TORCH_BOX(&anchor_embedding_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::anchor_embedding_cuda

@@ -11,7 +11,7 @@
 #include "cuda/intervals_cuda.h"
 #include "cuda/scan.h"
 
-namespace vpgfast {
+namespace vpgfast::ordered_candidates_cuda {
 namespace {
 
 struct Job {
@@ -197,4 +197,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("ordered_candidates", TORCH_BOX(&ordered_candidates));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::ordered_candidates_cuda

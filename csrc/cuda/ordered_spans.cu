@@ -10,7 +10,7 @@
 
 #include "cuda/scan.h"
 
-namespace vpgfast {
+namespace vpgfast::ordered_spans_cuda {
 namespace {
 
 struct Top {
@@ -230,4 +230,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("ordered_spans", TORCH_BOX(&ordered_spans));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::ordered_spans_cuda

@@ -8,7 +8,7 @@
 
 #include "cuda/launch.h"
 
-namespace vpgfast {
+namespace vpgfast::ordered_suppression_scan_cuda {
 namespace {
 
 struct Shape {
@@ -172,4 +172,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("ordered_suppression_scan_backward", TORCH_BOX(&ordered_suppression_scan_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::ordered_suppression_scan_cuda

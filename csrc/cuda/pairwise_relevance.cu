@@ -7,7 +7,7 @@
 
 #include "cuda/launch.h"
 
-namespace vpgfast {
+namespace vpgfast::pairwise_relevance_cuda {
 namespace {
 
 constexpr int kBlock = 128;
@@ -373,4 +373,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("pairwise_relevance_backward", TORCH_BOX(&pairwise_relevance_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::pairwise_relevance_cuda

@@ -9,7 +9,7 @@
 
 #include "cuda/proposal_conv_kernels.h"
 
-namespace vpgfast {
+namespace vpgfast::proposal_conv_cuda {
 namespace {
 
 constexpr int64_t kProductBytes = int64_t{1} << 30;  // of the matrix product that is held at a time
@@ -255,4 +255,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("proposal_conv_backward", TORCH_BOX(&proposal_conv_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::proposal_conv_cuda

@@ -2,7 +2,7 @@
 
 #include "cuda/scatter_taps.h"
 
-namespace vpgfast {
+namespace vpgfast::sample_proposals_cuda {
 namespace {
 
 constexpr int kListThreads = 128;
@@ -180,4 +180,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("sample_proposals_backward", TORCH_BOX(&sample_proposals_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::sample_proposals_cuda

@@ -10,7 +10,7 @@
 #include "common/contrast.h"
 #include "cuda/scan.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_contrast_spans_cuda {
 namespace {
 
 constexpr int kFine = 16;
@@ -287,4 +287,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_contrast_spans", TORCH_BOX(&temporal_contrast_spans));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_contrast_spans_cuda

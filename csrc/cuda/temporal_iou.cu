@@ -4,7 +4,7 @@
 
 #include "cuda/intervals_cuda.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_iou_cuda {
 namespace {
 
 constexpr int kPack = 4;  // results of a thread, side by side
@@ -390,4 +390,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_iou_elementwise_backward", TORCH_BOX(&temporal_iou_elementwise_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_iou_cuda

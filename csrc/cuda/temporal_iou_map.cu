@@ -3,7 +3,7 @@
 #include "cuda/intervals_cuda.h"
 #include "cuda/map_blocks.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_iou_map_cuda {
 namespace {
 
 constexpr int kRows = 2;  // of a map, that a thread has cells of
@@ -166,4 +166,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_iou_map_backward", TORCH_BOX(&temporal_iou_map_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_iou_map_cuda

@@ -6,7 +6,7 @@
 #include "cuda/intervals_cuda.h"
 #include "cuda/map_blocks.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_map_bce_cuda {
 namespace {
 
 constexpr int kRows = 2;  // of a map that a thread has a pack of cells of, loaded together
@@ -269,4 +269,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_map_bce_backward", TORCH_BOX(&temporal_map_bce_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_map_bce_cuda

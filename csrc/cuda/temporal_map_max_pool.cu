@@ -2,7 +2,7 @@
 
 #include "cuda/maxima.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_map_max_pool_cuda {
 namespace {
 
 constexpr int64_t kMostClips = int64_t{1} << 20;  // a channel's map would take terabytes
@@ -262,4 +262,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_map_max_pool_backward", TORCH_BOX(&temporal_map_max_pool_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_map_max_pool_cuda

@@ -13,7 +13,7 @@
 
 #include "cuda/maxima.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_map_max_pool_spans_cuda {
 namespace {
 
 constexpr int64_t kMostClips = int64_t{1} << 31;
@@ -336,4 +336,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_map_max_pool_spans_backward", TORCH_BOX(&temporal_map_max_pool_spans_backward));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_map_max_pool_spans_cuda

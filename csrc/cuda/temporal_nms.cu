@@ -9,7 +9,7 @@
 
 #include "cuda/intervals_cuda.h"
 
-namespace vpgfast {
+namespace vpgfast::temporal_nms_cuda {
 namespace {
 
 constexpr int64_t kMostSelected = 128;      // of a long list; a step costs a pass over what still stands
@@ -338,4 +338,4 @@ STABLE_TORCH_LIBRARY_IMPL(vpgfast, CUDA, m) {
   m.impl("temporal_nms", TORCH_BOX(&temporal_nms));
 }
 
-}  // namespace vpgfast
+}  // namespace vpgfast::temporal_nms_cuda
