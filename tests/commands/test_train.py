@@ -499,16 +499,19 @@ def test_devices_that_do_not_exist(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["torchrun", "--devices"])
-def test_two_processes(train_args: list[str], tmp_path: Path, start: str) -> None:
+@pytest.mark.parametrize(
+    ("trained", "evaluated"),
+    [("--devices", "torchrun"), pytest.param("torchrun", "--devices", marks=pytest.mark.nightly)],
+)
+def test_two_processes(train_args: list[str], tmp_path: Path, trained: str, evaluated: str) -> None:
     """Two CPU processes, however they are started: one folder, every test sentence predicted once."""
     args = [*train_args, "--epochs=1", "--output", str(tmp_path / "r")]
-    done = in_two_processes(start, "train", *args)
+    done = in_two_processes(trained, "train", *args)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("moving_shapes, test split") == 1
     assert len(load_state(tmp_path / "r" / STATE_FILE)["random"]) == 2
     assert evaluate.main([str(tmp_path / "r"), "--output", str(tmp_path / "alone"), "--devices=1"]) == 0
-    again = in_two_processes(start, "evaluate", str(tmp_path / "r"), "--output", str(tmp_path / "two"))
+    again = in_two_processes(evaluated, "evaluate", str(tmp_path / "r"), "--output", str(tmp_path / "two"))
     assert again.returncode == 0, again.stdout + again.stderr
     alone = results(tmp_path / "alone")
     for together in (results(tmp_path / "r"), results(tmp_path / "two")):

@@ -16,8 +16,10 @@ from vpgfast.extract import main
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_extract.py"
 
 
+pytest.importorskip("ray", reason="needs the extra `ray` (the extra `test` brings it)")
+
+
 def test_ray_writes_what_extract_writes(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra `ray` (the extra `test` brings it)")
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(5):

@@ -1,6 +1,6 @@
-"""``python two_processes.py ddp|fsdp NAME...``: gradients over two processes, beside those of one.
+"""``python two_processes.py NAME...``: gradients over two processes, by DDP and by FSDP2, beside those of one.
 
-For each name prints a line: the name and "same", or what differs.
+For each name and each of the two prints a line: both, and "same" or what differs.
 """
 
 from __future__ import annotations
@@ -57,22 +57,24 @@ def together(kind: str, name: str, rank: int) -> dict[str, Tensor]:
     return {key: weight.grad.full_tensor() for key, weight in module.named_parameters() if weight.grad is not None}
 
 
-def work(rank: int, kind: str, names: list[str], store: str) -> None:
+def work(rank: int, names: list[str], store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for name in names:
-        expected, found = alone(name), together(kind, name, rank)
-        off = [
-            key
-            for key, gradient in expected.items()
-            if not torch.allclose(found.get(key, torch.zeros_like(gradient)), gradient, rtol=1e-4, atol=1e-6)
-        ]
-        if rank == 0:
-            print(f"{name}: {'same' if not off else ', '.join(off)}", flush=True)
+        expected = alone(name)
+        for kind in ("ddp", "fsdp"):
+            found = together(kind, name, rank)
+            off = [
+                key
+                for key, gradient in expected.items()
+                if not torch.allclose(found.get(key, torch.zeros_like(gradient)), gradient, rtol=1e-4, atol=1e-6)
+            ]
+            if rank == 0:
+                print(f"{name}, {kind}: {'same' if not off else ', '.join(off)}", flush=True)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (sys.argv[1], sys.argv[2:], f"{folder}/store"), nprocs=2)
+        mp.spawn(work, (sys.argv[1:], f"{folder}/store"), nprocs=2)

@@ -202,7 +202,8 @@ def test_gradcheck(device: str, backend: str) -> None:
 
 @implementations(triton=True)
 def test_deterministic_and_fully_written(device: str, backend: str) -> None:
-    shape = (9, 2, 5, 60, 8, 8, 8)
+    # Interpreted, blocks run one after the other, a hundred times more slowly.
+    shape = (2 if backend == "triton" and device == "cpu" else 9, 2, 5, 60, 8, 8, 8)
     mask, intervals = (t.to(device) for t in extras_for(shape))
     inputs = [t.to(device) for t in inputs_for(shape, torch.float32, one_k_pos=True)]
     with ops.backend(backend):
@@ -254,7 +255,7 @@ def test_compiles_without_graph_break() -> None:
     check_compiles(joined(mask, intervals, need_weights=True), *inputs_for(SHAPES[0], torch.float32))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_autocast_runs_in_its_dtype(compiled: bool) -> None:
     """The intervals are not rounded: 1001 is no bfloat16."""
     shape = (1, 2, 1, 1200, 4, 4, 4)
