@@ -81,7 +81,7 @@ def test_durations_of_the_file(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("", "line 1: no column 'video' in the header"),
-        ("video,text\nv,It runs.\n", "line 1: no column 'sentence' in the header, only video, text"),
+        ("video,text\nv,It runs.\n", "line 1: no column 'sentence' in the header, only 'video', 'text'"),
         ("video,video,sentence\n", "the column 'video' is there twice"),
         ("video,start,sentence\n", "'start' and 'end' go together"),
         (HEADER, "holds no sentence"),

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from vpgfast.errors import AnnotationError
 log = logging.getLogger(__name__)
 
 _NEEDED, COLUMNS = ("video", "sentence"), ("video", "start", "end", "sentence", "duration")
+_LISTED = 12  # names of columns that a message lists at most
 _KEYS = {"video": ("vid", "video"), "sentence": ("query", "sentence")}
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
 
@@ -91,15 +93,21 @@ def _table(path: Path, delimiter: str) -> Iterator[Callable[[], Row]]:
 def _check_header(header: list[str], path: Path) -> None:
     for name in _NEEDED:
         if name not in header:
-            found = repr(header[0]) if len(header) == 1 else ", ".join(header) or "nothing"
+            found = _listed(header) or "nothing"
             between = "; fields are parted by commas in .csv and by tabs in .tsv" if len(header) == 1 else ""
             raise AnnotationError(f"{path}, line 1: no column {name!r} in the header, only {found}{between}")
     if twice := {name for name in header if name and header.count(name) > 1}:
         raise AnnotationError(f"{path}, line 1: the column {min(twice)!r} is there twice")
     if ("start" in header) != ("end" in header):
-        raise AnnotationError(f"{path}, line 1: 'start' and 'end' go together, found {', '.join(header)}")
+        raise AnnotationError(f"{path}, line 1: 'start' and 'end' go together, found {_listed(header)}")
     if left := [name for name in header if name not in COLUMNS]:
-        log.info("%s: columns that are not read: %s", path, ", ".join(left))
+        log.info("%s: columns that are not read: %s", path, _listed(left))
+
+
+def _listed(names: list[str]) -> str:
+    """On one line, however long they are and whatever they hold: a quote that does not end swallows whole lines."""
+    more = [f"{len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return ", ".join([*map(reprlib.repr, names[:_LISTED]), *more])
 
 
 def _of_table(line: Mapping[str | None, str | None], where: str) -> Row:
