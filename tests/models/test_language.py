@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from language_models import LIMIT, make_bert, make_gpt2, minilm
+from plain_wsra import FEATURE_DIM, make_batch, small_config
 from safetensors.torch import load_file, save_file
 from small import word_vectors
-from test_wsra import FEATURE_DIM, make_batch, small_config
 
 from vpgfast.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from vpgfast.data.types import Batch, Paragraph
