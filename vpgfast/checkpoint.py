@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,7 +205,8 @@ def load_state(path: Path) -> dict[str, Any]:
         reason = str(error).split("\n")[0]
         return CheckpointError(f"training state {path}: damaged ({reason}); start anew with --overwrite")
 
-    with reading(say):
+    # Of a damaged file torch warns of protocols that it does not know before it says what is wrong.
+    with reading(say), warnings.catch_warnings(action="ignore"):
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or "epoch" not in state:
         raise CheckpointError(f"training state {path}: not a vpgfast training state; start anew with --overwrite")

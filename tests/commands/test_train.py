@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import h5py
@@ -26,6 +27,7 @@ from vpgfast.checkpoint import load_checkpoint, load_state
 from vpgfast.config import OptimConfig, TrainConfig, parse_train, to_dict
 from vpgfast.data.corpus import load_corpus
 from vpgfast.data.text import tokenize
+from vpgfast.errors import CheckpointError
 from vpgfast.files import MODEL_FILE, STATE_FILE
 from vpgfast.metrics.rules import MetricRules, metric_names
 from vpgfast.train import run as training
@@ -366,6 +368,14 @@ def test_damaged_training_state(train_args: list[str], tmp_path: Path, capsys: p
     capsys.readouterr()
     assert train.main([*train_args, "--output", str(folder)]) == 2
     assert "damaged" in error_line(capsys)
+
+
+def test_a_damaged_training_state_is_told_of_once(tmp_path: Path) -> None:
+    """Of a protocol that it does not know torch warns, too."""
+    (tmp_path / STATE_FILE).write_bytes(b"\x80\x67}q\x00.")
+    with warnings.catch_warnings(record=True) as told, pytest.raises(CheckpointError, match="damaged"):
+        load_state(tmp_path / STATE_FILE)
+    assert not told
 
 
 # --- a full disk
