@@ -386,6 +386,8 @@ class VideoIndex:
         """Scores float32 [Q, k] and places int64 [Q, k], k = min(top, videos)."""
         if queries.ndim != 2 or queries.shape[1] != self.width:
             raise ValueError(f"queries have shape {queries.shape}, the index is of width {self.width}")
+        if not np.isfinite(queries).all():
+            raise ValueError("queries hold what is no number")
         if not len(self):
             raise SearchIndexError(f"index {self.folder}: holds no video; add some")
         best = Best(len(queries), min(top, len(self)))
@@ -396,6 +398,7 @@ class VideoIndex:
                 faiss_index.candidates(self, queries, top, opened, nprobe or self.faiss["nprobe"])
             ):
                 products = self.gather(places) @ queries[i]
+                self._check(products, places)
                 best.take(products[None], places, slice(i, i + 1))
         for number, shard in enumerate(self.shards):
             if shard.name in covered:
@@ -404,14 +407,26 @@ class VideoIndex:
             gone = np.array(self.removed.get(shard.name, ()), np.int64)
             for start in range(0, len(vectors), _BLOCK):
                 block = vectors[start : start + _BLOCK]
-                products = queries @ block.T
+                places = (number << 32) + start + np.arange(len(block))
+                with np.errstate(invalid="ignore", over="ignore"):
+                    products = queries @ block.T
+                self._check(products, places)
                 products[:, gone[(gone >= start) & (gone < start + len(block))] - start] = -np.inf
-                best.take(products, (number << 32) + start + np.arange(len(block)))
+                best.take(products, places)
         scores, places = best.result()
         lacking = (places < 0).any(axis=1)
-        if lacking.any():  # the lists that FAISS looked through hold fewer than were asked for
+        if opened is not None and lacking.any():  # the lists that FAISS looked through hold fewer than were asked for
             scores[lacking], places[lacking] = self.ranked(queries[lacking], top, None)
         return scores, places
+
+    def _check(self, products: np.ndarray, places: np.ndarray) -> None:
+        """Raises :class:`SearchIndexError` where one of the products [..., n] with the vectors at ``places`` [n] is no
+        number: what is stored there is none."""
+        fine = np.isfinite(products).reshape(-1, len(places)).all(axis=0)
+        if not fine.all():
+            place = int(places[fine.argmin()])
+            with reading(self.folder / f"vectors-{self.shards[place >> 32].name}.npy"):
+                raise ValueError(f"row {place & _ROW} holds what is no number")
 
     def gather(self, places: np.ndarray) -> np.ndarray:
         """float32 [n, E] of places, read from the mapped files."""
