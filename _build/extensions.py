@@ -170,7 +170,7 @@ class BuildExtensions(build_ext):
         for extension in filter(_is_cuda, self.extensions):
             extension.sources = self._gather(extension, max(jobs, 4))
         files = [(extension, source) for extension in self.extensions for source in extension.sources]
-        files.sort(key=lambda file: (file[1].endswith(".cu"), (ROOT / file[1]).stat().st_size), reverse=True)
+        files.sort(key=lambda file: (file[1].endswith(".cu"), _size(file[1])), reverse=True)
         with ThreadPoolExecutor(jobs) as pool:
             headers = {
                 ext.name: pool.submit(self._compile_headers, ext) for ext in self.extensions if not _is_cuda(ext)
@@ -233,7 +233,10 @@ class BuildExtensions(build_ext):
         written = [folder / f"kernels_{number}.cu" for number in range(len(units))]
         for path, unit in zip(written, units, strict=True):
             path.write_text("".join(f'#include "{ROOT / source}"\n' for source in sorted(unit)))
-        return [*(source for source in extension.sources if source not in kernels), *map(str, map(Path.resolve, written))]
+        return [
+            *(source for source in extension.sources if source not in kernels),
+            *map(str, map(Path.resolve, written)),
+        ]
 
     def _compile_headers(self, extension: Extension) -> str:
         """A header that stands for torch's, which is compiled ahead: reading them is a third of the C++ build."""

@@ -341,6 +341,34 @@ def test_faiss_stays_right_while_the_index_changes(make: Callable[..., VideoInde
     assert recall(index, queries, 10) == 1
 
 
+def test_nothing_is_left_of_what_faiss_knows(make: Callable[..., VideoIndex], clustered: np.ndarray) -> None:
+    index = make(clustered, range(1200))
+    with index.changing():
+        index.build_faiss()
+        index.add(clustered[1200:1210], entries(range(1200, 1210)))
+        index.remove([f"v{i}" for i in range(1200)])
+    assert index.faiss is not None
+    assert names(index, clustered[1200:1202], 1) == [["v1200"], ["v1201"]]
+    assert len(index.search(clustered[:1], 50)[0]) == 10
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_vectors_that_are_no_numbers(make: Callable[..., VideoIndex], clustered: np.ndarray, wrong: float) -> None:
+    index = make(clustered, range(600), range(600, 1200))
+    with index.changing():
+        index.build_faiss()
+    path = index.folder / "vectors-00001.npy"
+    stored = np.load(path)
+    stored[7, 3] = wrong
+    np.save(path, stored)
+    index = VideoIndex.open(index.folder)
+    for exact in (True, False):
+        with pytest.raises(SearchIndexError, match=r"vectors-00001\.npy is damaged .*row 7 holds what is no number"):
+            index.search(clustered[607:608], 3, exact)
+    with pytest.raises(ValueError, match="queries hold what is no number"):
+        index.search(np.full((1, WIDTH), wrong, np.float32), 3)
+
+
 def test_faiss_is_measured_on_given_queries(make: Callable[..., VideoIndex], clustered: np.ndarray) -> None:
     """Here by the definition: what is found of the k best, on average."""
     index = make(clustered, range(1200))

@@ -308,14 +308,6 @@ SWITCHES = [
 ]
 
 
-def ids_of(changes):
-    return "-".join(f"{key}={value}" for key, value in changes.items()) or "default"
-
-
-def mask_of(*counts):
-    return torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
-
-
 def all_pairs(clips):
     return [(i, j) for i in range(clips) for j in range(i, clips)]
 

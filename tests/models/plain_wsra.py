@@ -34,10 +34,6 @@ SWITCHES = [
 ]
 
 
-def ids_of(changes):
-    return ",".join(f"{k}={v}" for k, v in changes.items()) or "default"
-
-
 def small_config(**changes):
     return WSRAConfig(**{"hidden": 6, "top_k": 1, "last_k": 1, "max_clips": 12, "max_words": 6, **changes})
 
@@ -72,10 +68,6 @@ def make_batch(clips=CLIPS, words=WORDS, videos=VIDEOS, dtype=torch.float64, see
         sentence_mask=torch.ones(size, 1, dtype=torch.bool),
         durations=torch.tensor(durations, dtype=torch.float64),
     )
-
-
-def mask_of(*counts):
-    return torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
 
 
 # The method in numpy: one video at a time, no padding, a loop for every sum.

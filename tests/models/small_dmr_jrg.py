@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from small import with_random_weights, word_vectors
+from small import counted, paragraph_batch, with_random_weights
 from torch import Tensor
 
-from vpgfast.data.text import WordVectors
-from vpgfast.data.types import Batch, Paragraph
+from vpgfast.data.types import Batch
 from vpgfast.models.dmr_jrg import DMRJRG, DMRJRGConfig, Draws
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dmr_jrg"
-T, K, D, FEATURE_DIM, VOCABULARY = 12, 6, 8, 6, 20
+T, K, D, FEATURE_DIM = 12, 6, 8, 6
 SENTENCES = (3, 1, 4)
 
 
@@ -38,35 +35,13 @@ def small(**changes) -> DMRJRGConfig:
     return DMRJRGConfig(**{**settings, **changes})
 
 
-def counted() -> WordVectors:
-    counts = np.zeros(VOCABULARY, np.int64)
-    counts[[3, 7, 4, 12]] = [5, 9, 2, 2]
-    return replace(word_vectors(VOCABULARY), content_counts=counts)
-
-
 def make_model(spread: float = 0.4, **changes) -> DMRJRG:
     return with_random_weights(DMRJRG(small(**changes), FEATURE_DIM, counted()), spread)
 
 
 def random_batch(sentences=SENTENCES, seed: int = 0, videos=None) -> Batch:
     """Paragraphs of that many sentences of 1 to 5 words."""
-    generator = torch.Generator().manual_seed(seed)
-    B, M = len(sentences), max(sentences)
-    there = torch.arange(M) < torch.tensor(sentences).unsqueeze(1)
-    lengths = torch.randint(1, 6, (B, M, 1), generator=generator) * there.unsqueeze(2)
-    lengths[0, 0] = 5
-    word_mask = torch.arange(5) < lengths
-    names = videos or [f"v{b}" for b in range(B)]
-    items = zip(names, sentences, range(1, B + 1), strict=True)
-    return Batch(
-        paragraphs=[Paragraph(name, 10.0 * place, ("a",) * count) for name, count, place in items],
-        video=torch.randn(B, T, FEATURE_DIM, generator=generator, dtype=torch.float64),
-        video_mask=torch.ones(B, T, dtype=torch.bool),
-        words=torch.randint(1, VOCABULARY, word_mask.shape, generator=generator) * word_mask,
-        word_mask=word_mask,
-        sentence_mask=there,
-        durations=10.0 * torch.arange(1, B + 1, dtype=torch.float64),
-    )
+    return paragraph_batch(sentences, (T, FEATURE_DIM), seed, videos)
 
 
 def losses_of(model: DMRJRG, batch: Batch, seed: int = 3) -> dict[str, Tensor]:

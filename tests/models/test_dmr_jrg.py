@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from language_models import make_bert
+from small import counted
 from small_dmr_jrg import (
     CONFIGS,
     FEATURE_DIM,
     SENTENCES,
     K,
     as_maps,
-    counted,
     fixed_draws,
     losses_of,
     make_model,

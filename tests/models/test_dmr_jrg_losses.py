@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import with_random_weights, word_vectors
+from small import VOCABULARY, with_random_weights, word_vectors
 from small_dmr_jrg import (
     FEATURE_DIM,
     SENTENCES,
-    VOCABULARY,
     D,
     K,
     T,
@@ -145,7 +144,10 @@ def test_time_loss_by_hand() -> None:
     model = make_model(segments=2, reduction="sum")
     logits = torch.tensor([[2.0, -1.0, 0.5]])
     synced = torch.tensor([[0.9, 0.8, 0.1]])
-    softplus = lambda x: math.log(1 + math.exp(x))  # noqa: E731
+
+    def softplus(x: float) -> float:
+        return math.log(1 + math.exp(x))
+
     expected = softplus(-2.0) + softplus(-1.0) + softplus(0.5)
     assert model.time_loss(logits, synced, 1).item() == pytest.approx(expected)
     assert model.time_loss(logits, synced, 4).item() == pytest.approx(expected / 4)

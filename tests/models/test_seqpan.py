@@ -8,20 +8,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from plain_seqpan import (
-    ATTENTIONS,
-    FEATURE_DIM,
-    SWITCHES,
-    PlainSeqPAN,
-    ids_of,
-    iou,
-    item,
-    make_batch,
-    make_model,
-    mask_of,
-    small_config,
-)
-from small import word_vectors
+from plain_seqpan import ATTENTIONS, FEATURE_DIM, SWITCHES, PlainSeqPAN, iou, item, make_batch, make_model, small_config
+from small import ids_of, mask_of, word_vectors
 
 from vpgfast.config import from_dict
 from vpgfast.errors import ConfigError

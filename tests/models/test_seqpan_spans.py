@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain_seqpan import PlainSeqPAN, all_pairs, iou, make_batch, make_model, mask_of, small_config
+from plain_seqpan import PlainSeqPAN, all_pairs, iou, make_batch, make_model, small_config
+from small import mask_of
 
 from vpgfast.models.layers import masked_log_softmax
 from vpgfast.models.seqpan_clips import (

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import word_vectors
-from small_siamgtr import FEATURE_DIM, VOCABULARY, D, T, backward, make_model, random_batch, small, with_settings
+from small import VOCABULARY, word_vectors
+from small_siamgtr import FEATURE_DIM, D, T, backward, make_model, random_batch, small, with_settings
 from torch import Tensor
 
 from vpgfast.models.alignment import alignment_loss, own_video, similar_spans

@@ -7,20 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from plain_wsra import (
-    CLIPS,
-    CONFIGS,
-    FEATURE_DIM,
-    SWITCHES,
-    WORDS,
-    PlainWSRA,
-    ids_of,
-    make_batch,
-    make_model,
-    mask_of,
-    small_config,
-)
-from small import word_vectors
+from plain_wsra import CLIPS, CONFIGS, FEATURE_DIM, SWITCHES, WORDS, PlainWSRA, make_batch, make_model, small_config
+from small import ids_of, mask_of, word_vectors
 
 from benchmarks.field_wsra import FieldWSRA, broadcast, tiled
 from vpgfast.config import parse_train

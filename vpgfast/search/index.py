@@ -398,7 +398,6 @@ class VideoIndex:
                 faiss_index.candidates(self, queries, top, opened, nprobe or self.faiss["nprobe"])
             ):
                 products = self.gather(places) @ queries[i]
-                self._check(products, places)
                 best.take(products[None], places, slice(i, i + 1))
         for number, shard in enumerate(self.shards):
             if shard.name in covered:
@@ -410,7 +409,7 @@ class VideoIndex:
                 places = (number << 32) + start + np.arange(len(block))
                 with np.errstate(invalid="ignore", over="ignore"):
                     products = queries @ block.T
-                self._check(products, places)
+                self._check(np.isfinite(products).all(axis=0), places)
                 products[:, gone[(gone >= start) & (gone < start + len(block))] - start] = -np.inf
                 best.take(products, places)
         scores, places = best.result()
@@ -419,21 +418,21 @@ class VideoIndex:
             scores[lacking], places[lacking] = self.ranked(queries[lacking], top, None)
         return scores, places
 
-    def _check(self, products: np.ndarray, places: np.ndarray) -> None:
-        """Raises :class:`SearchIndexError` where one of the products [..., n] with the vectors at ``places`` [n] is no
-        number: what is stored there is none."""
-        fine = np.isfinite(products).reshape(-1, len(places)).all(axis=0)
+    def _check(self, fine: np.ndarray, places: np.ndarray) -> None:
+        """Raises :class:`SearchIndexError` with the file of the first of ``places`` [n] whose vector is not ``fine``,
+        bool [n]: it holds what is no number."""
         if not fine.all():
             place = int(places[fine.argmin()])
             with reading(self.folder / f"vectors-{self.shards[place >> 32].name}.npy"):
                 raise ValueError(f"row {place & _ROW} holds what is no number")
 
     def gather(self, places: np.ndarray) -> np.ndarray:
-        """float32 [n, E] of places, read from the mapped files."""
+        """float32 [n, E] of places, read from the mapped files. Raises as :meth:`vectors`."""
         rows = np.empty((len(places), self.width), np.float32)
         for number in np.unique(places >> 32).tolist():
             chosen = places >> 32 == number
             rows[chosen] = self.vectors(self.shards[number])[places[chosen] & _ROW]
+        self._check(np.isfinite(rows).all(axis=1), places)
         return rows
 
     # --- FAISS
