@@ -196,7 +196,10 @@ def measured_by_op(cpus: Sequence[tuple[str, Sequence[Case]]]) -> dict[str, dict
 
 
 def overview(machine: str, by_set: Mapping[str, Sequence[Case]]) -> str:
-    about = "Eager or compiled, whichever is faster; so is ours where it was measured compiled, too. 🔴: it is faster than ours."
+    about = (
+        "Eager or compiled, whichever is faster; so is ours where it was measured compiled, too. "
+        "🔴: it is faster than ours."
+    )
     return f"## Over the best plain PyTorch, {machine}\n\n{about}\n\n{by_instruction_set(by_set)}"
 
 
