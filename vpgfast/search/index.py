@@ -409,7 +409,7 @@ class VideoIndex:
                 places = (number << 32) + start + np.arange(len(block))
                 with np.errstate(invalid="ignore", over="ignore"):
                     products = queries @ block.T
-                self._check(np.isfinite(products).all(axis=0), places)
+                self._check(products.T, places)
                 products[:, gone[(gone >= start) & (gone < start + len(block))] - start] = -np.inf
                 best.take(products, places)
         scores, places = best.result()
@@ -418,11 +418,12 @@ class VideoIndex:
             scores[lacking], places[lacking] = self.ranked(queries[lacking], top, None)
         return scores, places
 
-    def _check(self, fine: np.ndarray, places: np.ndarray) -> None:
-        """Raises :class:`SearchIndexError` with the file of the first of ``places`` [n] whose vector is not ``fine``,
-        bool [n]: it holds what is no number."""
-        if not fine.all():
-            place = int(places[fine.argmin()])
+    def _check(self, numbers: np.ndarray, places: np.ndarray) -> None:
+        """Raises :class:`SearchIndexError` with the file of the first of ``places`` [n] where ``numbers`` [n, any],
+        the vectors there or their products, are not all finite."""
+        finite = np.isfinite(numbers).all(axis=1)
+        if not finite.all():
+            place = int(places[finite.argmin()])
             with reading(self.folder / f"vectors-{self.shards[place >> 32].name}.npy"):
                 raise ValueError(f"row {place & _ROW} holds what is no number")
 
@@ -432,7 +433,7 @@ class VideoIndex:
         for number in np.unique(places >> 32).tolist():
             chosen = places >> 32 == number
             rows[chosen] = self.vectors(self.shards[number])[places[chosen] & _ROW]
-        self._check(np.isfinite(rows).all(axis=1), places)
+        self._check(rows, places)
         return rows
 
     # --- FAISS
