@@ -93,6 +93,19 @@ def test_test_videos_that_chose_the_epoch_are_told() -> None:
     assert corpora.tested_and_validated({**splits, "test": splits["val"]}) == 2
 
 
+def test_a_run_that_validates_on_its_test_videos_says_so(train_args: list[str], tmp_path: Path) -> None:
+    """In its log and in metrics.json, how many of them there are."""
+    for split, count in (("train", 8), ("test", 5)):
+        video = {"timestamps": [[0, 100], [150, 300]], "sentences": ["She cuts a carrot.", "He eats it."]}
+        videos = {f"{split}-{i}.avi": {**video, "fps": 10.0, "num_frames": 400} for i in range(count)}
+        (tmp_path / f"{split}.json").write_text(json.dumps(videos))
+    data = ["--data.corpus=tacos", "--data.root", str(tmp_path), "--data.val_split=test", "--data.features=simulated"]
+    assert train.main([*train_args, *data, "--epochs=1", "--output", str(tmp_path / "r")]) == 0
+    content, log = history_of(tmp_path / "r")
+    assert content["selection"]["test_videos"] == 5
+    assert [line for line in log if "5 of the test videos are among the validation videos, which choose the" in line]
+
+
 def test_both_validation_files_of_activitynet(shared: Path) -> None:
     root = shared / "activitynet_captions"
     both, first, second = (load_annotations("activitynet", s, root) for s in ("val_1+val_2", "val_1", "val_2"))
