@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What can be known in the corpus of configs/*/discourse.yaml: stores the table `discourse_oracles`, draws its picture.
+"""What can be known in the corpora of configs/*/discourse.yaml and configs/siamgtr/discourse_simulated.yaml: stores the
+tables `discourse_oracles` and `discourse_simulated_oracles`, draws a picture of the first.
 
 python scripts/discourse_oracles.py
 """
@@ -12,38 +13,47 @@ from matplotlib.figure import Figure
 from stored_tables import ROOT, store
 
 from vpgfast.config import parse_train
+from vpgfast.data.corpus import read_splits
+from vpgfast.data.discourse import Telling, telling
 from vpgfast.data.moving_shapes import script_video
 from vpgfast.data.options import DataConfig
+from vpgfast.data.retold import retell_splits
 from vpgfast.data.shape_scripts import ShapesVideo
 from vpgfast.metrics.discourse import oracle_table
 from vpgfast.plots import plain_axis, save_figure
 
 CONFIG = ROOT / "configs" / "siamgtr" / "discourse.yaml"
+SIMULATED = ROOT / "configs" / "siamgtr" / "discourse_simulated.yaml"
 COUNTED = 600  # training videos from which the prior and the usual moments are taken
 PICTURED = 46  # a video of the test split
 
 
 def measure(data: DataConfig) -> dict[str, dict[str, float]]:
     """The table of the test split; the prior is that of the training split."""
+    if data.corpus != "moving_shapes":
+        retold = retell_splits(read_splits(data), data.seed)
+        return oracle_table(retold["train"], retold["test"])
     options = data.moving_shapes
 
-    def split(name: str, count: int) -> list[ShapesVideo]:
-        return [script_video(options, data.seed, name, number) for number in range(count)]
+    def split(name: str, count: int) -> list[Telling]:
+        return [telling(script_video(options, data.seed, name, number)) for number in range(count)]
 
     return oracle_table(split("train", COUNTED), split("test", options.test_videos))
 
 
 def main() -> None:
+    for name, config in (("discourse_oracles", CONFIG), ("discourse_simulated_oracles", SIMULATED)):
+        data = parse_train(["--config", str(config)]).data
+        table = measure(data)
+        store(
+            name,
+            f"Test split of `{config.relative_to(ROOT)}`, in %. Above, oracles that know when everything happens and "
+            "differ in how they read; below, what watching nothing earns.",
+            "python scripts/discourse_oracles.py",
+            dict.fromkeys(next(iter(table.values())), "%"),
+            [(label, list(row.values())) for label, row in table.items()],
+        )
     data = parse_train(["--config", str(CONFIG)]).data
-    table = measure(data)
-    store(
-        "discourse_oracles",
-        f"Test split of `{CONFIG.relative_to(ROOT)}`, {data.moving_shapes.test_videos} videos, in %. Above, oracles "
-        "that know when everything happens and differ in how they read; below, what watching nothing earns.",
-        "python scripts/discourse_oracles.py",
-        dict.fromkeys(next(iter(table.values())), "%"),
-        [(name, list(row.values())) for name, row in table.items()],
-    )
     draw(script_video(data.moving_shapes, data.seed, "test", PICTURED), ROOT / "docs" / "images" / "discourse.png")
 
 

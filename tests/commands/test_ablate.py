@@ -437,7 +437,7 @@ def test_baselines_that_differ_between_rows_are_hidden(tables_file: Path) -> Non
     assert "prior" not in table_text(table, 1)
 
 
-def test_a_row_that_finds_no_video_hides_no_baseline_of_finding(tables_file: Path) -> None:
+def test_a_row_without_a_list_or_that_finds_no_video_hides_no_baseline_of_others(tables_file: Path) -> None:
     chance = {"R@10": 0.1}
     retrieval = {"metrics": {"R@10": 0.5}, "baselines": {"chance": chance, "uniform": {}}}
     finder = {**result(0.2), "retrieval": retrieval}
@@ -445,7 +445,10 @@ def test_a_row_that_finds_no_video_hides_no_baseline_of_finding(tables_file: Pat
     for finished in ({"narrow": {0: finder}, "wide": {0: lists}}, {"narrow": {0: lists}, "wide": {0: finder}}):
         table = summarize_table(read_tables(tables_file)[0], finished)
         assert table["baselines"]["chance"] == {"corpus R@10": 0.1}
-        assert "random candidates" not in table["baselines"], "the other row has an mIoU, too, and no such list"
+        assert table["baselines"]["random candidates"] == {"mIoU": 0.1}
+    other = {**lists, "baselines": {**lists["baselines"], "random candidates": {"mIoU": 0.2}}}
+    table = summarize_table(read_tables(tables_file)[0], {"narrow": {0: lists}, "wide": {0: other}})
+    assert "random candidates" not in table["baselines"], "the rows choose among different spans"
 
 
 def test_corpus_metrics_in_tables(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vpgfast.ablate.tables import Claim, Table
 from vpgfast.evaluate.selection import LAST
+from vpgfast.metrics.baselines import RANDOM_CANDIDATES
 from vpgfast.metrics.corpus import BAG_OF_WORDS, for_tables
 from vpgfast.metrics.table import align
 
@@ -80,7 +81,8 @@ def common_baselines(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, f
     """What watching nothing earns in all runs alike.
 
     Runs may be judged on other data, by other rules or from other lists, and then have no baseline in common. A run
-    without any of a baseline's metrics, such as chance's where no video is looked for, has no say in it.
+    without any of a baseline's metrics, such as chance's where no video is looked for, has no say in it, nor in random
+    candidates one of a method that chooses among none.
     """
     named: dict[str, list[dict[str, float]]] = {}
     for run in runs:
@@ -89,9 +91,13 @@ def common_baselines(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, f
     return {
         name: rows[0]
         for name, rows in named.items()
-        if all(row == rows[0] for row in rows)
-        and not any(name not in all_baselines(run) and all_metrics(run).keys() & rows[0].keys() for run in runs)
+        if all(row == rows[0] for row in rows) and not any(_lacks(run, name, rows[0]) for run in runs)
     }
+
+
+def _lacks(run: Mapping[str, Any], name: str, row: Mapping[str, float]) -> bool:
+    """Whether a run has no such baseline though it could."""
+    return name != RANDOM_CANDIDATES and name not in all_baselines(run) and bool(all_metrics(run).keys() & row.keys())
 
 
 def verdict(differences: Sequence[float], least: float) -> tuple[str, float | None, float | None]:

@@ -18,6 +18,7 @@ from vpgfast.data.features import HDF5Features, check_features, open_features
 from vpgfast.data.moving_shapes import make_moving_shapes
 from vpgfast.data.options import DataConfig, MovingShapesOptions
 from vpgfast.data.pixels import motion_columns
+from vpgfast.data.retold import retell_splits, shown
 from vpgfast.data.simulated import SimulatedFeatures
 from vpgfast.data.text import WordVectors, load_word_vectors, tokenize
 from vpgfast.data.types import FeatureReader, Paragraph
@@ -49,8 +50,8 @@ class Corpus:
     """What training and evaluation need to know of a data set.
 
     Attributes:
-        name: as tables show it; ends in ``" (discourse)"`` for such moving_shapes, in ``" (simulated features)"`` when
-            they are.
+        name: as tables show it; with ``" (discourse)"`` where only the paragraph tells which moment is meant, and
+            ``" (simulated features)"`` where they are.
         splits: paragraphs of ``"train"``, ``"val"`` and ``"test"``, spans known.
         features: clip features of all their videos.
         word_vectors: the vocabulary with its vectors, see :func:`load_corpus`.
@@ -89,27 +90,28 @@ def load_corpus(config: DataConfig, punctuation: bool = False) -> Corpus:
         splits = read_own(config, features)
     else:
         splits = read_splits(config)
+    everything = [paragraph for split in splits.values() for paragraph in split]  # that simulated features show
+    discourse = config.moving_shapes.discourse if made else config.simulated.discourse
+    if made and discourse and config.features == SIMULATED:
+        raise ConfigError(
+            "features 'simulated' show the words of single sentences, which is what discourse must not; take "
+            "'motion', or leave data.features out"
+        )
+    if discourse and not made:
+        splits, everything = _retold(splits, config)
 
-    trained = {"train": splits["train"]} if config.word_vectors is None else splits
-    known = vocabulary(trained.values(), punctuation)
+    told = [splits["train"]] if config.word_vectors is None else [*splits.values(), everything]
+    known = vocabulary(told, punctuation)
     vectors = load_word_vectors(config.word_vectors, known, config.word_dim, config.seed)
 
-    name = config.corpus
-    if made and config.moving_shapes.discourse:
-        if config.features == SIMULATED:
-            raise ConfigError(
-                "features 'simulated' show the words of single sentences, which is what discourse must not; take "
-                "'motion', or leave data.features out"
-            )
-        name += " (discourse)"
+    name = config.corpus + (" (discourse)" if discourse else "")
     if config.features == MOTION and not made:
         raise ConfigError(f"features {MOTION!r} are made from the pixels of moving_shapes, there are none of {name}")
     if config.features == SIMULATED:
-        everything = [paragraph for split in splits.values() for paragraph in split]
         # All words need a vector here, or the sentences of other splits would have no meaning to simulate.
         words = vectors
-        if trained is not splits:
-            words = load_word_vectors(None, vocabulary(splits.values()), config.word_dim, config.seed)
+        if config.word_vectors is None:
+            words = load_word_vectors(None, vocabulary([everything]), config.word_dim, config.seed)
         features = SimulatedFeatures(everything, words, config.simulated, config.seed)
         name += " (simulated features)"
         log.warning("%s: clip features are simulated from the sentences; results say nothing about real video", name)
@@ -210,6 +212,24 @@ def read_splits(config: DataConfig) -> dict[str, list[Paragraph]]:
         splits["val"] = _read(config, val, root)
     splits["test"] = splits["val"] if test == val else _read(config, test, root)
     return splits
+
+
+def _retold(
+    splits: Mapping[str, Sequence[Paragraph]], config: DataConfig
+) -> tuple[dict[str, list[Paragraph]], list[Paragraph]]:
+    """The splits as ``data.simulated.discourse`` tells them, and what their videos show."""
+    if config.features != SIMULATED:
+        raise ConfigError("data.simulated.discourse is of simulated features; set data.features to 'simulated', too")
+    retold = retell_splits(splits, config.seed)
+    for name, told in retold.items():
+        if left_out := len(splits[name]) - len(told):
+            log.warning(
+                "%s, %s: %d of %d paragraphs are left out, because their sentences can't be made to need each other "
+                "(those of one sentence, and of sentences that are told twice)",
+                *(config.corpus, name, left_out, len(splits[name])),
+            )
+    everything = [shown(told) for split in retold.values() for told in split]
+    return {name: [told.paragraph for told in split] for name, split in retold.items()}, everything
 
 
 def annotation_file(config: DataConfig, split: str) -> Path:

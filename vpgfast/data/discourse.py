@@ -21,6 +21,7 @@ import numpy as np
 
 from vpgfast.data.options import COLOURS, MovingShapesOptions
 from vpgfast.data.shape_scripts import ACTION_PHRASES, SHAPE_WORDS, Shape, ShapesVideo, act, new_shape, possible
+from vpgfast.data.types import Paragraph
 from vpgfast.errors import ConfigError
 
 _ACTIONS = (("left", "right"), ("up", "down"), ("grow", "shrink"), ("blink",), ("shake",))
@@ -57,6 +58,27 @@ class Happening(NamedTuple):
     action: str
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A paragraph and its video.
+
+    Attributes:
+        paragraph: M sentences, with the spans that are meant.
+        statements: what the sentences say.
+        events: all E events of the video, told or not, in the order of their starts.
+    """
+
+    paragraph: Paragraph
+    statements: tuple[Statement, ...]
+    events: tuple[Happening, ...]
+
+
+def telling(video: ShapesVideo) -> Telling:
+    """What a video shows, and its sentences say."""
+    paragraph = Paragraph(video.video_id, video.duration, video.sentences, np.array(video.spans))
+    return Telling(paragraph, tuple(map(read, video.sentences)), tuple(happenings(video)))
 
 
 def happenings(video: ShapesVideo) -> list[Happening]:

@@ -121,6 +121,8 @@ class SimulatedOptions:
         max_stretch: longest stretch of one background sentence, in seconds.
         video_offset: standard deviation of the offset that all clips of a video share.
         clip_noise: standard deviation of the noise of every clip.
+        discourse: paragraphs are retold so that what their sentences say happens several times and only the paragraph
+            tells which moment is meant; those for which that can't be done are left out (``vpgfast.data.retold``).
     """
 
     dim: int = 256
@@ -132,6 +134,7 @@ class SimulatedOptions:
     max_stretch: float = 8.0
     video_offset: float = 0.5
     clip_noise: float = 1.0
+    discourse: bool = False
 
     def __post_init__(self) -> None:
         rules = {

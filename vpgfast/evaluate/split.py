@@ -21,7 +21,7 @@ from vpgfast.errors import ConfigError
 from vpgfast.evaluate.inside import Inside, look_inside
 from vpgfast.evaluate.retrieval import evaluate_retrieval
 from vpgfast.fabric import gather
-from vpgfast.metrics.baselines import EVALUATION_SEED, baselines, swap_sentences
+from vpgfast.metrics.baselines import EVALUATION_SEED, RANDOM_CANDIDATES, baselines, swap_sentences
 from vpgfast.metrics.corpus import CorpusResult
 from vpgfast.metrics.spans import RankedSpans, evaluate_spans, ranked_spans
 from vpgfast.metrics.table import format_table
@@ -253,7 +253,7 @@ def evaluate_split(
             insides = look_inside(getattr(model, "module", model), config, corpus, vectors, shown)
     return Evaluation(
         metrics=evaluate_spans(answers.ranked, answers.paragraphs, rules),
-        baselines=rows if by_chance is None else rows | {"random candidates": by_chance},
+        baselines=rows if by_chance is None else rows | {RANDOM_CANDIDATES: by_chance},
         control=control,
         answers=answers,
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)

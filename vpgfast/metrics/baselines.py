@@ -16,6 +16,8 @@ from vpgfast.metrics.spans import evaluate_spans, score, summarize
 
 EVALUATION_SEED = 0
 """Of the random baseline and the control, whatever the run's seed: their numbers are those of the corpus."""
+RANDOM_CANDIDATES = "random candidates"
+"""The baseline of methods that choose among a list: that list in a random order, suppressed as they do."""
 
 
 def in_order(paragraphs: Sequence[Paragraph], order: Literal["time", "file"]) -> list[Paragraph]:

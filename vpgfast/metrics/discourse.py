@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from vpgfast.data.discourse import Happening, Statement, happenings, read, shares_in_order, true_alone, true_together
-from vpgfast.data.shape_scripts import ShapesVideo
-from vpgfast.data.types import Paragraph
+from vpgfast.data.discourse import Happening, Statement, Telling, shares_in_order, true_alone, true_together
 from vpgfast.metrics.baselines import PositionPrior, baselines
 from vpgfast.metrics.rules import MetricRules
 from vpgfast.metrics.spans import interval_iou
@@ -44,6 +43,21 @@ def last_true(statements: Sequence[Statement], events: Sequence[Happening]) -> n
     return np.eye(len(events))[len(events) - 1 - alone(statements, events)[:, ::-1].argmax(axis=1)]
 
 
+def longest_true(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
+    """Each sentence by itself, the longest moment that it is true of."""
+    return _best(statements, events, [event.end - event.start for event in events])
+
+
+def shortest_true(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
+    """Each sentence by itself, the shortest moment that it is true of."""
+    return _best(statements, events, [event.start - event.end for event in events])
+
+
+def _best(statements: Sequence[Statement], events: Sequence[Happening], scores: Any) -> np.ndarray:
+    """Each sentence by itself, of the moments that it is true of the one of the best of ``scores``, [E] or [M, E]."""
+    return np.eye(len(events))[np.where(alone(statements, events), scores, -np.inf).argmax(axis=1)]
+
+
 def in_order(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
     """Each sentence by itself, but the moments in the order of the sentences: any such choice."""
     return shares_in_order(alone(statements, events))
@@ -52,6 +66,11 @@ def in_order(statements: Sequence[Statement], events: Sequence[Happening]) -> np
 def unread(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
     """Any events in order, whatever the sentences say."""
     return shares_in_order(np.ones((len(statements), len(events)), bool))
+
+
+def any_event(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
+    """Any event, whatever the sentence says."""
+    return np.full((len(statements), len(events)), 1 / len(events))
 
 
 def whole_paragraph(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
@@ -64,7 +83,10 @@ ORACLES: Mapping[str, Oracle] = {
     "each sentence alone, any true moment": any_true,
     "each sentence alone, the first true moment": first_true,
     "each sentence alone, the last true moment": last_true,
+    "each sentence alone, the longest true moment": longest_true,
+    "each sentence alone, the shortest true moment": shortest_true,
     "each sentence alone, true moments in order": in_order,
+    "nothing read, any moment": any_event,
     "nothing read, any moments in order": unread,
 }
 
@@ -75,8 +97,7 @@ def near_prior(prior: PositionPrior, duration: float) -> Oracle:
     def oracle(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
         usual = np.array([prior.span(m, len(statements)).mean() for m in range(len(statements))]) * duration
         middles = np.array([(event.start + event.end) / 2 for event in events])
-        distance = np.where(alone(statements, events), np.abs(usual[:, None] - middles), np.inf)
-        return np.eye(len(events))[distance.argmin(axis=1)]
+        return _best(statements, events, -np.abs(usual[:, None] - middles))
 
     return oracle
 
@@ -86,16 +107,15 @@ class UsualRank:
     the same form that were true of as many: the best rule that there is, but for what no such rule can know.
 
     Args:
-        training: videos to count in.
+        training: paragraphs to count in.
     """
 
-    def __init__(self, training: Sequence[ShapesVideo]) -> None:
+    def __init__(self, training: Sequence[Telling]) -> None:
         self.counts: dict[tuple[Statement, int], Counter[int]] = {}
-        for video in training:
-            events, statements = happenings(video), [read(sentence) for sentence in video.sentences]
-            true = alone(statements, events)
-            meant = whole_paragraph(statements, events).argmax(axis=1)
-            for m, statement in enumerate(statements):
+        for told in training:
+            true = alone(told.statements, told.events)
+            meant = whole_paragraph(told.statements, told.events).argmax(axis=1)
+            for m, statement in enumerate(told.statements):
                 key = _form(statement), int(true[m].sum())
                 self.counts.setdefault(key, Counter())[int(true[m, : meant[m]].sum())] += 1
 
@@ -113,34 +133,29 @@ def _form(statement: Statement) -> Statement:
     return replace(statement, colour=statement.colour and "any", action=statement.action and "any")
 
 
-def paragraph_of(video: ShapesVideo) -> Paragraph:
-    """The video's annotation."""
-    return Paragraph(video.video_id, video.duration, video.sentences, np.array(video.spans))
-
-
 def oracle_table(
-    training: Sequence[ShapesVideo], videos: Sequence[ShapesVideo], thresholds: Sequence[float] = (0.3, 0.5, 0.7)
+    training: Sequence[Telling], tested: Sequence[Telling], thresholds: Sequence[float] = (0.3, 0.5, 0.7)
 ) -> dict[str, dict[str, float]]:
-    """What each oracle earns in ``videos``, and below that what watching nothing does, R@1 and mIoU as fractions."""
-    paragraphs = [paragraph_of(video) for video in training]
-    prior = PositionPrior(paragraphs)
-    table = {name: _judge([oracle] * len(videos), videos, thresholds) for name, oracle in ORACLES.items()}
+    """What each oracle earns in ``tested``, and below that what watching nothing does, R@1 and mIoU as fractions."""
+    prior = PositionPrior([told.paragraph for told in training])
+    table = {name: _judge([oracle] * len(tested), tested, thresholds) for name, oracle in ORACLES.items()}
     table["each sentence alone, the usual true moment"] = _judge(
-        [UsualRank(training)] * len(videos), videos, thresholds
+        [UsualRank(training)] * len(tested), tested, thresholds
     )
-    nearest = [near_prior(prior, video.duration) for video in videos]
-    table["sentence m alone, the true moment nearest to its usual place"] = _judge(nearest, videos, thresholds)
+    nearest = [near_prior(prior, told.paragraph.duration) for told in tested]
+    table["sentence m alone, the true moment nearest to its usual place"] = _judge(nearest, tested, thresholds)
     rules = MetricRules(top_n=(1,), thresholds=tuple(thresholds))
-    return {**table, **baselines(paragraphs, [paragraph_of(video) for video in videos], rules)}
+    watching_nothing = baselines([told.paragraph for told in training], [told.paragraph for told in tested], rules)
+    return {**table, **watching_nothing}
 
 
-def _judge(oracles: Sequence[Oracle], videos: Sequence[ShapesVideo], thresholds: Sequence[float]) -> dict[str, float]:
-    """What is earned by an oracle a video."""
+def _judge(oracles: Sequence[Oracle], tested: Sequence[Telling], thresholds: Sequence[float]) -> dict[str, float]:
+    """What is earned by an oracle a paragraph."""
     rows = []
-    for oracle, video in zip(oracles, videos, strict=True):
-        events = happenings(video)
-        shares = oracle([read(sentence) for sentence in video.sentences], events)
-        ious = interval_iou(np.array(video.spans), np.array([[event.start, event.end] for event in events]))
+    for oracle, told in zip(oracles, tested, strict=True):
+        assert told.paragraph.spans is not None
+        shares = oracle(told.statements, told.events)
+        ious = interval_iou(told.paragraph.spans, np.array([[event.start, event.end] for event in told.events]))
         columns = [*(ious >= limit for limit in thresholds), ious]
         rows.append(np.stack([(shares * column).sum(axis=1) for column in columns]))
     means = np.concatenate(rows, axis=1).mean(axis=1).tolist()
