@@ -35,7 +35,7 @@ scale on real text and real timing, and says nothing about real video.
 
 **Runs on moving_shapes of commits before 854cc85** were told what changes between two frames one frame, an eighth of a
 second, late, and found moments late by as much. That is so for all rows of a table;
-`seeds-wsra-moving_shapes-since_854cc85` shows what it cost WSRA.
+`seeds-wsra-moving_shapes-since_854cc85` shows what it cost WSRA. **Commit 779aff3** is part of 0fd4d42.
 """
 ABLATIONS_HEAD = """# Over seeds, and the papers' ablations
 
