@@ -21,19 +21,18 @@ import numpy as np
 import yaml
 from lightning_fabric import Fabric
 
+from vpgfast.ablate.plan import run_arguments
 from vpgfast.ablate.results import common_baselines
 from vpgfast.ablate.run import RESULT, write_results
 from vpgfast.config import TrainConfig, for_method, from_dict, parse_train
 from vpgfast.data.corpus import Corpus, read_splits, vocabulary
 from vpgfast.data.moving_shapes import script_video
 from vpgfast.data.options import DataConfig
-from vpgfast.data.shape_scripts import ShapesVideo
 from vpgfast.data.text import load_word_vectors
 from vpgfast.data.types import Paragraph
 from vpgfast.encoders.identity import Identity
-from vpgfast.evaluate.split import random_candidates, split_loader
+from vpgfast.evaluate.split import split_baselines
 from vpgfast.files import METRICS_FILE
-from vpgfast.metrics.baselines import EVALUATION_SEED, RANDOM_CANDIDATES, baselines
 from vpgfast.models.registry import get_method
 
 STORE = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -85,15 +84,8 @@ class Finder:
         name = repr((config.method, config.model, config.data, config.metrics, config.top_n, split))
         if name not in self.known:
             corpus = self.corpus(config.data)
-            rows = baselines(corpus.splits["train"], corpus.splits[split], config.metrics, EVALUATION_SEED)
-            method = get_method(config.method)
-            model = method(config.model, corpus.features.dim, corpus.word_vectors).eval()
-            needs = method.needs(config.model)
-            loader = split_loader(
-                self.fabric, config, corpus, corpus.splits[split], corpus.word_vectors, needs, training=False
-            )
-            by_chance = random_candidates(self.fabric, model, loader, config)
-            self.known[name] = rows if by_chance is None else {**rows, RANDOM_CANDIDATES: by_chance}
+            model = get_method(config.method)(config.model, corpus.features.dim, corpus.word_vectors).eval()
+            self.known[name] = split_baselines(self.fabric, model, config, corpus, corpus.word_vectors, split)
         return self.known[name]
 
 
@@ -102,13 +94,9 @@ def read_shapes(data: DataConfig) -> dict[str, list[Paragraph]]:
     options = data.moving_shapes
     counts = {"train": options.train_videos, "val": options.val_videos, "test": options.test_videos}
     return {
-        split: [paragraph_of(script_video(options, data.seed, split, number)) for number in range(count)]
+        split: [script_video(options, data.seed, split, number).paragraph for number in range(count)]
         for split, count in counts.items()
     }
-
-
-def paragraph_of(video: ShapesVideo) -> Paragraph:
-    return Paragraph(video.video_id, video.duration, video.sentences, np.array(video.spans))
 
 
 def differs(stored: Baselines, found: Baselines) -> str | None:
@@ -148,10 +136,9 @@ def of_ablation(path: Path, finder: Finder) -> None:
         where = f"{path.parent.name}, {table['title']}"
         runs = []
         for row in table["rows"]:
-            method = row["settings"].get("method", content["method"])
-            changes = for_method(row["settings"], content["method"], method)
-            arguments = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in changes.items()]
-            config = parse_train([*content["settings"], *arguments])
+            base = content["method"]
+            changes = for_method(row["settings"], base, row["settings"].get("method", base))
+            config = parse_train(run_arguments(content["settings"], changes, base))
             found = finder(config, content["split"])
             if differs(table["baselines"], found):  # stored before the config said that an IoU must exceed m
                 config = replace(config, metrics=replace(config.metrics, comparison=">="))

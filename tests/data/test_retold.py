@@ -14,7 +14,7 @@ import pytest
 from vpgfast.config import parse_train
 from vpgfast.data.corpus import load_corpus, read_splits
 from vpgfast.data.discourse import resolve, shares_in_order, true_alone, true_together
-from vpgfast.data.options import DataConfig, SimulatedOptions
+from vpgfast.data.options import DataConfig, MovingShapesOptions, SimulatedOptions
 from vpgfast.data.retold import retell, retell_splits, shown
 from vpgfast.data.simulated import SimulatedFeatures
 from vpgfast.data.text import load_word_vectors, tokenize
@@ -109,6 +109,8 @@ def test_what_cannot_be_retold() -> None:
     assert retell(same, SENTENCES, 0) is None, "which of the two is which nobody can tell"
     with pytest.raises(ConfigError, match=r"one paragraph a video; video 'v0' has 2.*held_out"):
         retell_splits({"train": paragraphs(2), "val": paragraphs(1)}, 0)
+    with pytest.raises(ConfigError, match="none of the 1 paragraphs of the val split can be retold"):
+        retell_splits({"train": paragraphs(2), "val": [one]}, 0)
 
 
 def test_a_video_shows_what_nobody_tells() -> None:
@@ -129,6 +131,15 @@ def test_a_video_shows_what_nobody_tells() -> None:
                 assert same == (t.events[a].colour == t.events[b].colour)
                 compared += same
     assert compared > 30
+
+
+def test_moving_shapes_with_simulated_features(tmp_path: Path) -> None:
+    shapes = MovingShapesOptions(train_videos=3, val_videos=2, test_videos=2)
+    data = DataConfig(cache=tmp_path, moving_shapes=shapes, features="simulated")
+    corpus = load_corpus(replace(data, simulated=SimulatedOptions(discourse=True)))
+    assert corpus.name == "moving_shapes (discourse) (simulated features)"
+    plain = load_corpus(data).splits["test"]
+    assert [p.duration > q.duration for p, q in zip(corpus.splits["test"], plain, strict=True)] == [True, True]
 
 
 def test_of_simulated_features_alone(shared: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -107,8 +107,7 @@ def make_plan(
             for key in _OURS:
                 if key in changes:
                     raise ConfigError(f"{where}: {key!r} is decided by the command; leave it out of the settings")
-            shared = _arguments_for(settings, base, method)
-            arguments = [*shared, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
+            arguments = run_arguments(settings, changes, base)
             try:
                 config = parse(tuple(arguments))
                 _check_metrics(table, row, config, base)
@@ -126,6 +125,17 @@ def make_plan(
                     runs.append(Run(name, seeded, (*arguments, *ours)))
             names[table.title, row.name] = known[described]
     return Plan(runs, names)
+
+
+def run_arguments(settings: Sequence[str], changes: Mapping[str, Any], base: str) -> list[str]:
+    """Arguments of the train command for a row.
+
+    Args:
+        settings: arguments that all rows share, of runs of the method ``base``.
+        changes: settings of the row, dotted, which may name another method.
+    """
+    shared = _arguments_for(settings, base, changes.get("method", base))
+    return [*shared, *(f"--{key}={_argument(value)}" for key, value in changes.items())]
 
 
 def _arguments_for(settings: Sequence[str], own: str, method: str) -> list[str]:

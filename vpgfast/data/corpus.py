@@ -91,20 +91,20 @@ def load_corpus(config: DataConfig, punctuation: bool = False) -> Corpus:
     else:
         splits = read_splits(config)
     everything = [paragraph for split in splits.values() for paragraph in split]  # that simulated features show
-    discourse = config.moving_shapes.discourse if made else config.simulated.discourse
-    if made and discourse and config.features == SIMULATED:
+    made_so = made and config.moving_shapes.discourse
+    if made_so and config.features == SIMULATED:
         raise ConfigError(
             "features 'simulated' show the words of single sentences, which is what discourse must not; take "
             "'motion', or leave data.features out"
         )
-    if discourse and not made:
+    if config.simulated.discourse:
         splits, everything = _retold(splits, config)
 
     told = [splits["train"]] if config.word_vectors is None else [*splits.values(), everything]
     known = vocabulary(told, punctuation)
     vectors = load_word_vectors(config.word_vectors, known, config.word_dim, config.seed)
 
-    name = config.corpus + (" (discourse)" if discourse else "")
+    name = config.corpus + (" (discourse)" if made_so or config.simulated.discourse else "")
     if config.features == MOTION and not made:
         raise ConfigError(f"features {MOTION!r} are made from the pixels of moving_shapes, there are none of {name}")
     if config.features == SIMULATED:

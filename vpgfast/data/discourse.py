@@ -77,8 +77,7 @@ class Telling:
 
 def telling(video: ShapesVideo) -> Telling:
     """What a video shows, and its sentences say."""
-    paragraph = Paragraph(video.video_id, video.duration, video.sentences, np.array(video.spans))
-    return Telling(paragraph, tuple(map(read, video.sentences)), tuple(happenings(video)))
+    return Telling(video.paragraph, tuple(map(read, video.sentences)), tuple(happenings(video)))
 
 
 def happenings(video: ShapesVideo) -> list[Happening]:

@@ -11,7 +11,6 @@ of their moments' starts. What is said, and what it is true of, is :mod:`vpgfast
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpgfast.data.discourse import Happening, Statement, Telling, true_alone, ways_in_order
+from vpgfast.data.simulated import generator_of
 from vpgfast.data.types import Paragraph
 from vpgfast.errors import ConfigError
 
@@ -44,7 +44,8 @@ def retell_splits(splits: Mapping[str, Sequence[Paragraph]], seed: int) -> dict[
     """All paragraphs that can be retold, by split.
 
     Raises:
-        ConfigError: a video has several paragraphs, whose untold moments would be told by each other.
+        ConfigError: a video has several paragraphs, whose untold moments would be told by each other; or of a split
+            none can be retold.
     """
     paragraphs = [paragraph for split in splits.values() for paragraph in split]
     times = Counter(paragraph.video_id for paragraph in paragraphs)
@@ -59,6 +60,12 @@ def retell_splits(splits: Mapping[str, Sequence[Paragraph]], seed: int) -> dict[
     for name, paragraph in tqdm(named, desc="retelling", unit="paragraph", delay=2, leave=False, disable=None):
         if (told := retell(paragraph, elsewhere, seed)) is not None:
             retold[name].append(told)
+    for name, tellings in retold.items():
+        if not tellings:
+            raise ConfigError(
+                f"data.simulated.discourse: none of the {len(splits[name])} paragraphs of the {name} split can be "
+                "retold; they must have several sentences each"
+            )
     return retold
 
 
@@ -74,8 +81,7 @@ def retell(paragraph: Paragraph, elsewhere: Sequence[str], seed: int) -> Telling
     """
     if paragraph.spans is None or len(paragraph.spans) < 2:
         return None
-    digest = hashlib.blake2b(f"{seed} {paragraph.video_id}".encode(), digest_size=8).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    rng = generator_of("retold", seed, paragraph.video_id)  # not that of the video's features
     paragraph = paragraph.by_time()
     for _ in range(_ATTEMPTS):
         retold = _draw(rng, paragraph, elsewhere)
@@ -100,17 +106,17 @@ def _draw(rng: np.random.Generator, paragraph: Paragraph, elsewhere: Sequence[st
             return None
         events.append(Happening(said[-1], _HAPPENS, start, end))
     other = elsewhere[int(rng.integers(len(elsewhere)))]
-    once_more = [what for what in dict.fromkeys(said) if said.count(what) == 1] + [other, other]
-    for what in rng.permutation(once_more).tolist():
-        if (more := _happens(rng, what, duration, spans, events, said)) is None:
+    told_once = [what for what in dict.fromkeys(said) if said.count(what) == 1]
+    for what in rng.permutation([*told_once, other, other]).tolist():
+        if (more := _with_untold(rng, what, duration, spans, events, said)) is None:
             return None
         events = more
-    for what in once_more[:-2]:  # and a third time, where there is room
-        events = _happens(rng, what, duration, spans, events, said) or events
+    for what in told_once:  # a third time, where there is room
+        events = _with_untold(rng, what, duration, spans, events, said) or events
     return Telling(Paragraph(paragraph.video_id, duration, tuple(texts), spans), tuple(statements), tuple(events))
 
 
-def _happens(
+def _with_untold(
     rng: np.random.Generator, what: str, duration: float, spans: np.ndarray, events: list[Happening], said: list[str]
 ) -> list[Happening] | None:
     """The events with one more, of which nobody tells: what is ``said``, in order, is still true of one choice alone.

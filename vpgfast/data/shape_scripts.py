@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vpgfast.data.options import COLOURS, MovingShapesOptions
+from vpgfast.data.types import Paragraph
 
 SHAPE_WORDS = {
     "circle": ("circle", "disc"),
@@ -74,6 +75,11 @@ class ShapesVideo:
     spans: tuple[tuple[float, float], ...]
     shapes: tuple[Shape, ...]
     seed: tuple[int, int, int]
+
+    @property
+    def paragraph(self) -> Paragraph:
+        """Its annotation."""
+        return Paragraph(self.video_id, self.duration, self.sentences, np.array(self.spans))
 
 
 def script_distinct(options: MovingShapesOptions, video_id: str, key: tuple[int, int, int]) -> ShapesVideo:

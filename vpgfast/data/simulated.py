@@ -71,8 +71,7 @@ class SimulatedFeatures:
         duration, rows, spans = self._videos[video_id]
         o = self.options
         clips = int(np.clip(round(duration * o.clips_per_second), o.min_clips, o.max_clips))
-        digest = hashlib.blake2b(f"{self.seed} {video_id}".encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "little"))
+        rng = generator_of(self.seed, video_id)
 
         centres = (np.arange(clips) + 0.5) * (duration / clips)
         start, end = np.concatenate(spans).T[..., None]
@@ -114,6 +113,12 @@ class SimulatedFeatures:
 
     def video_ids(self) -> Iterable[str]:
         return self._videos.keys()
+
+
+def generator_of(*key: object) -> np.random.Generator:
+    """A generator that depends on nothing but the key."""
+    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def _stretches(rng: np.random.Generator, clips: int, per_second: float, options: SimulatedOptions) -> np.ndarray:

@@ -218,6 +218,22 @@ def random_candidates(fabric: Fabric, model: Any, loader: Loader, config: TrainC
     return {name: float(np.mean([row[name] for row in scores])) for name in scores[0]}
 
 
+def split_baselines(
+    fabric: Fabric, model: Any, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str
+) -> dict[str, dict[str, float]]:
+    """What watching nothing earns on a split, and the method's own list in a random order; no network is asked.
+
+    Args:
+        model: as ``fabric.setup`` returns it.
+        vectors: the model's vocabulary.
+    """
+    paragraphs, needs = corpus.splits[split], get_method(config.method).needs(config.model)
+    rows = baselines(corpus.splits["train"], paragraphs, config.metrics, EVALUATION_SEED)
+    loader = split_loader(fabric, config, corpus, paragraphs, vectors, needs, training=False)
+    by_chance = random_candidates(fabric, model, loader, config)
+    return rows if by_chance is None else {**rows, RANDOM_CANDIDATES: by_chance}
+
+
 def evaluate_split(
     fabric: Fabric, model: Any, config: TrainConfig, corpus: Corpus, vectors: WordVectors, split: str
 ) -> Evaluation:
@@ -243,9 +259,6 @@ def evaluate_split(
         label = f"predicting {split}, swapped"
         other = predict(fabric, model, loader, config.top_n, label, long)
         control = evaluate_spans(other.ranked, other.paragraphs, rules)
-    rows = baselines(corpus.splits["train"], paragraphs, rules, EVALUATION_SEED)
-    loader = split_loader(fabric, config, corpus, paragraphs, vectors, needs, training=False)
-    by_chance = random_candidates(fabric, model, loader, config)
     insides: list[Inside] = []
     if config.pictures and fabric.global_rank == 0:
         shown, _ = sample_evenly(answers.paragraphs, answers.ranked, config.pictures)
@@ -253,7 +266,7 @@ def evaluate_split(
             insides = look_inside(getattr(model, "module", model), config, corpus, vectors, shown)
     return Evaluation(
         metrics=evaluate_spans(answers.ranked, answers.paragraphs, rules),
-        baselines=rows if by_chance is None else rows | {RANDOM_CANDIDATES: by_chance},
+        baselines=split_baselines(fabric, model, config, corpus, vectors, split),
         control=control,
         answers=answers,
         retrieval=evaluate_retrieval(fabric, model, config, corpus, vectors, split, answers.paragraphs, answers.ranked)

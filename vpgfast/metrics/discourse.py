@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -45,15 +44,19 @@ def last_true(statements: Sequence[Statement], events: Sequence[Happening]) -> n
 
 def longest_true(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
     """Each sentence by itself, the longest moment that it is true of."""
-    return _best(statements, events, [event.end - event.start for event in events])
+    return _best(statements, events, _lengths(events))
 
 
 def shortest_true(statements: Sequence[Statement], events: Sequence[Happening]) -> np.ndarray:
     """Each sentence by itself, the shortest moment that it is true of."""
-    return _best(statements, events, [event.start - event.end for event in events])
+    return _best(statements, events, -_lengths(events))
 
 
-def _best(statements: Sequence[Statement], events: Sequence[Happening], scores: Any) -> np.ndarray:
+def _lengths(events: Sequence[Happening]) -> np.ndarray:
+    return np.array([event.end - event.start for event in events])
+
+
+def _best(statements: Sequence[Statement], events: Sequence[Happening], scores: np.ndarray) -> np.ndarray:
     """Each sentence by itself, of the moments that it is true of the one of the best of ``scores``, [E] or [M, E]."""
     return np.eye(len(events))[np.where(alone(statements, events), scores, -np.inf).argmax(axis=1)]
 
